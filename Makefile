@@ -1,0 +1,51 @@
+# make demo    trains a small network on generated scenes and shows accuracy, speed and pictures
+# make test    lint, types, and every test that this machine can run
+# make bench   benchmarks against the peers; writes benchmarks/results/<device>/
+# make gpu     everything for one visit to a GPU machine
+# Each sets up its own virtual environment on first use. VENV=path puts it elsewhere, PYTHON=... picks the interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py $(wildcard csrc/*/*)
+
+.PHONY: demo test lint bench gpu clean
+
+demo: $(VENV)/train.stamp $(VENV)/build.stamp
+	$(PY) -m metricseg.demo --out demo_out
+
+test: lint
+	$(PY) -m pytest tests
+
+lint: $(VENV)/dev.stamp $(VENV)/build.stamp
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+
+bench: $(VENV)/dev.stamp $(VENV)/build.stamp
+	$(PY) -m pytest benchmarks/ --benchmark-only
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+clean:
+	rm -rf build *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+
+# torch first: the extension is then compiled against it, without a second copy of torch in an isolated build
+$(VENV)/torch.stamp: | $(PY)
+	$(PY) -m pip install torch torchvision
+	touch $@
+
+$(VENV)/build.stamp: $(SOURCES) pyproject.toml | $(VENV)/torch.stamp
+	$(PY) -m pip install --no-build-isolation --no-deps -e .
+	$(PY) -m metricseg_kernels
+	touch $@
+
+$(VENV)/%.stamp: pyproject.toml | $(VENV)/build.stamp
+	$(PY) -m pip install --no-build-isolation -e ".[$*]"
+	touch $@

@@ -1,0 +1,11 @@
+// What lets one formula compile for the CPU, for CUDA and for the host shim of the tests.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define METRICSEG_HD __host__ __device__ __forceinline__
+#else
+// Forced inlining also makes the vector clones of a CPU loop own their formulas.
+#define METRICSEG_HD inline __attribute__((always_inline))
+#endif

@@ -1,0 +1,67 @@
+"""`python -m metricseg_kernels`: what this machine has, which backend each op takes, and why not the others."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+import metricseg_kernels as package
+
+from .core import backends, extension
+
+
+def report() -> str:
+    record = extension.build_record()
+    lines = [
+        f"metricseg_kernels {package.__version__}  ({package.__file__})",
+        f"python {platform.python_version()}, torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}), "
+        f"triton {_triton_version()}",
+        f"extension: {'loaded' if extension.error is None else extension.error}",
+    ]
+    if record.get("torch"):
+        lines.append(f"  built with torch {record['torch']}, {record['cxx']}, CUDA home {record['cuda_home']}")
+    if record.get("cuda_error"):
+        lines.append(f"  without CUDA kernels: {record['cuda_error']}")
+    lines.append(f"cpu: {torch.get_num_threads()} threads, {platform.machine()}")
+    for i in range(torch.cuda.device_count()):
+        lines.append(
+            f"cuda:{i}: {torch.cuda.get_device_name(i)}, sm_{''.join(map(str, torch.cuda.get_device_capability(i)))}"
+        )
+    if not torch.cuda.is_available():
+        lines.append("cuda: no device")
+    for family, orders in backends.ORDER.items():
+        lines.append(f"\n{family}: {', '.join(_functions(family))}")
+        for device_type, order in orders.items():
+            absent = device_type == "cuda" and not torch.cuda.is_available()
+            lines.append(f"  on {device_type} tensors{' (none here; as far as the install goes)' if absent else ''}:")
+            lines += _reasons(device_type, order)
+    return "\n".join(lines)
+
+
+def _functions(family: str) -> list[str]:
+    """The public functions of an op family."""
+    home = f"{package.__name__}.{family}"
+    return [n for n in package.__all__ if n[0].islower() and getattr(package, n).__module__ == home]
+
+
+def _reasons(device_type: str, order: tuple[str, ...]) -> list[str]:
+    taken, lines = False, []
+    for backend in order:
+        reason = backends.why_not(backend, device_type)
+        state = f"no: {reason}" if reason else ("yes" if taken else "takes it")
+        taken = taken or reason is None
+        lines.append(f"    {backend:<10}{state}")
+    return lines
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return str(triton.__version__)
+
+
+if __name__ == "__main__":
+    print(report())

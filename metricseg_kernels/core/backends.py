@@ -1,0 +1,91 @@
+"""Which backend takes a call. The choice looks at the device, never at data."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from . import extension
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# Order per op family and device, fastest first.
+#   focal on cpu : benchmarks/results/cpu/focal.json has cpu ahead of reference in every row.
+#   focal on cuda: no device has run it yet; per-pixel work is CUDA C++'s home, Triton's padding to powers of two
+#                  costs it 1.7 times the exponentials at K = 19 and K = 150.
+ORDER: dict[str, dict[str, tuple[str, ...]]] = {
+    "focal": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")},
+}
+
+
+@functools.cache
+def _triton_missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    return None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def why_not(backend: str, device_type: str) -> str | None:
+    """None where `backend` can run on a device of this type here, else the reason."""
+    if backend == "reference":
+        return None
+    if backend in ("cpu", "cuda"):
+        if device_type != backend:
+            return f"it runs on {backend} tensors, these are on {device_type}"
+        if extension.error is not None:
+            return extension.error
+        if not extension.has_kernels(device_type):
+            return extension.build_record().get("cuda_error") or "the extension was built without CUDA kernels"
+        return None
+    if (missing := _triton_missing()) is not None:
+        return missing
+    if device_type == "cpu" and not interpreting():
+        return "it runs on cuda tensors (on the CPU only interpreted, with TRITON_INTERPRET=1)"
+    if device_type not in ("cpu", "cuda"):
+        return f"it runs on cuda tensors, these are on {device_type}"
+    return None
+
+
+@functools.cache
+def _warn_once(op: str, device_type: str, reasons: str) -> None:
+    warnings.warn(f"metricseg: {op} on {device_type} falls back to 'reference' ({reasons})", stacklevel=4)
+
+
+def _requested(backend: str | None) -> str | None:
+    name = backend or os.environ.get("METRICSEG_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        source = "backend" if backend else "METRICSEG_BACKEND"
+        raise ValueError(f"{source} must be one of {BACKENDS} or None, got {name!r}")
+    return name
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def choose(family: str, device_type: str, backend: str | None = None) -> str:
+    """The backend for one call.
+
+    Raises RuntimeError with the reason where a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
+    """
+    name = _requested(backend)
+    if name is not None:
+        reason = why_not(name, device_type)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} can't run here: {reason}")
+        return name
+    reasons: list[str] = []
+    for candidate in ORDER[family].get(device_type, ("reference",)):
+        reason = why_not(candidate, device_type)
+        if reason is None:
+            if candidate == "reference" and reasons:
+                _warn_once(family, device_type, "; ".join(reasons))
+            return candidate
+        reasons.append(f"{candidate}: {reason}")
+    raise AssertionError("reference can always run")

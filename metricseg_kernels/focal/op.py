@@ -1,0 +1,293 @@
+"""How the private ops of the focal family fit together: schemas, allocation, fakes, autograd.
+
+Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
+  focal_kernel          logits -> any of (loss, totals, argmax, gradient), in one pass
+  sigmoid_focal_kernel  the same for the one-vs-rest form
+  kth_largest_kernel    the order statistic that OHEM needs
+The ops in front of them are functional. A scalar loss with a gradient wanted takes both from one pass: the forward op
+returns the gradient of the *sum*, of order one whatever the number of pixels, and backward multiplies it by
+grad_loss (1 / normalizer, loss scale and all) in the accumulator dtype.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.library import define_kernel, define_op
+
+TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
+
+define_kernel(
+    "focal_kernel(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, Tensor? grad_loss, float gamma, "
+    "float label_smoothing, int ignore_index, bool align_corners, "
+    "Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? argmax, Tensor(d!)? grad) -> ()"
+)
+define_kernel(
+    "sigmoid_focal_kernel(Tensor input, Tensor target, Tensor? grad_loss, float gamma, float alpha, int ignore_index, "
+    "bool align_corners, Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? grad) -> ()"
+)
+define_kernel("kth_largest_kernel(Tensor values, int k, Tensor(a!) result) -> ()")
+
+
+def kernels(backend: str) -> ModuleType | SimpleNamespace:
+    """The three kernels of a backend."""
+    if backend == "triton":
+        from . import triton
+
+        return triton
+    names = ("focal_kernel", "sigmoid_focal_kernel", "kth_largest_kernel")
+    return SimpleNamespace(**{name: getattr(torch.ops.metricseg, name) for name in names})
+
+
+def _like_input(input: Tensor) -> Tensor:
+    """Room for a gradient: NCHW, or channels-last where the input is."""
+    last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        input.shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def _loss_like(input: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return input.new_empty(shape, dtype=checks.accumulator(input.dtype))
+
+
+def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
+    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    if checks.validates(input.device):
+        _, _, _, bad, example = totals.tolist()
+        checks.labels_in_range(bad, example, input.shape[1], ignore_index)
+
+
+def _scaled(grad: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    # A one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once.
+    return torch.mul(grad, scale.reshape(1), out=out)
+
+
+# --- focal ---------------------------------------------------------------------------------------------------------
+
+
+def _focal_outputs(
+    input: Tensor, target: Tensor, reduce: bool, with_grad: bool, with_argmax: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss = _loss_like(input, () if reduce else tuple(target.shape))
+    totals = input.new_empty((TOTALS,), dtype=torch.float64)
+    argmax = input.new_empty(tuple(target.shape) if with_argmax else (0,), dtype=torch.int32)
+    return loss, totals, argmax, _like_input(input) if with_grad else input.new_empty((0,))
+
+
+def _focal_fake(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    keep_above: Tensor | None,
+    gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+    with_grad: bool,
+    with_argmax: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _focal_outputs(input, target, reduce, with_grad, with_argmax)
+
+
+def _focal_forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    keep_above: Tensor | None,
+    gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+    with_grad: bool,
+    with_argmax: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    loss, totals, argmax, grad = _focal_outputs(input, target, reduce, with_grad, with_argmax)
+    kernels(backend).focal_kernel(
+        input, target, weight, keep_above, None, gamma, label_smoothing, ignore_index, align_corners,
+        loss, totals, argmax if with_argmax else None, grad if with_grad else None,
+    )  # fmt: skip
+    check_labels(totals, input, ignore_index)
+    return loss, totals, argmax, grad
+
+
+def _focal_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, target, weight, keep_above, *scalars, _reduce, with_grad, _, backend = inputs
+    _, totals, argmax, grad = output
+    ctx.mark_non_differentiable(totals, argmax, grad)
+    ctx.arguments = (*scalars, backend)
+    ctx.fused = with_grad
+    ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target, weight, keep_above)))
+
+
+def _focal_autograd(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    if ctx.fused:
+        (grad,) = ctx.saved_tensors
+        grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
+    else:
+        grad_input = torch.ops.metricseg.focal_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
+    return grad_input, *(None,) * 11
+
+
+def _focal_backward(
+    grad_loss: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    keep_above: Tensor | None,
+    gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    align_corners: bool,
+    backend: str,
+) -> Tensor:
+    grad = _like_input(input)
+    kernels(backend).focal_kernel(
+        input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners,
+        None, None, None, grad,
+    )  # fmt: skip
+    return grad
+
+
+define_op(
+    "focal_forward(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
+    "float label_smoothing, int ignore_index, bool align_corners, bool reduce, bool with_grad, bool with_argmax, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _focal_forward,
+    _focal_fake,
+    _focal_setup,
+    _focal_autograd,
+)
+define_op(
+    "focal_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
+    "float label_smoothing, int ignore_index, bool align_corners, str backend) -> Tensor",
+    _focal_backward,
+    lambda grad_loss, input, *_: _like_input(input),
+)
+define_op(
+    "scale_gradient(Tensor grad, Tensor scale) -> Tensor",
+    lambda grad, scale: _scaled(grad, scale, _like_input(grad)),
+    lambda grad, scale: _like_input(grad),
+)
+
+
+# --- sigmoid focal -------------------------------------------------------------------------------------------------
+
+
+def _sigmoid_outputs(input: Tensor, target: Tensor, reduce: bool, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    size = tuple(target.shape[-2:])
+    loss = _loss_like(input, () if reduce else (*input.shape[:2], *size))
+    totals = input.new_empty((TOTALS,), dtype=torch.float64)
+    return loss, totals, _like_input(input) if with_grad else input.new_empty((0,))
+
+
+def _sigmoid_fake(
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+    with_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _sigmoid_outputs(input, target, reduce, with_grad)
+
+
+def _sigmoid_forward(
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+    with_grad: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss, totals, grad = _sigmoid_outputs(input, target, reduce, with_grad)
+    kernels(backend).sigmoid_focal_kernel(
+        input, target, None, gamma, alpha, ignore_index, align_corners, loss, totals, grad if with_grad else None
+    )
+    check_labels(totals, input, ignore_index)
+    return loss, totals, grad
+
+
+def _sigmoid_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, target, *scalars, _reduce, with_grad, backend = inputs
+    _, totals, grad = output
+    ctx.mark_non_differentiable(totals, grad)
+    ctx.arguments = (*scalars, backend)
+    ctx.fused = with_grad
+    ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target,)))
+
+
+def _sigmoid_autograd(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    if ctx.fused:
+        (grad,) = ctx.saved_tensors
+        grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
+    else:
+        grad_input = torch.ops.metricseg.sigmoid_focal_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
+    return grad_input, *(None,) * 8
+
+
+def _sigmoid_backward(
+    grad_loss: Tensor,
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: float,
+    ignore_index: int,
+    align_corners: bool,
+    backend: str,
+) -> Tensor:
+    grad = _like_input(input)
+    kernels(backend).sigmoid_focal_kernel(
+        input, target, grad_loss, gamma, alpha, ignore_index, align_corners, None, None, grad
+    )
+    return grad
+
+
+define_op(
+    "sigmoid_focal_forward(Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
+    "bool align_corners, bool reduce, bool with_grad, str backend) -> (Tensor, Tensor, Tensor)",
+    _sigmoid_forward,
+    _sigmoid_fake,
+    _sigmoid_setup,
+    _sigmoid_autograd,
+)
+define_op(
+    "sigmoid_focal_backward(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
+    "bool align_corners, str backend) -> Tensor",
+    _sigmoid_backward,
+    lambda grad_loss, input, *_: _like_input(input),
+)
+
+
+# --- order statistic -----------------------------------------------------------------------------------------------
+
+
+def _kth_largest(values: Tensor, k: int, backend: str) -> Tensor:
+    result = values.new_empty(())
+    kernels(backend).kth_largest_kernel(values, k, result)
+    return result
+
+
+define_op(
+    "kth_largest(Tensor values, int k, str backend) -> Tensor",
+    _kth_largest,
+    lambda values, k, backend: values.new_empty(()),
+)

@@ -1,0 +1,127 @@
+"""The specification of the focal family in plain PyTorch: what every other backend must agree with.
+
+It materialises the logits at label resolution and is differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.checks import accumulator
+
+
+def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
+    """[B, K, h, w] -> [B, K, H, W] in the accumulator dtype, bilinear; untouched where the sizes agree."""
+    logits = input.to(accumulator(input.dtype))
+    if tuple(input.shape[-2:]) == size:
+        return logits
+    if logits.numel() == 0 or 0 in size:
+        return F.pad(logits[..., :0, :0], (0, size[1], 0, size[0]))
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks (valid, bad) [B, H, W] and the labels with 0 where not valid."""
+    labels = target.long()
+    inside = (labels >= 0) & (labels < classes)
+    ignored = labels == ignore_index
+    valid = inside & ~ignored
+    return valid, ~inside & ~ignored, torch.where(valid, labels, 0)
+
+
+def count_labels(valid: Tensor, bad: Tensor, target: Tensor) -> list[Tensor]:
+    """[valid pixels, labels out of range, the largest such label or 0]."""
+    largest = torch.where(bad, target.double(), -torch.inf)
+    example = largest.amax() if largest.numel() else largest.new_zeros(())
+    return [valid.sum().double(), bad.sum().double(), torch.where(torch.isfinite(example), example, 0.0)]
+
+
+def focal(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    keep_above: Tensor | None,
+    gamma: float,
+    label_smoothing: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+    with_argmax: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(loss, totals, argmax): loss [] or [B, H, W]; totals [5] = valid, weight, correct, bad count, bad label."""
+    classes = input.shape[1]
+    z = upsample(input, tuple(target.shape[-2:]), align_corners)  # [B, K, H, W]
+    valid, bad, labels = classify(target, classes, ignore_index)
+    w = torch.ones(classes, dtype=z.dtype, device=z.device) if weight is None else weight.to(z.dtype)
+
+    log_q = z.log_softmax(1)
+    nll = -log_q.gather(1, labels[:, None])[:, 0]  # [B, H, W]
+    if keep_above is not None:
+        valid = valid & (nll > keep_above)
+    # S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
+    ce = w[labels] * nll
+    if label_smoothing:
+        ce = (1 - label_smoothing) * ce - label_smoothing / classes * (w[:, None, None] * log_q).sum(1)
+    # l = (1-p)^g S, with 1 - p as a sum over the other classes; the inner where keeps 0^(g-1) out of the gradient
+    if gamma:
+        others = torch.zeros_like(z).scatter(1, labels[:, None], -torch.inf)
+        log_u = (log_q + others).logsumexp(1) if classes > 1 else torch.full_like(nll, -torch.inf)
+        possible = ~torch.isneginf(log_u)
+        ce = ce * torch.where(possible, (gamma * torch.where(possible, log_u, 0.0)).exp(), 0.0)
+    loss = torch.where(valid, ce, 0.0)
+    loss = torch.where(bad, torch.nan, loss)
+
+    argmax = z.argmax(1).to(torch.int32) if with_argmax else None
+    correct = (
+        ((argmax == labels) & valid).sum().double() if argmax is not None else loss.new_zeros((), dtype=torch.double)
+    )
+    n_valid, n_bad, example = count_labels(valid, bad, target)
+    weight_sum = torch.where(valid, w[labels], 0.0).sum(dtype=torch.double)
+    totals = torch.stack([n_valid, weight_sum, correct, n_bad, example])
+    return (loss.sum() if reduce else loss), totals.detach(), argmax
+
+
+def sigmoid_focal(
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: float,
+    ignore_index: int,
+    align_corners: bool,
+    reduce: bool,
+) -> tuple[Tensor, Tensor]:
+    """(loss, totals): loss [] or [B, K, H, W]; totals as in `focal`, pixels counted once, weight and correct 0."""
+    classes = input.shape[1]
+    x = upsample(input, tuple(target.shape[-2:]), align_corners)  # [B, K, H, W]
+    zero = torch.zeros((), dtype=torch.double, device=x.device)
+    if target.is_floating_point():
+        t = target.to(x.dtype)
+        valid, bad = torch.ones_like(t, dtype=torch.bool), torch.zeros_like(t, dtype=torch.bool)
+        n_valid, n_bad, example = torch.full_like(zero, target.shape[0] * target.shape[2] * target.shape[3]), zero, zero
+    else:
+        pixel_valid, pixel_bad, labels = classify(target, classes, ignore_index)
+        t = torch.zeros_like(x).scatter(1, labels[:, None], 1.0)
+        valid, bad = pixel_valid[:, None], pixel_bad[:, None]
+        n_valid, n_bad, example = count_labels(pixel_valid, pixel_bad, target)
+    # ce = softplus(x) - t x,  v = 1 - p_t = s (1-t) + (1-s) t,  l = alpha_t v^g ce
+    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    v = x.sigmoid() * (1 - t) + (-x).sigmoid() * t
+    loss = ce
+    if gamma:
+        possible = v > 0
+        loss = loss * torch.where(possible, torch.where(possible, v, 1.0) ** gamma, 0.0)
+    if alpha >= 0:
+        loss = loss * (alpha * t + (1 - alpha) * (1 - t))
+    loss = torch.where(bad, torch.nan, torch.where(valid, loss, 0.0))
+    totals = torch.stack([n_valid, zero, zero, n_bad, example])
+    return (loss.sum() if reduce else loss), totals.detach()
+
+
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest value, counted from 0; -1 where there are not that many."""
+    flat = values.reshape(-1)
+    if k >= flat.numel():
+        return flat.new_full((), -1.0)
+    return flat.sort(descending=True).values[k]

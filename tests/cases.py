@@ -1,0 +1,130 @@
+"""The shapes, labels and magnitudes that every backend of the focal family is held against, and the tolerances."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    id: str
+    cells: tuple[int, int]  # (h, w)
+    size: tuple[int, int]  # (H, W)
+    batch: int = 1
+    classes: int = 5
+    align_corners: bool = False
+    labels: str = "mixed"  # mixed (a fifth ignored), full, ignored, one (class)
+    label_dtype: torch.dtype = torch.int64
+    layout: str = "nchw"  # nchw, nhwc, strided
+    magnitude: float = 1.0
+    gamma: float = 2.0
+    weighted: bool = False
+    label_smoothing: float = 0.0
+    ignore_index: int = 255
+
+
+CASES = [
+    Case("up4", (4, 6), (16, 24), batch=2, label_dtype=torch.uint8),
+    Case("up4-wide", (3, 40), (12, 160), classes=3, weighted=True),
+    Case("up8-tall", (17, 2), (136, 16), classes=2),
+    Case("primes", (7, 11), (13, 37), classes=19, weighted=True, label_dtype=torch.int32),
+    Case("primes-aligned", (7, 11), (13, 37), classes=19, align_corners=True, gamma=0.5),
+    Case("aligned-up4", (5, 9), (17, 33), align_corners=True, label_smoothing=0.1, weighted=True),
+    Case("identity", (9, 13), (9, 13), batch=2, classes=7, weighted=True),
+    Case("identity-aligned", (9, 13), (9, 13), align_corners=True),
+    Case("half-identity", (9, 13), (9, 26), classes=4),
+    Case("down", (16, 24), (5, 7), classes=6, gamma=1.0),
+    Case("down-up", (16, 5), (5, 23), gamma=5.0, weighted=True),
+    Case("one-cell", (1, 1), (9, 5)),
+    Case("one-row", (1, 8), (6, 29), align_corners=True),
+    Case("one-pixel", (6, 7), (1, 1), align_corners=True, labels="full"),
+    Case("one-class", (4, 4), (8, 8), classes=1),
+    Case("two-classes", (4, 5), (16, 20), classes=2, gamma=0.0),
+    Case("ade", (4, 5), (16, 20), classes=150, weighted=True, label_smoothing=0.1),
+    Case("many-classes", (2, 3), (5, 7), classes=847, gamma=0.0),
+    Case("ratio-33", (2, 3), (66, 99), classes=3),
+    Case("ignored", (4, 6), (8, 12), labels="ignored"),
+    Case("one-label", (4, 6), (8, 12), labels="one"),
+    Case("ignore-0", (4, 6), (8, 12), ignore_index=0),
+    Case("ignore-negative", (4, 6), (8, 12), ignore_index=-100),
+    Case("channels-last", (6, 7), (24, 28), batch=2, classes=19, layout="nhwc"),
+    Case("channels-last-identity", (6, 7), (6, 7), classes=19, layout="nhwc"),
+    Case("strided", (6, 7), (24, 28), batch=2, layout="strided"),
+    Case("tiny", (4, 6), (16, 24), magnitude=1e-4),
+    Case("huge", (4, 6), (16, 24), magnitude=1e4),
+    Case("huge-gamma", (4, 6), (16, 24), magnitude=1e3, gamma=0.1),
+    Case("confident", (4, 6), (16, 24), magnitude=30.0, gamma=0.5, label_smoothing=0.1),
+    Case("empty-batch", (4, 6), (8, 12), batch=0),
+    Case("no-pixels", (4, 6), (0, 12)),
+]
+CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
+
+# relative floors under the rule "error <= 2 x plain PyTorch's error + floor"
+FLOORS = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 3e-4}
+FLOOR_PARAMS = [pytest.param(d, id=str(d).removeprefix("torch.")) for d in FLOORS]
+
+
+def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
+    """(input, target, weight) of a case; the same numbers for every dtype up to rounding."""
+    rng = torch.Generator().manual_seed(sum(map(ord, case.id)))
+    (h, w), (H, W) = case.cells, case.size
+    logits = torch.randn(case.batch, case.classes, h, w, generator=rng, dtype=torch.float64) * case.magnitude
+    target = torch.randint(0, case.classes, (case.batch, H, W), generator=rng)
+    if case.labels == "one":
+        target.fill_(case.classes - 1)
+    if case.labels == "mixed":
+        target[torch.rand(target.shape, generator=rng) < 0.2] = case.ignore_index
+    if case.labels == "ignored":
+        target.fill_(case.ignore_index)
+    weight = torch.rand(case.classes, generator=rng, dtype=torch.float64) + 0.5 if case.weighted else None
+    input = lay_out(logits.to(dtype), case.layout).to(device)
+    return input, target.to(case.label_dtype).to(device), None if weight is None else weight.to(device, dtype)
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "nhwc":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "strided":
+        wide = x.new_full((x.shape[0], x.shape[1] + 1, x.shape[2], 2 * x.shape[3]), torch.nan)
+        wide[:, 1:, :, ::2] = x
+        return wide[:, 1:, :, ::2]
+    return x
+
+
+def options(case: Case) -> dict[str, object]:
+    return {
+        "gamma": case.gamma,
+        "label_smoothing": case.label_smoothing,
+        "ignore_index": case.ignore_index,
+        "align_corners": case.align_corners,
+    }
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """Relative L2; absolute where the truth is zero."""
+    assert got.shape == truth.shape
+    if truth.numel() == 0:
+        return 0.0
+    difference = (got.detach().double().cpu() - truth.detach().double().cpu()).norm().item()
+    scale = truth.detach().double().norm().item()
+    return difference / scale if scale > 0 else difference
+
+
+def assert_as_good(got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
+    """The rule: the error against fp64 truth is at most twice plain PyTorch's in the same dtype, plus a floor."""
+    bound = 2 * relative_error(plain, truth) + FLOORS[dtype]
+    assert relative_error(got, truth) <= bound
+    return bound
+
+
+def assert_gradient(got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """As `assert_as_good`; and the direction is right, and the errors do not add up to a bias."""
+    bound = assert_as_good(got, plain, truth, dtype)
+    g, t = got.detach().double().cpu().flatten(), truth.detach().double().cpu().flatten()
+    if t.numel() == 0 or t.norm() == 0:
+        return
+    assert torch.dot(g, t) / (g.norm() * t.norm()) >= 1 - bound**2 - 1e-15
+    assert abs((g - t).sum()) <= 4 * bound * t.norm()
