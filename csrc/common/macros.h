@@ -9,3 +9,13 @@
 // Forced inlining also makes the vector clones of a CPU loop own their formulas.
 #define METRICSEG_HD inline __attribute__((always_inline))
 #endif
+
+namespace metricseg {
+
+// c ? a : b, also where a formula runs on a vector of pixels.
+template <typename T>
+METRICSEG_HD T select(bool c, T a, T b) {
+  return c ? a : b;
+}
+
+}  // namespace metricseg

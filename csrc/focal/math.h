@@ -3,11 +3,14 @@
 // Softmax form. z: the K interpolated logits, t: the label, w: the class weights, e: label smoothing, g: gamma.
 //   m = max z,  s = sum_k exp(z_k - m),  r = sum_{k != t} exp(z_k - m)
 //   p = q_t,  u = 1 - p = r / s                                  (never by subtraction: u keeps its digits at p -> 1)
-//   -log p = (m - z_t) + log s                                   (log1p(r) where z_t = m)
+//   -log p = (m - z_t) + log s                                   (log s as log1p(r) where z_t = m)
 //   S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
 //   l = u^g S
 //   dl/dz_k = a (q_k - [k = t]) + b (W q_k - w_k),  a = u^g (1-e) w_t + g u^(g-1) p S,  b = u^g e / K,  W = sum_k w_k
 // with q_t - 1 = -u, so that a pixel already learned gets its tiny gradient and never 0 * inf.
+//
+// T is the accumulator type; V is T itself, or a vector of T on the CPU. No branch depends on a pixel, so that one
+// formula serves both.
 #pragma once
 
 #include <cmath>
@@ -18,6 +21,11 @@
 namespace metricseg::focal {
 
 template <typename T>
+struct Smallest {
+  static constexpr T normal = std::numeric_limits<T>::min();
+};
+
+template <typename T>
 struct SoftmaxParams {
   T gamma;
   T smoothing;     // e
@@ -25,82 +33,94 @@ struct SoftmaxParams {
   T weight_total;  // W
 };
 
-template <typename T>
+template <typename V>
 struct SoftmaxPixel {
-  T nll;   // -log p
-  T loss;  // l
-  T a;     // coefficient of (q_k - [k = t])
-  T b;     // coefficient of (W q_k - w_k); 0 without smoothing
+  V nll;   // -log p
+  V loss;  // l
+  V a;     // coefficient of (q_k - [k = t])
+  V b;     // coefficient of (W q_k - w_k); 0 without smoothing
 };
 
 // u^gamma with the exponents that people use spelled out.
-template <typename T>
-METRICSEG_HD T power(T u, T gamma) {
-  if (gamma == T(0)) return T(1);
+template <typename V, typename T>
+METRICSEG_HD V power(V u, T gamma) {
+  using std::pow;
+  if (gamma == T(0)) return V(T(1));
   if (gamma == T(1)) return u;
   if (gamma == T(2)) return u * u;
-  return std::pow(u, gamma);
+  return pow(u, V(gamma));
 }
 
 // target_gap = m - z_t >= 0; weighted_gap = sum_k w_k (m - z_k), read only with smoothing; weight = w_t.
-template <typename T>
-METRICSEG_HD SoftmaxPixel<T> softmax_pixel(T sum, T rest, T target_gap, T weighted_gap, T weight,
+template <typename V, typename T>
+METRICSEG_HD SoftmaxPixel<V> softmax_pixel(V sum, V rest, V target_gap, V weighted_gap, V weight,
                                            const SoftmaxParams<T>& c) {
-  const T log_sum = target_gap == T(0) ? std::log1p(rest) : std::log(sum);
-  SoftmaxPixel<T> out;
+  using std::exp;
+  using std::log1p;
+  const V zero(T(0)), one(T(1));
+  // log s; rest keeps the digits that s = 1 + rest has lost
+  const V log_sum = log1p(select(target_gap == zero, rest, sum - one));
+  SoftmaxPixel<V> out;
   // -log p = (m - z_t) + log s
   out.nll = target_gap + log_sum;
   // S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
-  T ce = weight * out.nll;
+  V ce = weight * out.nll;
   if (c.smoothing != T(0)) {
-    ce = (T(1) - c.smoothing) * ce + c.smoothing_k * (weighted_gap + c.weight_total * log_sum);
+    ce = V(T(1) - c.smoothing) * ce + V(c.smoothing_k) * (weighted_gap + V(c.weight_total) * log_sum);
   }
   if (c.gamma == T(0)) {
     out.loss = ce;
-    out.a = (T(1) - c.smoothing) * weight;
-    out.b = c.smoothing_k;
+    out.a = V(T(1) - c.smoothing) * weight;
+    out.b = V(c.smoothing_k);
     return out;
   }
-  const T u = rest / sum;
-  const T p = std::exp(-out.nll);
-  const T f = power(u, c.gamma);
+  const V u = rest / sum;
+  const V p = exp(-out.nll);
+  const V f = power(u, c.gamma);
   out.loss = f * ce;
-  // g u^(g-1) p S; below the normal numbers every factor it meets is 0 as well, and so is the limit
-  const T slope = u < std::numeric_limits<T>::min() ? T(0) : c.gamma * power(u, c.gamma - T(1)) * p * ce;
-  out.a = f * (T(1) - c.smoothing) * weight + slope;
-  out.b = f * c.smoothing_k;
+  // g u^(g-1) p S; where u is below the normal numbers or p is 0, the limit is 0
+  const V decay = select(p == zero, zero, p * ce);
+  const V slope = select(u < V(Smallest<T>::normal), zero, V(c.gamma) * power(u, c.gamma - T(1)) * decay);
+  out.a = f * V(T(1) - c.smoothing) * weight + slope;
+  out.b = f * V(c.smoothing_k);
   return out;
 }
 
 // Sigmoid form, one class at a time. x: logit, t: target in [0, 1], s = sigmoid(x).
 //   ce = softplus(x) - t x,  v = 1 - p_t = s (1-t) + (1-s) t,  l = alpha_t v^g ce,  alpha_t = alpha t + (1-alpha)(1-t)
 //   dl/dx = alpha_t [ v^g (s - t) + g v^(g-1) ce (1 - 2t) s (1-s) ]
-template <typename T>
+template <typename V>
 struct SigmoidElement {
-  T loss;
-  T grad;
+  V loss;
+  V grad;
 };
 
-template <typename T>
-METRICSEG_HD SigmoidElement<T> sigmoid_element(T x, T t, T gamma, T alpha) {
+template <typename V, typename T>
+METRICSEG_HD SigmoidElement<V> sigmoid_element(V x, V t, T gamma, T alpha) {
+  using std::exp;
+  using std::fabs;
+  using std::log1p;
+  const V zero(T(0)), one(T(1));
   // e = exp(-|x|); sigmoid of either sign without cancellation
-  const T e = std::exp(-std::fabs(x));
-  const T inv = T(1) / (T(1) + e);
-  const T s = x >= T(0) ? inv : e * inv;      // sigmoid(x)
-  const T s_neg = x >= T(0) ? e * inv : inv;  // 1 - sigmoid(x)
+  const V e = exp(-fabs(x));
+  const V inv = one / (one + e);
+  const V s = select(x >= zero, inv, e * inv);      // sigmoid(x)
+  const V s_neg = select(x >= zero, e * inv, inv);  // 1 - sigmoid(x)
   // max(x, 0) - t x, in the form that is exact for t = 0 and t = 1
-  const T linear = x >= T(0) ? (T(1) - t) * x : -t * x;
-  const T ce = linear + std::log1p(e);
-  const T v = s * (T(1) - t) + s_neg * t;
-  const T alpha_t = alpha >= T(0) ? alpha * t + (T(1) - alpha) * (T(1) - t) : T(1);
-  const T f = power(v, gamma);
-  SigmoidElement<T> out;
+  const V linear = select(x >= zero, (one - t) * x, -t * x);
+  const V ce = linear + log1p(e);
+  const V v = s * (one - t) + s_neg * t;
+  const V alpha_t = alpha >= T(0) ? V(alpha) * t + V(T(1) - alpha) * (one - t) : one;
+  const V f = power(v, gamma);
+  SigmoidElement<V> out;
   out.loss = alpha_t * f * ce;
   // s - t without cancellation: s (1-t) - (1-s) t
-  const T residual = s * (T(1) - t) - s_neg * t;
-  const T slope = gamma == T(0) || v < std::numeric_limits<T>::min()
-                      ? T(0)
-                      : gamma * power(v, gamma - T(1)) * ce * (T(1) - T(2) * t) * s * s_neg;
+  const V residual = s * (one - t) - s_neg * t;
+  V slope = zero;
+  if (gamma != T(0)) {
+    const V factor = V(gamma) * power(v, gamma - T(1)) * ce * (one - V(T(2)) * t) * s * s_neg;
+    slope = select(v < V(Smallest<T>::normal), zero, factor);
+  }
   out.grad = alpha_t * (f * residual + slope);
   return out;
 }
