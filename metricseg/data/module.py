@@ -1,0 +1,111 @@
+"""The data of one training or prediction, for Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from metricseg.data import Augmented, EpochSampler, build_dataset, dataset_class, eval_transform, train_transform
+from metricseg.data.base import need, read_image
+from metricseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+
+class Pictures(Dataset[tuple[Tensor, tuple[int, int], str]]):
+    """The pictures of a folder, or one picture file: (normalised float32 [3, h, w], its size (H, W) on disk, its
+    path)."""
+
+    def __init__(self, path: str | Path, transform: v2.Transform) -> None:
+        path = need(Path(path), "predict takes a picture, or a folder of .jpg or .png pictures.")
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
+        self.files = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+        self.transform = transform
+        if not self.files:
+            raise FileNotFoundError(f"{path} holds no .jpg or .png picture")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int], str]:
+        image = read_image(self.files[index])
+        return self.transform(image), (image.shape[-2], image.shape[-1]), str(self.files[index])
+
+
+class SegmentationData(L.LightningDataModule):
+    """Training crops, whole validation pictures, and pictures to predict.
+
+    Args:
+        dataset: name and arguments of the data set, e.g. {"name": "camvid", "root": "data/camvid"}; `on_error: skip`
+            goes on past files that can't be read.
+        train_split, val_split: its splits.
+        crop: (height, width) of a training sample.
+        scale, short_side, flip, jitter: augmentation, see `train_transform`. `short_side` holds for evaluation too.
+        mean, std: of the normalisation, for pictures in [0, 1].
+        batch_size: training samples per step and process.
+        eval_batch_size: validation pictures per step; more than 1 only where all have one size.
+        workers: loader processes; 0 loads in the training process.
+        seed: of order and augmentation.
+        pictures: folder or file for `predict`.
+    """
+
+    def __init__(
+        self,
+        dataset: dict[str, Any],
+        train_split: str = "train",
+        val_split: str = "val",
+        crop: tuple[int, int] = (512, 512),
+        scale: tuple[float, float] = (0.5, 2.0),
+        short_side: int | None = None,
+        flip: float = 0.5,
+        jitter: float = 0.0,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        batch_size: int = 8,
+        eval_batch_size: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+        pictures: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.train_split, self.val_split = dataset, train_split, val_split
+        self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
+        self.pictures = pictures
+        self.augment = train_transform(
+            crop, scale=scale, short_side=short_side, flip=flip, jitter=jitter, mean=mean, std=std
+        )
+        self.prepare = eval_transform(short_side=short_side, mean=mean, std=std)
+        kind = dataset_class(dataset)
+        self.classes, self.palette = tuple(kind.classes), tuple(kind.palette)
+        self.num_classes = len(self.classes)
+
+    def loader(self, data: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
+        """A loader with the module's workers."""
+        pin = torch.cuda.is_available()
+        return DataLoader(data, batch_size, num_workers=self.workers, pin_memory=pin, **options)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is
+        dropped."""
+        data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = EpochSampler(len(data), self.seed, rank, world)
+        if len(sampler) < self.batch_size:
+            raise ValueError(f"{len(data)} training pictures don't fill one batch of {self.batch_size}")
+        return self.loader(data, self.batch_size, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Whole pictures and label maps, in order."""
+        data = Augmented(build_dataset(self.dataset, self.val_split), self.prepare)
+        return self.loader(data, self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The pictures of `pictures`, one at a time."""
+        if self.pictures is None:
+            raise ValueError("predict needs --data.pictures: a picture, or a folder of .jpg or .png pictures")
+        return self.loader(Pictures(self.pictures, self.prepare), 1, collate_fn=lambda items: items[0])

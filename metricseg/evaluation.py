@@ -1,0 +1,67 @@
+"""Mean intersection over union, and prediction at several scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from metricseg.data.base import IGNORE
+from metricseg.models.base import Segmenter
+from metricseg.models.layers import resize
+
+S = TypeVar("S", bound="IoU")
+
+
+class IoU(MulticlassConfusionMatrix):
+    """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labelled_k
+    - hits_k).
+
+    `update(predicted [B, H, W], labels [B, H, W])` with integer labels of any kind, 255 ignored; `compute()` gives
+    [K] in [0, 1], NaN for a class that was neither labelled nor predicted. `nanmean` of it is the mIoU.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, ignore_index=IGNORE, validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds a batch."""
+        super().update(preds, target.as_subclass(Tensor).long())
+
+    def compute(self) -> Tensor:
+        """[K], see above."""
+        matrix = super().compute().double()
+        hits = matrix.diag()
+        return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+
+
+def predict_probabilities(
+    model: Segmenter,
+    images: Tensor,
+    size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Class probabilities [B, K, *size], the mean over resized and, with `flip`, mirrored copies of the pictures.
+
+    Args:
+        images: [B, 3, H, W], normalised.
+        size: (height, width) of the result; that of the pictures unless given.
+        scales: factors on the pictures' size.
+        flip: also predict the mirror picture at every scale.
+    """
+    height, width = images.shape[-2:]
+    size = size or (height, width)
+    total: Tensor | None = None
+    for scale in scales:
+        view = images if scale == 1 else resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
+        for mirrored in (False, True) if flip else (False,):
+            logits = model.predict(view.flip(-1) if mirrored else view, size)
+            probabilities = torch.softmax(logits.flip(-1) if mirrored else logits, 1)
+            total = probabilities if total is None else total + probabilities
+    if total is None:
+        raise ValueError("scales is empty; it takes at least one factor")
+    return total / (len(scales) * (2 if flip else 1))

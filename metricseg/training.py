@@ -1,0 +1,130 @@
+"""Training, evaluation and prediction as a Lightning module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from metricseg.data.stream import seeded
+from metricseg.evaluation import IoU, predict_probabilities
+from metricseg.losses import build_loss
+from metricseg.models import build_model, compare_weights
+
+
+class SegmentationTask(L.LightningModule):
+    """A network from `metricseg.models` trained with a loss from `metricseg.losses`.
+
+    The loss gets the network's low-resolution logits and the full-resolution labels as they are. AdamW, with its own
+    rate for the backbone; both follow (1 - step / steps)^power after a linear warm-up, updated every step.
+
+    Torch's generator is seeded anew with (seed, epoch) at the start of every epoch, so a run that was killed and
+    resumed from its last checkpoint takes the same steps, to the bit, as one that was not.
+
+    Args:
+        model: name and arguments of the network; `num_classes` is added.
+        loss: name and arguments of the loss.
+        num_classes: K.
+        classes: their names, for logging.
+        lr, backbone_lr: peak learning rates of the head and of the backbone.
+        weight_decay: of AdamW; none on biases and norms.
+        power: of the schedule.
+        warmup: steps of linear warm-up.
+        channels_last: memory format of the network and its input.
+        scales, flip: of evaluation and prediction, see `predict_probabilities`.
+        seed: see above.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        loss: dict[str, Any],
+        num_classes: int,
+        classes: Sequence[str] = (),
+        lr: float = 1e-3,
+        backbone_lr: float = 3e-4,
+        weight_decay: float = 1e-2,
+        power: float = 0.9,
+        warmup: int = 0,
+        channels_last: bool = True,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = build_model({**model, "num_classes": num_classes})
+        self.loss = build_loss(loss)
+        self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
+        self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
+        self.power, self.warmup, self.seed = power, warmup, seed
+        self.scales, self.flip = tuple(scales), flip
+        self.iou = IoU(num_classes)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.format)  # type: ignore[call-overload]
+
+    def on_train_epoch_start(self) -> None:
+        """Makes the epoch's random numbers (dropout and the like) a function of (seed, epoch)."""
+        torch.manual_seed(seeded(self.seed, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Images [B, 3, H, W] and labels [B, H, W] to the loss."""
+        images, labels = batch
+        logits = self.model(images.contiguous(memory_format=self.format))
+        loss: Tensor = self.loss(logits, labels)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def predict_labels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Images [B, 3, H, W] to class indices [B, *size], int64."""
+        images = images.contiguous(memory_format=self.format)
+        return predict_probabilities(self.model, images, size, self.scales, self.flip).argmax(1)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Adds a batch to the IoU, at the label maps' own size."""
+        images, labels = batch
+        self.iou.update(self.predict_labels(images, (labels.shape[-2], labels.shape[-1])), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean and each class's IoU."""
+        iou = self.iou.compute()
+        self.iou.reset()
+        self.log("val/miou", iou.nanmean().float(), prog_bar=True)
+        self.log_dict({f"val/iou/{name}": value.float() for name, value in zip(self.classes, iou, strict=True)})
+
+    def predict_step(self, batch: tuple[Tensor, tuple[int, int], str], batch_idx: int) -> tuple[Tensor, str]:
+        """A picture to (its label map [H, W] uint8 at its size on disk, its path)."""
+        image, size, path = batch
+        return self.predict_labels(image[None], size)[0].to(torch.uint8), path
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises WeightsMismatch, naming the keys, if the checkpoint is of another network or loss."""
+        compare_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint is of another model")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and the poly schedule."""
+        groups = [
+            part
+            for group in self.model.parameter_groups(self.lr, self.backbone_lr)
+            for part in split_decay(group, self.weight_decay)
+        ]
+        steps = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            return min(1.0, (step + 1) / (self.warmup + 1)) * max(0.0, 1 - step / steps) ** self.power
+
+        optimizer = torch.optim.AdamW(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def split_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """An optimizer group as two: matrices and kernels, which decay, and vectors (biases, norms), which don't."""
+    decayed = [p for p in group["params"] if p.ndim > 1]
+    others = [p for p in group["params"] if p.ndim <= 1]
+    return [
+        {**group, "params": decayed, "weight_decay": weight_decay},
+        {**group, "params": others, "weight_decay": 0.0, "name": f"{group['name']} vectors"},
+    ]

@@ -1,0 +1,152 @@
+"""The loss modules against plain PyTorch, and the conventions of the code bases they drop into."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metricseg.losses import (
+    LOSSES,
+    CrossEntropyLoss,
+    FocalLoss,
+    OhemCrossEntropyLoss,
+    SigmoidFocalLoss,
+    build_loss,
+)
+
+K = 5
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, K, 6, 7, generator=generator, requires_grad=True)
+    labels = torch.randint(0, K, (2, 23, 29), generator=generator, dtype=torch.uint8)
+    labels[:, :3] = 255
+    return logits, labels
+
+
+def upsampled(logits, labels):
+    return F.interpolate(logits, labels.shape[-2:], mode="bilinear"), labels.long()
+
+
+def eager_focal(logits, labels, gamma, weight=None):
+    z, t = upsampled(logits, labels)
+    ce = F.cross_entropy(z, t, ignore_index=255, reduction="none")
+    loss = (1 - (-ce).exp()) ** gamma * ce
+    return loss if weight is None else loss * weight[t.clamp(max=K - 1)] * (t != 255)
+
+
+def test_cross_entropy_equals_pytorch(batch):
+    weight = torch.rand(K) + 0.5
+    loss = CrossEntropyLoss(class_weight=weight, label_smoothing=0.1)(*batch)
+    z, t = upsampled(*batch)
+    expected = F.cross_entropy(z, t, weight, ignore_index=255, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_equals_eager_with_gradient(batch, gamma):
+    logits, labels = batch
+    weight = torch.rand(K) + 0.5
+    count = (labels != 255).sum()
+    (ours,) = torch.autograd.grad(FocalLoss(gamma, class_weight=weight, loss_weight=3.0)(logits, labels), logits)
+    (eager,) = torch.autograd.grad(3 * eager_focal(logits, labels, gamma, weight).sum() / count, logits)
+    torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-6)
+
+
+def test_sigmoid_focal_equals_torchvision(batch):
+    ops = pytest.importorskip("torchvision.ops")
+    logits, labels = batch
+    z, t = upsampled(logits, labels)
+    valid = t != 255
+    dense = F.one_hot(t.where(valid, torch.zeros_like(t)), K).movedim(-1, 1).float()
+    losses = ops.sigmoid_focal_loss(z, dense) * valid[:, None]
+    torch.testing.assert_close(SigmoidFocalLoss(reduction="sum")(logits, labels), losses.sum())
+    weight = torch.rand(labels.shape)
+    torch.testing.assert_close(
+        SigmoidFocalLoss()(logits, labels, weight=weight), (losses * weight[:, None]).sum() / (valid.sum() * K)
+    )
+
+
+def test_ohem_averages_the_kept(batch):
+    logits, labels = batch
+    z, t = upsampled(logits, labels)
+    ce = F.cross_entropy(z, t, ignore_index=255, reduction="none")[t != 255]
+    kept = ce[(-ce).exp() < max(0.2, (-ce).exp().sort().values[300].item())]
+    torch.testing.assert_close(OhemCrossEntropyLoss(0.2, 300)(logits, labels), kept.mean())
+    with pytest.raises(ValueError, match="averages over the pixels it keeps"):
+        OhemCrossEntropyLoss(0.2, 300, reduction="sum")(logits, labels)
+
+
+def test_pixel_weights_and_avg_factor(batch):
+    logits, labels = batch
+    weight = torch.rand(labels.shape)
+    losses = eager_focal(logits, labels, 2.0)
+    loss = FocalLoss()
+    torch.testing.assert_close(loss(logits, labels, weight), (losses * weight).sum() / (labels != 255).sum())
+    torch.testing.assert_close(loss(logits, labels, weight, avg_factor=7), (losses * weight).sum() / 7)
+    torch.testing.assert_close(loss(logits, labels, avg_factor=7), losses.sum() / 7)
+    torch.testing.assert_close(loss(logits, labels, reduction_override="none"), losses)
+    torch.testing.assert_close(loss(logits, labels, weight, reduction_override="none"), losses * weight)
+
+
+def test_mmsegmentation_call(batch):
+    """The call of an mmsegmentation 1.x head, ignore index by call."""
+    logits, labels = batch
+    loss = build_loss({"name": "cross_entropy", "loss_weight": 0.4, "loss_name": "loss_aux"})
+    assert loss.loss_name.startswith("loss_")
+    value = loss(logits, labels.long().where(labels != 255, torch.tensor(-100)), weight=None, ignore_index=-100)
+    torch.testing.assert_close(value, 0.4 * CrossEntropyLoss()(logits, labels))
+
+
+def test_everything_ignored_is_zero_with_zero_gradient(batch):
+    logits, labels = batch
+    for name in LOSSES.entries:
+        (grad,) = torch.autograd.grad(build_loss(name)(logits, torch.full_like(labels, 255)), logits)
+        assert float(grad.abs().max()) == 0.0, name
+
+
+def test_class_weights_are_saved_and_move():
+    loss = FocalLoss(class_weight=[1.0, 2.0])
+    assert torch.equal(loss.state_dict()["class_weight"], torch.tensor([1.0, 2.0]))
+    assert loss.to(torch.float64).class_weight.dtype == torch.float64
+    assert FocalLoss().state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("dice", "cross_entropy, focal, ohem_cross_entropy, sigmoid_focal"),
+        ({"name": "focal", "gama": 2.0}, "gama"),
+        ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
+        ({"name": "focal", "class_weight": [1.0, float("nan")]}, "class_weight"),
+        ({"name": "focal", "reduction": "avg"}, "reduction is 'avg'"),
+        ({"name": "sigmoid_focal", "class_weight": [1.0]}, "alpha"),
+        ({"class_path": "no.such.Loss"}, "can't be imported"),
+    ],
+)
+def test_bad_configuration(config, words):
+    with pytest.raises(ValueError, match=words):
+        build_loss(config)
+
+
+def test_class_path_builds_a_loss_from_elsewhere():
+    loss = build_loss({"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"ignore_index": 7}})
+    assert isinstance(loss, torch.nn.CrossEntropyLoss) and loss.ignore_index == 7
+
+
+def test_wrong_number_of_class_weights(batch):
+    with pytest.raises(ValueError, match="weight"):
+        FocalLoss(class_weight=[1.0] * (K + 1))(*batch)
+
+
+def test_losses_need_no_extra():
+    """Importing the losses pulls in neither torchvision, timm nor lightning."""
+    code = (
+        "import sys, metricseg, metricseg.losses; "
+        "sys.exit(any(m in sys.modules for m in ('torchvision', 'timm', 'lightning', 'torchmetrics')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
