@@ -87,29 +87,28 @@ def build_command() -> type:
         """Tries with CUDA, then without, then leaves the package pure Python; and writes down what happened."""
 
         def build_extensions(self) -> None:
+            compiler = os.environ.get("CXX", "c++")
+            missing = None if shutil.which(compiler) else f"there is no C++ compiler ({compiler})"
             record = {
                 "torch": torch.__version__,
                 "python": platform.python_version(),
-                "cxx": shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++"),
+                "cxx": shutil.which(compiler),
                 "cuda_home": CUDA_HOME,
                 "cuda_arch_list": os.environ["TORCH_CUDA_ARCH_LIST"],
-                "cuda_error": why_no_cuda(),
-                "error": None,
+                "cuda_error": missing or why_no_cuda(),
+                "error": missing,
             }
             if CUDA_MODE == "1" and record["cuda_error"]:
                 raise SystemExit(f"METRICSEG_BUILD_CUDA=1, but {record['cuda_error']}")
             if record["cuda_error"] is None:
                 record["cuda_error"] = self.attempt(with_cuda=True)
-            if record["cuda_error"] is not None:
+            if record["cuda_error"] is not None and not missing:
                 record["error"] = self.attempt(with_cuda=False)
             self.write_record(record)
 
         def attempt(self, with_cuda: bool) -> str | None:
             """Builds one variant; the error as text where it can't be built and need not be."""
-            name = self.extensions[0]._full_name
-            self.extensions[:] = [make_extension(with_cuda)]
-            self.extensions[0]._full_name = name
-            self.check_extensions_list(self.extensions)
+            vars(self.extensions[0]).update(vars(make_extension(with_cuda)))
             self.extensions[0].optional = False  # so that the reason reaches this place
             try:
                 super().build_extensions()
