@@ -1,0 +1,204 @@
+"""The focal family against what people write instead, at label resolution. Run: pytest benchmarks/ --benchmark-only
+
+Every row computes the same loss and gradient, checked against the reference in fp64 before any time is taken.
+Labels are int64, 5 % of them ignored; logits favour the right class, as those of a network half-way trained do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import machine
+import memory
+import peers
+import pytest
+import race
+import shapes
+import torch
+import torch.nn.functional as F
+from race import Contestant
+from shapes import Shape
+from torch import Tensor
+
+import metricseg_kernels as mk
+from metricseg_kernels.core import backends
+from metricseg_kernels.focal import reference
+
+IGNORE, GAMMA, ALPHA, THRESH = 255, 2.0, 0.25, 0.7
+
+
+class FocalProblem:
+    """One loss on one shape."""
+
+    def __init__(self, shape: Shape, loss: str, device: str) -> None:
+        self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), generator=generator).float()
+        target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
+        favoured = F.interpolate(coarse, shape.cells, mode="nearest").long()
+        logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, generator=generator)
+        logits.scatter_add_(1, favoured, torch.full(favoured.shape, 4.0))
+        target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
+        self.logits = logits.to(device, getattr(torch, shape.dtype)).requires_grad_()
+        self.target = target.to(device)
+        self.weight = torch.linspace(0.5, 1.5, shape.classes).to(device) if loss == "cross_entropy" else None
+        self.min_kept = shape.pixels // 16
+        self.leaves = (self.logits,)
+
+    def least_bytes(self, phase: str) -> int:
+        """Logits and labels read once; in a step the gradient written once."""
+        return self.logits.nbytes * (2 if phase == "step" else 1) + self.target.nbytes
+
+    def least_exponentials(self) -> int:
+        """One per class and pixel, in forward; a gradient needs no others."""
+        return self.shape.classes * self.shape.pixels
+
+    def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The reference in fp64. The per-pixel part runs band by band of label rows, to need less memory and time."""
+        logits = self.logits.detach().double().requires_grad_()
+        z = reference.upsample(logits, self.shape.labels, align_corners=False)
+        grad_z, total, count = torch.empty_like(z), 0.0, 0.0
+        keep_above = self._threshold(z.detach()) if self.loss == "ohem" else None
+        for image in range(self.shape.batch):
+            for row in range(0, self.shape.labels[0], 64):
+                rows = (slice(image, image + 1), slice(None), slice(row, row + 64))
+                band = z.detach()[rows].requires_grad_()
+                loss, counted = self._band(band, self.target[image : image + 1, row : row + 64], keep_above)
+                (grad_z[rows],) = torch.autograd.grad(loss, band)
+                total, count = total + loss.detach(), count + counted
+        (grad,) = torch.autograd.grad(z, logits, grad_z) if self.shape.interpolates else (grad_z,)
+        return total / count, (grad / count,)
+
+    def _band(self, z: Tensor, target: Tensor, keep_above: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(summed loss, what the mean divides by)."""
+        if self.loss == "sigmoid_focal":
+            loss, totals = reference.sigmoid_focal(z, target, GAMMA, ALPHA, IGNORE, False, True)
+            return loss, totals[0] * self.shape.classes
+        gamma = GAMMA if self.loss == "focal" else 0.0
+        loss, totals, _ = reference.focal(z, target, self.weight, keep_above, gamma, 0.0, IGNORE, False, True, False)
+        return loss, totals[1 if self.weight is not None else 0]
+
+    def _threshold(self, z: Tensor) -> Tensor:
+        nll = F.cross_entropy(z, self.target, ignore_index=IGNORE, reduction="none")
+        hardest = reference.kth_largest(nll.masked_fill(self.target == IGNORE, -1.0), self.min_kept)
+        return torch.minimum(hardest, -torch.log(torch.tensor(THRESH, dtype=z.dtype, device=z.device)))
+
+
+def ours(backend: str) -> Callable[[FocalProblem], Tensor]:
+    """The package's function for a problem's loss."""
+
+    def loss(problem: FocalProblem) -> Tensor:
+        x, t, kw = problem.logits, problem.target, {"ignore_index": IGNORE, "backend": backend}
+        if problem.loss == "focal":
+            return mk.focal_loss(x, t, gamma=GAMMA, **kw)
+        if problem.loss == "cross_entropy":
+            return mk.cross_entropy(x, t, weight=problem.weight, **kw)
+        if problem.loss == "sigmoid_focal":
+            return mk.sigmoid_focal_loss(x, t, gamma=GAMMA, alpha=ALPHA, **kw)
+        return mk.ohem_cross_entropy(x, t, thresh=THRESH, min_kept=problem.min_kept, **kw)
+
+    return loss
+
+
+@functools.cache
+def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
+    """The peers of a loss, then our backends."""
+    rivals: dict[str, list[Contestant]] = {
+        "focal": [
+            Contestant("eager", lambda p: peers.focal(p.logits, p.target, IGNORE, GAMMA)),
+            Contestant("torch.compile", lambda p: peers.compiled(peers.focal)(p.logits, p.target, IGNORE, GAMMA)),
+        ],
+        "cross_entropy": [
+            Contestant("eager", lambda p: peers.cross_entropy(p.logits, p.target, IGNORE, p.weight)),
+            Contestant(
+                "torch.compile",
+                lambda p: peers.compiled(peers.cross_entropy)(p.logits, p.target, IGNORE, p.weight),
+            ),
+        ],
+        "sigmoid_focal": [
+            Contestant(
+                "torchvision",
+                lambda p: peers.torchvision_focal(p.logits, p.target, IGNORE, GAMMA, ALPHA),
+                missing=peers.why_missing("torchvision"),
+            ),
+            Contestant(
+                "smp",
+                lambda p: peers.smp_focal(p.logits, p.target, IGNORE, GAMMA, ALPHA),
+                missing=peers.why_missing("segmentation_models_pytorch"),
+            ),
+        ],
+        "ohem": [Contestant("eager", lambda p: peers.ohem(p.logits, p.target, IGNORE, THRESH, p.min_kept))],
+    }
+    names = ("cpu",) if device == "cpu" else ("cuda", "triton")
+    own = [Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not(n, device)) for n in names]
+    return (*rivals[loss], *own)
+
+
+def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
+    """(shape, loss, phases). The sweep is for plots."""
+    sets = shapes.CPU if device == "cpu" else shapes.GPU
+    for shape in sets.main:
+        for loss in ("focal", "cross_entropy"):
+            yield shape, loss, race.PHASES
+    for shape in sets.side:
+        for loss in ("sigmoid_focal", "ohem"):
+            yield shape, loss, race.PHASES
+    for shape in sets.sweep:
+        yield shape, "focal", ("step",)
+
+
+def rows() -> Iterator[Any]:
+    for shape, loss, phases in problems():
+        for phase in phases:
+            for contestant in contestants(loss):
+                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
+                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
+
+
+def fresh_step(shape: Shape, loss: str, contestant: str, phase: str) -> memory.Step:
+    """A step made from nothing, for a fresh process."""
+    problem = FocalProblem(shape, loss, "cpu")
+    step = race.make_step(problem, next(c for c in contestants(loss, "cpu") if c.name == contestant), phase)
+
+    def lap() -> None:
+        step()
+        race.forget_gradients(problem)
+
+    return lap
+
+
+def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
+    """(problem, results) of all contestants."""
+    device = machine.DEVICE
+    problem = FocalProblem(shape, loss, device)
+
+    def peak(contestant: Contestant, phase: str) -> int:
+        if device == "cuda":
+            return race.cuda_peak(problem, contestant, phase)
+        assert processes is not None
+        return processes.peak(fresh_step, shape, loss, contestant.name, phase)
+
+    measures = device == "cuda" or processes is not None
+    return problem, race.run(problem, contestants(loss), device, peak if measures else None, phases)
+
+
+@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), rows())
+def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> None:
+    entrants = contestants(loss)
+    missing = next(c.missing for c in entrants if c.name == name)
+    if missing is not None:
+        pytest.skip(f"{name}: {missing}")
+    if (shape, loss) not in finished:
+        finished.clear()  # the tensors of the race before
+        processes = request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None
+        finished[shape, loss] = run_race(shape, loss, phases, processes)
+    problem, results = finished[shape, loss]
+    if results[name].error is not None:
+        raise results[name].error
+    figures = race.report(problem, entrants, results, name, phase, machine.DEVICE)
+    figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "pixels": shape.pixels}
+    figures |= {"logits_mib": problem.logits.nbytes / 2**20, "interpolates": shape.interpolates}
+    enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

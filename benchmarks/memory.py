@@ -1,0 +1,111 @@
+"""Peak extra memory of one step, measured.
+
+On the CPU: in a fresh process per measurement, the high-water mark of the resident set during the step minus the
+resident set before it, after a warm-up step. Every process runs under the same malloc settings, by which freed memory
+goes back to the system at once, so that what was freed before the step can't hide what the step needs.
+On CUDA: torch.cuda.max_memory_allocated during the step minus the allocated memory before it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Step = Callable[[], Any]
+
+_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def why_not_cpu() -> str | None:
+    """None where resident memory can be measured, else the reason."""
+    return None if os.access(_CLEAR, os.W_OK) else "no writable /proc/self/clear_refs, which resets the high-water mark"
+
+
+def _status(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def resident_peak(step: Step) -> int:
+    """Bytes that the resident set grows during `step`, at its highest."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    _CLEAR.write_text("5")  # the high-water mark starts again from the resident set of now
+    step()
+    return _status("VmHWM") - before
+
+
+def cuda_peak(step: Step) -> int:
+    """Bytes that the allocator hands out during `step`, at their highest, beyond those handed out before."""
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _serve(pipe: Any, threads: int, make_step: Callable[..., Step], arguments: tuple[Any, ...]) -> None:
+    try:
+        torch.set_num_threads(threads)
+        step = make_step(*arguments)
+        step()
+        pipe.send(resident_peak(step))
+    except Exception as error:
+        pipe.send(error)
+
+
+class FreshProcesses:
+    """Measures steps on the CPU, each in a process forked from one that has imported `preload` and run nothing."""
+
+    def __init__(self, preload: list[str]) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(preload)
+        kept = dict(os.environ)
+        # the preloaded modules are found by PYTHONPATH only
+        os.environ.update(_MALLOC, TORCHINDUCTOR_COMPILE_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
+
+    def peak(self, make_step: Callable[..., Step], *arguments: Any, timeout: float = 120) -> int:
+        """Peak extra bytes of `make_step(*arguments)()`, after one run of it as a warm-up."""
+        receiver, sender = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), make_step, arguments))
+        process.start()
+        sender.close()
+        try:
+            answer = receiver.recv() if receiver.poll(timeout) else TimeoutError(f"no answer within {timeout} s")
+        except EOFError:
+            answer = RuntimeError(f"the measuring process ended with status {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+
+def hold(mebibytes: int) -> Step:
+    """A step of known peak, for the test of the meter."""
+
+    def step() -> None:
+        first = torch.ones(mebibytes << 18)  # 4 bytes each
+        second = first + 1
+        del first, second
+
+    return step

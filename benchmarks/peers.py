@@ -1,0 +1,76 @@
+"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def why_missing(package: str) -> str | None:
+    return None if importlib.util.find_spec(package) else f"the package {package} is not installed"
+
+
+@functools.cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """torch.compile of a function, one graph per shape."""
+    torch._dynamo.config.cache_size_limit = 256
+    return torch.compile(function, dynamic=False, fullgraph=True)
+
+
+def upsample(x: Tensor, target: Tensor) -> Tensor:
+    if x.shape[-2:] == target.shape[-2:]:
+        return x
+    return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def cross_entropy(x: Tensor, target: Tensor, ignore: int, weight: Tensor | None) -> Tensor:
+    z = upsample(x, target).float()  # as autocast does in front of a loss
+    return F.cross_entropy(z, target, weight=weight, ignore_index=ignore)
+
+
+def focal(x: Tensor, target: Tensor, ignore: int, gamma: float) -> Tensor:
+    z = upsample(x, target).float()
+    nll = F.cross_entropy(z, target, ignore_index=ignore, reduction="none")
+    p = torch.exp(-nll)
+    return ((1 - p) ** gamma * nll).sum() / (target != ignore).sum()
+
+
+def torchvision_focal(x: Tensor, target: Tensor, ignore: int, gamma: float, alpha: float) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+
+    z = upsample(x, target).float()
+    valid = target != ignore
+    dense = F.one_hot(target.where(valid, 0), z.shape[1]).permute(0, 3, 1, 2).to(z.dtype)
+    loss = sigmoid_focal_loss(z, dense, alpha=alpha, gamma=gamma)
+    return (loss * valid[:, None]).sum() / (valid.sum() * z.shape[1])
+
+
+@functools.cache
+def _smp_module(**arguments: Any) -> Any:
+    import segmentation_models_pytorch as smp
+
+    return smp.losses.FocalLoss("multiclass", **arguments)
+
+
+def smp_focal(x: Tensor, target: Tensor, ignore: int, gamma: float, alpha: float) -> Tensor:
+    """Its multi-class mode is one-vs-rest: the mean over classes of binary focal losses."""
+    return _smp_module(alpha=alpha, gamma=gamma, ignore_index=ignore)(upsample(x, target).float(), target)
+
+
+def ohem(x: Tensor, target: Tensor, ignore: int, thresh: float, min_kept: int) -> Tensor:
+    """As in HRNet and mmsegmentation: probabilities of the labels, a full sort, a mask, a weighted loss."""
+    z = upsample(x, target).float()
+    valid = target != ignore
+    with torch.no_grad():
+        p = z.softmax(1).gather(1, target.where(valid, 0)[:, None])[:, 0]
+        ranked = p[valid].sort().values
+        hardest = ranked[min(min_kept, ranked.numel() - 1)] if ranked.numel() else p.new_zeros(())
+        keep = valid & (p < hardest.clamp(min=thresh))
+    loss = F.cross_entropy(z, target, ignore_index=ignore, reduction="none")
+    return (loss * keep).sum() / keep.sum()

@@ -1,0 +1,250 @@
+"""Benchmarks as a race: contestants that compute one result, checked first, then timed in turns.
+
+A contestant whose loss or gradient is off the fp64 truth is an error and gets no time. The others run lap by lap, each
+phase of each contestant once a lap, so that a busy spell of the machine hits all of them; medians are compared.
+On CUDA a lap's time lies between two events, after a write that empties the L2 cache; on the CPU it is wall time.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import machine
+import memory
+import torch
+from torch import Tensor
+
+PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
+BUDGET = {"cpu": 8.0, "cuda": 1.5}  # seconds of laps per race
+LAPS = {"cpu": (5, 40), "cuda": (10, 100)}
+# Relative error of the loss, relative L2 error of a gradient. Peers round interpolated logits to the input's dtype.
+TOLERANCE = {
+    torch.float64: (1e-9, 1e-9),
+    torch.float32: (1e-4, 1e-4),
+    torch.bfloat16: (1e-2, 5e-2),
+    torch.float16: (5e-3, 1e-2),
+}
+
+
+class Problem(Protocol):
+    """What the contestants have to compute."""
+
+    name: str
+    leaves: tuple[Tensor, ...]
+
+    def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss and the gradients of the leaves, in fp64."""
+
+    def least_bytes(self, phase: str) -> int:
+        """Bytes that any implementation has to move."""
+
+    def least_exponentials(self) -> int:
+        """Exponentials that any implementation has to compute, in either phase."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`loss(problem)` is the whole forward pass. `missing`: why it can't run here."""
+
+    name: str
+    loss: Callable[[Any], Tensor]
+    ours: bool = False
+    missing: str | None = None
+
+
+@dataclass
+class Result:
+    """One contestant's race. `error` stands in place of the times."""
+
+    times: dict[str, list[float]] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    loss_error: float = 0.0
+    gradient_error: float = 0.0
+    error: Exception | None = None
+
+    def median(self, phase: str) -> float:
+        return statistics.median(self.times[phase])
+
+
+class WrongResult(AssertionError):
+    """A contestant's loss or gradient is off the truth."""
+
+
+def make_step(problem: Problem, contestant: Contestant, phase: str) -> Callable[[], None]:
+    """One lap's work: the loss alone, or the loss and its gradient in fresh memory."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            contestant.loss(problem)
+
+    def step() -> None:
+        contestant.loss(problem).backward()
+
+    return forward if phase == "forward" else step
+
+
+def forget_gradients(problem: Problem) -> None:
+    for leaf in problem.leaves:
+        leaf.grad = None
+
+
+def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[float, float]:
+    """(relative error of the loss, largest relative L2 error of a gradient); beyond the tolerance, WrongResult."""
+    forget_gradients(problem)
+    loss = contestant.loss(problem)
+    loss.backward()
+    true_loss, true_gradients = truth
+    loss_error = float((loss.detach().double() - true_loss).abs() / true_loss.abs())
+    errors = [relative_l2(leaf.grad, true) for leaf, true in zip(problem.leaves, true_gradients, strict=True)]
+    forget_gradients(problem)
+    loss_tolerance, gradient_tolerance = TOLERANCE[problem.leaves[0].dtype]
+    if not (loss_error <= loss_tolerance and max(errors) <= gradient_tolerance):  # NaN fails too
+        raise WrongResult(
+            f"{contestant.name} on {problem.name}: loss off by {loss_error:.1e} (may be {loss_tolerance:.0e}), "
+            f"gradient by {max(errors):.1e} (may be {gradient_tolerance:.0e}); no time is reported"
+        )
+    return loss_error, max(errors)
+
+
+def relative_l2(value: Tensor | None, truth: Tensor) -> float:
+    if value is None:
+        return float("inf")
+    return float(torch.linalg.vector_norm(value.double() - truth) / torch.linalg.vector_norm(truth))
+
+
+class Clock:
+    """Times one call on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)
+            self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def time(self, call: Callable[[], None]) -> float:
+        if not self.cuda:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+        self.flush.zero_()
+        self.start.record()
+        call()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3
+
+
+def run(
+    problem: Problem,
+    contestants: Sequence[Contestant],
+    device: str,
+    peak: Callable[[Contestant, str], int] | None = None,
+    phases: Sequence[str] = PHASES,
+    budget: float | None = None,
+) -> dict[str, Result]:
+    """Checks, measures memory (`peak(contestant, phase)`), then times. Contestants that are missing take no part."""
+    results: dict[str, Result] = {}
+    truth = problem.truth()
+    steps: list[tuple[str, str, Callable[[], None]]] = []
+    for contestant in contestants:
+        if contestant.missing is not None:
+            continue
+        result = results[contestant.name] = Result()
+        try:
+            result.loss_error, result.gradient_error = check(problem, contestant, truth)
+            calls = [(contestant.name, phase, make_step(problem, contestant, phase)) for phase in phases]
+            for _, phase, call in calls:
+                call()  # warm-up
+                forget_gradients(problem)
+                if peak is not None:
+                    result.peak_bytes[phase] = peak(contestant, phase)
+                    forget_gradients(problem)
+            steps += calls
+        except Exception as error:
+            result.error = error
+            forget_gradients(problem)
+    del truth
+    _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget)
+    return results
+
+
+def _laps(
+    problem: Problem,
+    steps: list[tuple[str, str, Callable[[], None]]],
+    results: dict[str, Result],
+    device: str,
+    budget: float,
+) -> None:
+    clock = Clock(device)
+    fewest, most = LAPS[device]
+    start, lap = time.perf_counter(), 0
+    gc.collect()
+    gc.disable()
+    try:
+        while lap < fewest or (lap < most and time.perf_counter() - start < budget):
+            for name, phase, call in steps:
+                results[name].times.setdefault(phase, []).append(clock.time(call))
+                forget_gradients(problem)
+            lap += 1
+    finally:
+        gc.enable()
+
+
+def cuda_peak(problem: Problem, contestant: Contestant, phase: str) -> int:
+    return memory.cuda_peak(make_step(problem, contestant, phase))
+
+
+def report(
+    problem: Problem, contestants: Sequence[Contestant], results: dict[str, Result], name: str, phase: str, device: str
+) -> dict[str, Any]:
+    """The figures of one contestant's phase: against the limits, and for ours against each peer."""
+    result, limits = results[name], machine.limits(device)
+    seconds = result.median(phase)
+    least_bytes, least_exp = problem.least_bytes(phase), problem.least_exponentials()
+    limit = max(least_bytes / limits["bytes_per_s"], least_exp / limits["exp_per_s"])
+    figures: dict[str, Any] = {
+        "contestant": name,
+        "phase": phase,
+        "peak_mib": result.peak_bytes[phase] / 2**20 if phase in result.peak_bytes else None,
+        "gb_per_s": least_bytes / seconds / 1e9,
+        "gexp_per_s": least_exp / seconds / 1e9,
+        "limit_ms": limit * 1e3,
+        "times_limit": seconds / limit,
+        "loss_error": result.loss_error,
+        "gradient_error": result.gradient_error,
+    }
+    by_name = {contestant.name: contestant for contestant in contestants}
+    figures["ours"] = by_name[name].ours
+    if figures["ours"]:
+        peers = {n: r for n, r in results.items() if not by_name[n].ours and phase in r.times}
+        figures["times_as_fast_as"] = {n: r.median(phase) / seconds for n, r in peers.items()}
+        if result.peak_bytes.get(phase, 0) > 0:
+            own = result.peak_bytes[phase]
+            figures["memory_of"] = {n: r.peak_bytes[phase] / own for n, r in peers.items() if phase in r.peak_bytes}
+    return figures
+
+
+class Replay:
+    """A clock that advances by recorded times: how the rounds of a race reach pytest-benchmark's own statistics."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def feed(self, benchmark: Any, times: list[float]) -> None:
+        rounds = iter(times)
+
+        def play() -> None:
+            self.now += next(rounds)
+
+        benchmark.pedantic(play, rounds=len(times), iterations=1)
+
+
+REPLAY = Replay()

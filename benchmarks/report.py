@@ -1,0 +1,228 @@
+"""Turns a run's JSON into what is kept and shown: a results file, a table and plots per op family.
+
+    python benchmarks/report.py [RAW] [--out FOLDER]
+
+RAW is what `pytest benchmarks/ --benchmark-only --benchmark-json=RAW` wrote (default: .benchmarks/latest.json).
+FOLDER is benchmarks/results/<device> unless given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import machine
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+Row = dict[str, Any]
+
+FIGURES = ("gb_per_s", "gexp_per_s", "limit_ms", "times_limit", "loss_error", "gradient_error")
+RATIOS = ("times_as_fast_as", "memory_of")
+COLORS = {"eager": "#7f7f7f", "torch.compile": "#c07a2c", "ours": "#1f5fa8", "triton": "#2a9d8f", "bound": "#b0b0b0"}
+
+
+def read(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """(machine, rows per op family) of a pytest-benchmark JSON."""
+    about = dict(raw["machine_info"], date=raw["datetime"][:10])
+    families: dict[str, list[Row]] = defaultdict(list)
+    for entry in raw["benchmarks"]:
+        info, stats = entry["extra_info"], entry["stats"]
+        times = {"median_ms": stats["median"] * 1e3, "min_ms": stats["min"] * 1e3, "rounds": stats["rounds"]}
+        families[info["op"]].append({**info, **times})
+    return about, families
+
+
+def rounded(value: Any) -> Any:
+    """Four significant digits: what repeats."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    return {k: rounded(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def results_json(about: dict[str, Any], rows: list[Row]) -> str:
+    """One measurement a line, so that two runs can be compared by diff."""
+    keys = ("shape", "loss", "phase", "contestant", "median_ms", "min_ms", "rounds", "peak_mib", *FIGURES, *RATIOS)
+    lines = [json.dumps({k: rounded(row[k]) for k in keys if row.get(k) is not None}) for row in rows]
+    return f'{{"machine": {json.dumps(rounded(about))},\n "rows": [\n  ' + ",\n  ".join(lines) + "\n ]}\n"
+
+
+def describe(about: dict[str, Any]) -> str:
+    versions = [f"{k} {about[k]}" for k in ("torch", "triton", "cuda", "driver", "python") if about.get(k)]
+    device = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['threads']} threads"
+    limits = about["limits"]
+    return (
+        f"{device}; {', '.join(versions)}; {about['date']}; commit {about['commit']}. "
+        f"Limits measured in the same run: {limits['bytes_per_s'] / 1e9:.3g} GB/s (copy), "
+        f"{limits['exp_per_s'] / 1e9:.3g} G exponentials/s (fp32)."
+    )
+
+
+def table(header: list[str], body: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *body])
+
+
+def number(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return ""
+    digits = f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return digits + unit
+
+
+def ratio_table(rows: list[Row]) -> str:
+    """Ours against each peer of one loss: time and memory of the peer over ours."""
+    peers = list(dict.fromkeys(row["contestant"] for row in rows if not row["ours"]))
+    header = ["shape", "phase", "ours", "ms", "MiB", *(f"faster than {p}" for p in peers)]
+    header += [*(f"memory of {p}" for p in peers), "time over limit"]
+    body = []
+    for row in rows:
+        if not row["ours"]:
+            continue
+        cells = [row["shape"], row["phase"], row["contestant"].removeprefix("metricseg ")]
+        cells += [number(row["median_ms"]), number(row["peak_mib"])]
+        cells += [number(row["times_as_fast_as"].get(p), "x") for p in peers]
+        cells += [number(row.get("memory_of", {}).get(p), "x") for p in peers]
+        body.append([*cells, number(row["times_limit"], "x")])
+    return table(header, body)
+
+
+def full_table(rows: list[Row]) -> str:
+    header = ["loss", "shape", "phase", "contestant", "median ms", "min ms", "rounds", "peak MiB", "GB/s", "Gexp/s"]
+    header += ["gradient error"]
+    body = []
+    for row in rows:
+        rates = [number(row[k]) for k in ("median_ms", "min_ms")] + [str(row["rounds"]), number(row["peak_mib"])]
+        rates += [number(row["gb_per_s"]), number(row["gexp_per_s"]), f"{row['gradient_error']:.0e}"]
+        body.append([row["loss"], row["shape"], row["phase"], row["contestant"], *rates])
+    return table(header, body)
+
+
+def markdown(op: str, about: dict[str, Any], rows: list[Row], plots: list[str]) -> str:
+    parts = [
+        f"# `{op}`: measured",
+        describe(about),
+        "Written by `make bench`. A row's loss and gradient were checked against the reference in fp64 before it was "
+        "timed. Times are medians of rounds in which the contestants took turns. MiB: peak memory that one call takes "
+        "beyond what was there before, measured. Faster than, memory of: the peer's figure over ours. Time over "
+        "limit: time over the larger of least bytes / copy rate and least exponentials / exponential rate.",
+        *(f"![time and memory over size]({plot})" for plot in plots),
+    ]
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        part = [row for row in rows if row["loss"] == loss]
+        if any(row["ours"] for row in part):
+            parts += [f"## {loss}", ratio_table(part)]
+    return "\n\n".join([*parts, "## Every measurement", full_table(rows)]) + "\n"
+
+
+def series_over_size(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows of one shape in at least three sizes, by (shape, loss, dtype)."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["phase"] == "step" and row["interpolates"]:
+            groups[row["shape"].split("-")[0], row["loss"], row["dtype"]].append(row)
+    return {key: part for key, part in groups.items() if len({row["pixels"] for row in part}) >= 3}
+
+
+def _color(row: Row) -> str:
+    if row["ours"]:
+        return COLORS["triton" if "triton" in row["contestant"] else "ours"]
+    return COLORS.get(row["contestant"], "#8c564b")
+
+
+def _lines(ax: Any, rows: list[Row], key: str, bound_key: str, bound_name: str) -> None:
+    """One line per contestant with its name at the end, and the bound, dashed."""
+    ends = []
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        line = sorted((r["pixels"], r[key], r) for r in rows if r["contestant"] == name and (r[key] or 0) > 0)
+        if not line:
+            continue
+        x, y, part = zip(*line, strict=True)
+        ours = part[0]["ours"]
+        ax.plot(x, y, color=_color(part[0]), lw=2.6 if ours else 1.8, marker="o", ms=5, zorder=3 if ours else 2)
+        ends.append((y[-1], x[-1], name, _color(part[0]), "bold" if ours else "normal"))
+    bound = sorted({(row["pixels"], row[bound_key]) for row in rows})
+    ax.plot(*zip(*bound, strict=True), color=COLORS["bound"], lw=1.4, ls=(0, (4, 3)), zorder=1)
+    ends.append((bound[-1][1], bound[-1][0], bound_name, "#808080", "normal"))
+    _end_labels(ax, ends)
+
+
+def _end_labels(ax: Any, ends: list[tuple[float, int, str, str, str]]) -> None:
+    """Names beside the line ends, pushed apart where they would overlap."""
+    ax.figure.canvas.draw()
+    lowest = float("-inf")
+    for y, x, name, color, weight in sorted(ends):
+        _, up = ax.transData.transform((x, y))
+        lowest = max(up, lowest + 15 * ax.figure.dpi / 72)
+        ax.annotate(
+            name, (x, y), xytext=(8, (lowest - up) * 72 / ax.figure.dpi), textcoords="offset points",
+            va="center", color=color, fontsize=10, fontweight=weight, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _axes(ax: Any, rows: list[Row], title: str) -> None:
+    ax.set(xscale="log", yscale="log")
+    sizes = {row["pixels"]: row["shape"].split("-")[2] for row in rows}
+    ax.set_xticks(list(sizes), [label.replace("x", " x ") for label in sizes.values()])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_tick_params(which="minor", length=0)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("label size")
+    ax.set_title(title, loc="left", fontsize=11)
+    ax.grid(True, which="major", color="#e6e6e6", lw=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def plot(op: str, about: dict[str, Any], key: tuple[str, str, str], rows: list[Row], path: Path) -> None:
+    """Time and memory over size, log-log, of one shape."""
+    batch, classes, *_ = rows[0]["shape"].split("-")[1].split("x")
+    device = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['threads']} threads"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), dpi=130)
+    figure.subplots_adjust(left=0.06, right=0.88, top=0.80, bottom=0.13, wspace=0.50)
+    figure.suptitle(
+        f"{key[1].replace('_', ' ')} loss at label resolution, forward + backward: "
+        f"batch {batch}, {classes} classes, logits at a quarter of the label size, {key[2].replace('float', 'fp').replace('bfp', 'bf')}",
+        x=0.06, ha="left", fontsize=12, fontweight="bold",
+    )  # fmt: skip
+    figure.text(0.06, 0.895, f"{device}, torch {about['torch'].split('+')[0]}", fontsize=9.5, color="#606060")
+    for ax, title in ((left, "time, ms"), (right, "peak extra memory, MiB")):
+        _axes(ax, rows, title)
+    _lines(left, rows, "median_ms", "limit_ms", "limit")
+    _lines(right, rows, "peak_mib", "logits_mib", "the logits")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def write(raw: dict[str, Any], out: Path | None = None) -> list[Path]:
+    """Writes <op>.json, <op>.md and plots for each op family of a run; returns the paths."""
+    about, families = read(raw)
+    folder = out or machine.ROOT / "benchmarks" / "results" / machine.slug(about["device"])
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for op, rows in families.items():
+        plots = []
+        for key, part in series_over_size(rows).items():
+            plots.append(folder / ("-".join((op, *key)) + ".png"))
+            plot(op, about, key, part, plots[-1])
+        (folder / f"{op}.json").write_text(results_json(about, rows))
+        (folder / f"{op}.md").write_text(markdown(op, about, rows, [p.name for p in plots]))
+        written += [folder / f"{op}.json", folder / f"{op}.md", *plots]
+    return written
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw", type=Path, nargs="?", default=machine.ROOT / ".benchmarks" / "latest.json")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    for path in write(json.loads(arguments.raw.read_text()), arguments.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
