@@ -175,7 +175,7 @@ def sigmoid_focal_loss(
         if not torch.compiler.is_compiling():
             op.check_labels(totals, input, ignore_index)
     else:
-        with_grad = reduce and _wants_grad(input) and _gradient_of_sum_fits(input, target, None)
+        with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, None)
         loss, totals, _ = torch.ops.metricseg.sigmoid_focal_forward(
             input, target, gamma, alpha, ignore_index, align_corners, reduce, with_grad, name
         )
@@ -260,7 +260,7 @@ def _softmax_family(
         if not torch.compiler.is_compiling():
             op.check_labels(totals, input, ignore_index)
         return loss, totals, argmax
-    with_grad = reduce and _wants_grad(input) and _gradient_of_sum_fits(input, target, weight)
+    with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
     loss, totals, argmax, _ = torch.ops.metricseg.focal_forward(
         input, target, weight, keep_above, *scalars, with_grad, with_argmax, name
     )
@@ -271,12 +271,17 @@ def _wants_grad(input: Tensor) -> bool:
     return input.requires_grad and torch.is_grad_enabled()
 
 
-def _gradient_of_sum_fits(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
-    """Whether the gradient of the summed loss stays in range: fp16 ends at 65504. Where not, backward recomputes."""
-    if input.dtype != torch.float16:
-        return True
+def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
+    """Whether forward produces the gradient of the summed loss on its way. Where not, backward recomputes.
+
+    It pays where the logits are smaller than the labels. At label size it would cost more traffic than reading the
+    logits again (the gradient is written, read and written once more), and twice the memory. In float16, which ends at
+    65504, the gradient of the sum must also stay in range.
+    """
     cells, pixels = input.shape[2] * input.shape[3], target.shape[-2] * target.shape[-1]
-    return weight is None and pixels <= 4096 * cells
+    if input.dtype == torch.float16 and (weight is not None or pixels > 4096 * cells):
+        return False
+    return bool(pixels > cells)
 
 
 def _mean(total: Tensor, count: Tensor, avg_factor: float | Tensor | None) -> Tensor:
