@@ -126,13 +126,16 @@ def _focal_forward(
 def _focal_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, target, weight, keep_above, *scalars, _reduce, with_grad, _, backend = inputs
     _, totals, argmax, grad = output
+    ctx.set_materialize_grads(False)  # else backward is handed zeros of the saved gradient's size
     ctx.mark_non_differentiable(totals, argmax, grad)
     ctx.arguments = (*scalars, backend)
     ctx.fused = with_grad
     ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target, weight, keep_above)))
 
 
-def _focal_autograd(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _focal_autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 12
     if ctx.fused:
         (grad,) = ctx.saved_tensors
         grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
@@ -229,13 +232,16 @@ def _sigmoid_forward(
 def _sigmoid_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, target, *scalars, _reduce, with_grad, backend = inputs
     _, totals, grad = output
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(totals, grad)
     ctx.arguments = (*scalars, backend)
     ctx.fused = with_grad
     ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target,)))
 
 
-def _sigmoid_autograd(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+def _sigmoid_autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 9
     if ctx.fused:
         (grad,) = ctx.saved_tensors
         grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
