@@ -186,7 +186,7 @@ def plot(op: str, about: dict[str, Any], key: tuple[str, str, str], rows: list[R
     figure.subplots_adjust(left=0.06, right=0.88, top=0.80, bottom=0.13, wspace=0.50)
     figure.suptitle(
         f"{key[1].replace('_', ' ')} loss at label resolution, forward + backward: "
-        f"batch {batch}, {classes} classes, logits at a quarter of the label size, {key[2].replace('float', 'fp').replace('bfp', 'bf')}",
+        f"batch {batch}, {classes} classes, logits at a quarter of the label size, {key[2]}",
         x=0.06, ha="left", fontsize=12, fontweight="bold",
     )  # fmt: skip
     figure.text(0.06, 0.895, f"{device}, torch {about['torch'].split('+')[0]}", fontsize=9.5, color="#606060")
