@@ -1,0 +1,301 @@
+// The tile walk that the softmax and the sigmoid form share.
+//
+// A block owns a tile of low-resolution cells (tile_y x tile_x of one image, `span` classes) and walks down the label
+// rows that reach into it, a chunk of label columns at a time. A lane belongs to one label column and holds KT of its
+// classes in registers: the two cell rows around the current label row, interpolated horizontally (z0, z1 [KT]), and
+// the gradient that they receive (g0, g1 [KT]). A label row is a blend of z0 and z1; nothing of
+// label size is stored. When the walk crosses into the next interval of cell rows, the upper row's gradient is
+// complete: it goes through shared memory, where one owner per (class, cell) folds the columns onto cells in a fixed
+// order and writes the cell; z1 becomes z0, g1 becomes g0, and the next cell row, staged in shared memory, becomes z1.
+// A cell whose columns end in a later chunk keeps its partial sum in shared memory till then.
+// Two barriers per interval, none per label row. Labels of the halo (one interval above, one to the left) are walked
+// for their gradient only, so the pixels are visited (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
+#pragma once
+
+#include "../common/reduce.cuh"
+#include "../common/scalar.cuh"
+#include "problem.h"
+
+namespace metricseg::focal {
+
+// Tile and chunk live in shared memory, like all that a whole block agrees on: registers are what the walk is short of.
+struct Tile {
+  int64_t image;
+  int class0;
+  int y0, y1, x0, x1;  // cells [y0, y1) x [x0, x1)
+};
+
+__device__ __forceinline__ Tile tile_at(const Plan& plan, const Axis& y, const Axis& x, int64_t block) {
+  Tile t;
+  const int tx = static_cast<int>(block % plan.tiles_x);
+  block /= plan.tiles_x;
+  const int ty = static_cast<int>(block % plan.tiles_y);
+  block /= plan.tiles_y;
+  t.class0 = static_cast<int>(block % plan.class_chunks) * plan.span;
+  t.image = block / plan.class_chunks;
+  t.y0 = ty * plan.tile_y;
+  t.x0 = tx * plan.tile_x;
+  t.y1 = static_cast<int>(min(static_cast<int64_t>(t.y0) + plan.tile_y, y.cells));
+  t.x1 = static_cast<int>(min(static_cast<int64_t>(t.x0) + plan.tile_x, x.cells));
+  return t;
+}
+
+// Label columns [x0, x1) of one pass. Cells [done, complete) get their last contribution here.
+struct Chunk {
+  int x0, x1, x_end;  // x_end: where the tile's columns end
+  int cell0, cells;   // the cells that the columns touch
+  int done, complete;
+  bool continues;  // whether an earlier chunk left partial sums of cells done and done + 1
+};
+
+__device__ __forceinline__ Chunk chunk_from(const Plan& plan, const Axis& axis, const Tile& tile, Chunk c) {
+  c.x1 = c.x_end;
+  c.complete = tile.x1;
+  c.cells = 0;
+  if (c.x0 >= c.x_end) return c;
+  c.cell0 = static_cast<int>(axis.cell(c.x0));
+  const int64_t room = min(static_cast<int64_t>(c.x0) + plan.columns, axis.first(c.cell0 + plan.staged - 1));
+  c.x1 = static_cast<int>(min(static_cast<int64_t>(c.x_end), room));
+  c.cells = static_cast<int>(axis.next(axis.cell(c.x1 - 1))) + 1 - c.cell0;
+  if (c.x1 < c.x_end) {
+    const int64_t open = max(axis.cell(c.x1), static_cast<int64_t>(c.done));
+    c.complete = static_cast<int>(min(open, static_cast<int64_t>(tile.x1)));
+  }
+  return c;
+}
+
+__device__ __forceinline__ Chunk first_chunk(const Plan& plan, const Axis& axis, const Tile& tile) {
+  Chunk c{};
+  c.x0 = static_cast<int>(axis.first(tile.x0 - plan.halo_x));
+  c.x_end = static_cast<int>(axis.first(tile.x1));
+  c.done = tile.x0;
+  return chunk_from(plan, axis, tile, c);
+}
+
+__device__ __forceinline__ Chunk next_chunk(const Plan& plan, const Axis& axis, const Tile& tile, Chunk c) {
+  c.x0 = c.x1;
+  c.done = c.complete;
+  c.continues = true;
+  return chunk_from(plan, axis, tile, c);
+}
+
+// A lane's place: one label column, and the KT classes from class0 on.
+template <typename T>
+struct Lane {
+  int class0;       // of the image
+  int local;        // the same, counted from the block's first class
+  int x;            // label column
+  int left, right;  // cells around it, within the chunk
+  int slot;         // its place in the staged gradient
+  bool active;      // whether it has a label column in this chunk
+  bool owned;       // whether that column's cell belongs to the tile: it then answers for losses and counts
+  T fx;
+};
+
+template <typename T>
+__device__ __forceinline__ Lane<T> lane_at(const Plan& plan, const Axis& axis, const Tile& tile, const Chunk& chunk) {
+  Lane<T> lane{};
+  const int column = threadIdx.x / plan.groups;
+  lane.local = threadIdx.x % plan.groups * plan.kt;
+  lane.class0 = tile.class0 + lane.local;
+  lane.active = chunk.x0 + column < chunk.x1;
+  if (chunk.x0 >= chunk.x1) return lane;
+  lane.x = min(chunk.x0 + column, chunk.x1 - 1);
+  const int cell = static_cast<int>(axis.cell(lane.x));
+  lane.owned = lane.active && cell >= tile.x0;
+  lane.left = cell - chunk.cell0;
+  lane.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
+  lane.slot = column + plan.skew * lane.left;
+  lane.fx = lane.right == lane.left ? T(0) : axis.fraction<T>(lane.x);
+  return lane;
+}
+
+// Label rows from the top down, by exact integer steps: row y lies at cell + rest / den, held at 0 above the first
+// cell.
+struct RowStepper {
+  int cell, rest;
+
+  __device__ __forceinline__ RowStepper(const Axis& axis, int64_t y) {
+    const int64_t at = axis.labels > 0 ? axis.cell(y) : 0;
+    cell = static_cast<int>(at);
+    rest = static_cast<int>(axis.mul * y + axis.add - at * axis.den);
+  }
+  __device__ __forceinline__ void step(const Axis& axis) {
+    const int den = static_cast<int>(axis.den);
+    for (rest += static_cast<int>(axis.mul); rest >= den; rest -= den) ++cell;
+  }
+  template <typename T>
+  __device__ __forceinline__ T fraction(const Axis& axis) const {
+    return rest > 0 && cell + 1 < axis.cells ? static_cast<T>(rest) / static_cast<T>(axis.den) : T(0);
+  }
+};
+
+// 0 inf must not happen at ratio 1, nor where a label meets a cell.
+template <typename T>
+__device__ __forceinline__ T blend(T a, T b, T f) {
+  return f == T(0) ? a : (T(1) - f) * a + f * b;
+}
+
+// Four classes side by side: what shared memory hands out in one instruction.
+template <typename T>
+struct alignas(16) Quad {
+  T v[4];
+};
+template <typename T>
+__device__ __forceinline__ const Quad<T>& quad(const T* p) {
+  return *reinterpret_cast<const Quad<T>*>(p);
+}
+
+// Shared memory of a block. Classes run fastest, and strides are odd multiples of 4, so that the eight lanes of a
+// 16-byte access meet different banks: KT is one too, and so is (ratio + skew) fold_stride.
+template <typename T>
+struct Room {
+  const Plan& plan;
+
+  __device__ __forceinline__ T* at(int offset) const { return shared_memory<T>() + offset; }
+  // [staged, stride] one row of logits
+  __device__ __forceinline__ T* cells() const { return at(0); }
+  // [slots, stride] gradient by label column
+  __device__ __forceinline__ T* fold() const { return at(plan.fold_at); }
+  // [staged] of the first column of each interval
+  __device__ __forceinline__ T* fraction() const { return at(plan.fraction_at); }
+  // [2, tile_y, span] partial sums of cells that a later chunk completes, by parity of the cell
+  __device__ __forceinline__ T* edge() const { return at(plan.edge_at); }
+  // [2, span] what the chunk before left of the row being folded
+  __device__ __forceinline__ T* carry() const { return at(plan.carry_at); }
+  // [staged + 1] first column of each interval, within the chunk
+  __device__ __forceinline__ int* start() const { return reinterpret_cast<int*>(at(plan.start_at)); }
+};
+
+// Where each interval's columns lie in this chunk.
+template <typename T>
+__device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, const Axis& axis, const Chunk& chunk) {
+  for (int i = threadIdx.x; i <= plan.staged; i += blockDim.x) {
+    const int64_t cell = chunk.cell0 + i;
+    const int64_t x = max(min(axis.first(cell), static_cast<int64_t>(chunk.x1)), static_cast<int64_t>(chunk.x0));
+    room.start()[i] = static_cast<int>(x) - chunk.x0;
+    if (i < plan.staged && x < chunk.x1) {
+      room.fraction()[i] = static_cast<T>(axis.mul * x + axis.add - cell * axis.den) / static_cast<T>(axis.den);
+    }
+  }
+}
+
+// cells[c, k] = logits of cell row y; classes past the last are -inf, which leaves maxima and sums alone.
+template <typename T>
+__device__ __forceinline__ void stage_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
+                                            const Tile& tile, const Chunk& chunk, int64_t y) {
+  const int64_t origin = p.input_stride.at(tile.image, tile.class0, y, chunk.cell0);
+  const int classes = min(p.classes - tile.class0, plan.span);
+  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
+    block_sweep(plan.span, chunk.cells, p.input_stride.k < p.input_stride.x, [&](int k, int c) {
+      room.cells()[c * plan.stride + k] = k < classes
+                                              ? widen<T>(input[origin + k * p.input_stride.k + c * p.input_stride.x])
+                                              : -std::numeric_limits<T>::infinity();
+    });
+  });
+}
+
+template <typename T, int KT>
+__device__ __forceinline__ void read_row(const Room<T>& room, const Plan& plan, const Lane<T>& lane, T (&z)[KT]) {
+  const T* left = room.cells() + lane.left * plan.stride + lane.local;
+  const T* right = room.cells() + lane.right * plan.stride + lane.local;
+#pragma unroll
+  for (int k = 0; k < KT; k += 4) {
+    const Quad<T> a = quad(left + k), b = quad(right + k);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) z[k + q] = blend(a.v[q], b.v[q], lane.fx);
+  }
+}
+
+template <typename T, int KT>
+__device__ __forceinline__ void stage_gradient(const Room<T>& room, const Plan& plan, const Chunk& chunk,
+                                               const Lane<T>& lane, int row, const T (&g)[KT]) {
+  if (lane.active) {
+    T* column = room.fold() + lane.slot * plan.stride + lane.local;
+#pragma unroll
+    for (int k = 0; k < KT; k += 4) *reinterpret_cast<Quad<T>*>(column + k) = {g[k], g[k + 1], g[k + 2], g[k + 3]};
+  }
+  if (!chunk.continues) return;
+  for (int i = threadIdx.x; i < 2 * plan.span; i += blockDim.x) {
+    const int parity = i / plan.span, k = i % plan.span;
+    room.carry()[i] = room.edge()[(parity * plan.tile_y + row) * plan.span + k];
+  }
+}
+
+// grad[c] = sum over the columns x of interval c of (1 - f_x) g_x, plus over those of interval c - 1 of f_x g_x
+template <typename T>
+__device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& p, const Plan& plan, const Tile& tile,
+                                         const Chunk& chunk, int row) {
+  const int stop = min(tile.x1, chunk.complete + 2);
+  const T step = static_cast<T>(p.x.mul) / static_cast<T>(p.x.den);
+  const auto fold_cell = [&](int c, int k0) {
+    Quad<T> sum{};
+    const auto add_interval = [&](int cell, bool from_left) {
+      const int i = cell - chunk.cell0;
+      if (i < 0 || i >= chunk.cells) return;
+      const int first = room.start()[i], count = room.start()[i + 1] - first;
+      const T* column = room.fold() + (first + plan.skew * i) * plan.stride + k0;
+      for (int j = 0; j < count; ++j, column += plan.stride) {
+        const T f = cell + 1 == p.x.cells ? T(0) : fmax(room.fraction()[i] + j * step, T(0));
+        const T share = from_left ? f : T(1) - f;
+        if (share <= T(0)) continue;
+        const Quad<T> g = quad(column);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) sum.v[q] += share * g.v[q];
+      }
+    };
+    add_interval(c - 1, true);
+    add_interval(c, false);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int k = k0 + q;
+      if (tile.class0 + k >= p.classes) continue;
+      if (chunk.continues && c - chunk.done < 2) sum.v[q] += room.carry()[(c & 1) * plan.span + k];
+      if (c < chunk.complete) {
+        const int64_t at = p.grad_stride.at(tile.image, tile.class0 + k, tile.y0 + row, c);
+        store_float(p.grad, static_cast<Scalar>(p.input_type), at, sum.v[q]);
+      } else {
+        room.edge()[((c & 1) * plan.tile_y + row) * plan.span + k] = sum.v[q];
+      }
+    }
+  };
+  block_sweep(plan.span / 4, stop - chunk.done, p.grad_stride.k < p.grad_stride.x,
+              [&](int quad_index, int c) { fold_cell(chunk.done + c, 4 * quad_index); });
+}
+
+// One chunk of columns, from the top of the tile to its bottom.
+template <typename T, int KT, bool Grad, typename Form>
+__device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>& p, const Plan& plan, const Tile& tile,
+                                          const Chunk& chunk, const Lane<T>& lane, Form& form) {
+  T z0[KT], z1[KT] = {}, g0[KT], g1[KT] = {};
+  const int top = max(tile.y0 - plan.halo_y, 0);
+  int y = static_cast<int>(p.y.first(top));
+  const int y_end = chunk.x0 < chunk.x1 ? static_cast<int>(p.y.first(tile.y1)) : y;
+  RowStepper at(p.y, y);
+  int label = form.fetch(tile.image, lane, y, y_end);
+  // Each turn brings in cell row `cell + 1`, sends out row `cell - 1`, and walks the interval between `cell` and
+  // `cell + 1`; the first only brings in row `top`, the last only sends out.
+  for (int cell = top - 1; cell <= tile.y1; ++cell) {
+    const int finished = cell - 1 - tile.y0;
+    __syncthreads();
+    if (cell < tile.y1) stage_cells(room, p, plan, tile, chunk, cell < top ? top : p.y.next(cell));
+    if (Grad && finished >= 0) stage_gradient(room, plan, chunk, lane, finished, g0);
+    __syncthreads();
+    if (Grad && finished >= 0) fold_row(room, p, plan, tile, chunk, finished);
+#pragma unroll
+    for (int k = 0; k < KT; ++k) {
+      z0[k] = z1[k];
+      g0[k] = g1[k];
+      g1[k] = T(0);
+    }
+    read_row(room, plan, lane, z1);
+    for (; y < y_end && at.cell == cell; ++y, at.step(p.y)) {
+      const int ahead = form.fetch(tile.image, lane, y + 1, y_end);  // the load returns while this row is worked on
+      form.row(plan.groups, tile.image, lane, y, lane.owned && cell >= tile.y0, label, at.template fraction<T>(p.y), z0,
+               z1, g0, g1);
+      label = ahead;
+    }
+  }
+}
+
+}  // namespace metricseg::focal
