@@ -1,0 +1,223 @@
+// CUDA's execution model on the host, as far as the kernels need it: one fiber per thread of a block, blocks one after
+// another. A fiber runs until it meets a barrier or a shuffle. It shows indexing and arithmetic; of races only those
+// that depend on the order in which threads reach a point: `reversed` runs them from the last to the first.
+// Shared memory is sized exactly and starts as NaN, so that address sanitizer and the results show every slip.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static  // blocks run one at a time
+
+using std::fmax;
+using std::max;
+using std::min;
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+// --- 16-bit floats: conversions round to nearest even ---
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+struct __half {
+  uint16_t bits;
+};
+
+template <typename To, typename From>
+To bit_copy(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+inline float __bfloat162float(__nv_bfloat16 v) { return bit_copy<float>(uint32_t(v.bits) << 16); }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) {
+  const uint32_t bits = bit_copy<uint32_t>(v);
+  if (v != v) return {0x7fff};
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+inline float __half2float(__half v) {
+  const int exponent = v.bits >> 10 & 31, mantissa = v.bits & 1023;
+  const float sign = v.bits >> 15 ? -1.0f : 1.0f;
+  if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
+  return sign * (exponent ? std::ldexp(1024.0f + mantissa, exponent - 25) : std::ldexp(float(mantissa), -24));
+}
+inline __half __float2half_rn(float v) {
+  const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
+  const float size = std::fabs(v);
+  if (v != v) return {0x7fff};
+  if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
+  if (size < std::ldexp(1.0f, -14)) return {static_cast<uint16_t>(sign | int(std::nearbyint(std::ldexp(size, 24))))};
+  int exponent;
+  const float fraction = std::frexp(size, &exponent);  // size = fraction 2^exponent, fraction in [1/2, 1)
+  const int mantissa = static_cast<int>(std::nearbyint(std::ldexp(fraction, 11)));  // [1024, 2048]
+  return {static_cast<uint16_t>(sign | (((exponent + 13) << 10) + mantissa))};
+}
+
+// --- fibers ---
+
+namespace cuda_host {
+
+constexpr size_t kStack = 256 << 10;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  dim3 thread;
+  bool done = false;
+  int waits = 0;  // barriers and shuffles met so far
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  Fiber* running = nullptr;
+  std::function<void()> body;
+  std::unique_ptr<std::byte[]> shared;
+  std::vector<uint64_t> exchange;  // what each lane offers to a shuffle
+  const void* host_stack = nullptr;
+  size_t host_stack_size = 0;
+};
+inline Block block;
+inline bool reversed = false;
+
+inline void switch_to(ucontext_t& from, ucontext_t& to, const void* stack, size_t size, bool leaving) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(leaving ? nullptr : &fake, stack, size);
+  swapcontext(&from, &to);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+  (void)stack, (void)size, (void)leaving;
+  swapcontext(&from, &to);
+#endif
+}
+
+inline void to_scheduler(bool leaving = false) {
+  switch_to(block.running->context, block.scheduler, block.host_stack, block.host_stack_size, leaving);
+  threadIdx = block.running->thread;
+}
+
+inline void enter() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &block.host_stack, &block.host_stack_size);
+#endif
+  block.body();
+  block.running->done = true;
+  to_scheduler(true);
+}
+
+// Leaves the processor till every live thread with the same `peers` has come as far.
+inline void wait() {
+  ++block.running->waits;
+  to_scheduler();
+}
+
+inline void resume(Fiber& fiber) {
+  block.running = &fiber;
+  threadIdx = fiber.thread;
+  switch_to(block.scheduler, fiber.context, fiber.stack.get(), kStack, false);
+}
+
+inline void run_block(unsigned threads) {
+  for (unsigned t = 0; t < threads; ++t) {
+    Fiber& fiber = block.fibers[t];
+    fiber.done = false;
+    fiber.waits = 0;
+    fiber.thread = {t, 0, 0};
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (unsigned live = threads; live > 0;) {
+    live = 0;
+    for (unsigned i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[reversed ? threads - 1 - i : i];
+      if (fiber.done) continue;
+      resume(fiber);
+      live += !fiber.done;
+    }
+    const int waits = block.fibers[0].waits;
+    for (unsigned t = 0; t < threads; ++t) {
+      if (block.fibers[t].waits != waits) throw std::logic_error("threads of a block met different barriers");
+    }
+  }
+}
+
+template <typename Kernel, typename... Arguments>
+void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
+  if (blocks <= 0 || threads <= 0 || threads % 32 != 0 || shared < 0) throw std::logic_error("bad launch");
+  gridDim = {static_cast<unsigned>(blocks), 1, 1};
+  blockDim = {static_cast<unsigned>(threads), 1, 1};
+  if (block.fibers.size() < static_cast<size_t>(threads)) block.fibers = std::vector<Fiber>(threads);
+  block.exchange.resize(threads);
+  block.body = [&] { kernel(arguments...); };
+  for (int64_t b = 0; b < blocks; ++b) {
+    blockIdx = {static_cast<unsigned>(b), 0, 0};
+    block.shared.reset(new std::byte[shared]);
+    std::memset(block.shared.get(), 0xff, shared);
+    run_block(threads);
+  }
+}
+
+}  // namespace cuda_host
+
+// --- what kernels call ---
+
+inline void __syncthreads() { cuda_host::wait(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  static_assert(sizeof(T) <= 8);
+  if (mask != 0xffffffffu) throw std::logic_error("partial masks are not modelled");
+  auto& exchange = cuda_host::block.exchange;
+  std::memcpy(&exchange[threadIdx.x], &value, sizeof(T));
+  cuda_host::wait();
+  T other;
+  std::memcpy(&other, &exchange[threadIdx.x ^ lanes], sizeof(T));
+  cuda_host::wait();
+  return other;
+}
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address += value;
+  return old;
+}
+template <typename T>
+T atomicMax(T* address, T value) {
+  const T old = *address;
+  *address = std::max(old, value);
+  return old;
+}
+
+namespace metricseg {
+template <typename T>
+T* shared_memory() {
+  return reinterpret_cast<T*>(cuda_host::block.shared.get());
+}
+}  // namespace metricseg

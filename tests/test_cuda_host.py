@@ -1,0 +1,160 @@
+"""The CUDA kernels on the host, one fiber per thread: every test of test_focal.py, and what only a shim can show."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import cuda_host
+import pytest
+import torch
+from cases import CASE_PARAMS, FLOOR_PARAMS, Case, make, options
+from test_focal import *  # noqa: F403
+from test_focal import against_reference, loss_and_grad
+
+import metricseg_kernels as mk
+from metricseg_kernels.core import backends
+from metricseg_kernels.focal import op
+
+SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
+
+
+@pytest.fixture(scope="module")
+def shim() -> ModuleType:
+    if (reason := cuda_host.why_not()) is not None:
+        pytest.skip(reason)
+    return cuda_host.load("focal")
+
+
+@pytest.fixture
+def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Backend "cuda", its kernels replaced by the shim's."""
+    elsewhere, why_not = op.kernels, backends.why_not
+    shimmed = cuda_host.kernels(shim)
+    monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
+    monkeypatch.setattr(backends, "why_not", lambda name, device: None if name == "cuda" else why_not(name, device))
+    shim.configure(2, SHARED, False)
+    yield "cuda"
+    shim.configure(2, SHARED, False)
+
+
+@pytest.fixture
+def device() -> str:
+    return "cpu"
+
+
+TILED = [
+    Case("tall", (70, 3), (140, 9), classes=3, weighted=True),
+    Case("wide", (2, 90), (6, 397), classes=21, label_smoothing=0.1),
+    Case("wide-aligned", (3, 50), (5, 99), classes=40, align_corners=True),
+    Case("wide-down", (3, 300), (5, 140), classes=5),
+    Case("ratio-150", (2, 3), (4, 450), classes=2),
+    Case("identity-wide", (3, 150), (3, 150), classes=20, layout="nhwc"),
+    Case("beyond-a-warp", (3, 5), (6, 11), classes=901, weighted=True, label_smoothing=0.1, label_dtype=torch.uint8),
+]
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+@pytest.mark.parametrize("case", TILED, ids=lambda c: c.id)
+def test_any_tiling(case: Case, multiprocessors: int, shim: ModuleType, backend: str) -> None:
+    """Few blocks of many chunks of columns, or many blocks of one."""
+    shim.configure(multiprocessors, SHARED, False)
+    against_reference(mk.focal_loss, case, torch.float32, backend, "cpu", weight=None, **options(case))
+    against_reference(mk.sigmoid_focal_loss, case, torch.float32, backend, "cpu", gamma=1.5,
+                      align_corners=case.align_corners)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*TILED[1:5], *(p.values[0] for p in CASE_PARAMS if p.id in ("ade", "down-up"))],
+                         ids=lambda c: c.id)  # fmt: skip
+def test_order_of_threads_does_not_matter(case: Case, shim: ModuleType, backend: str) -> None:
+    input, target, weight = make(case)
+    results = []
+    for reverse in (False, True):
+        shim.configure(1, SHARED, reverse)
+        results.append(loss_and_grad(mk.focal_loss, input, target, weight=weight, backend=backend, **options(case)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("classes", [5, 901])
+def test_labels_out_of_range_are_counted_and_poison_the_loss(classes: int, backend: str) -> None:
+    """The raw kernel, as a device runs it: no exception, NaN at the pixel, nothing in the gradient."""
+    input, target, _ = make(Case("up4", (4, 6), (16, 24), classes=classes))
+    target[0, 3, 4], target[0, 5, 6] = 10**12, -7
+    clean = target.clone()
+    clean[0, 3, 4] = clean[0, 5, 6] = 255
+    outputs = {}
+    for name, labels in (("bad", target), ("clean", clean)):
+        for loss in (torch.empty(()), torch.empty(1, 16, 24)):
+            totals, grad = torch.empty(5, dtype=torch.float64), torch.empty_like(input)
+            op.kernels(backend).focal_kernel(
+                input, labels, None, None, None, 2.0, 0.0, 255, False, loss, totals, None, grad
+            )
+            outputs[name, loss.dim()] = loss, totals, grad
+    assert outputs["bad", 0][0].isnan() and outputs["clean", 0][0].isfinite()
+    assert outputs["bad", 3][0].isnan().nonzero().tolist() == [[0, 3, 4], [0, 5, 6]]
+    assert outputs["bad", 0][1].tolist()[3:] == [2, 10**12] and outputs["clean", 0][1].tolist()[3:] == [0, 0]
+    assert torch.equal(outputs["bad", 0][2], outputs["clean", 0][2])
+
+
+@pytest.mark.parametrize("dtype", FLOOR_PARAMS)
+def test_infinite_and_nan_logits_at_label_size(dtype: torch.dtype, backend: str) -> None:
+    input, target, _ = make(Case("identity", (6, 7), (6, 7), classes=4, labels="full"), dtype)
+    input[0, 1, 2] = -torch.inf
+    input[0, :, 4, 5] = -torch.inf
+    input[0, 2, 5, 1] = torch.nan
+    ours, theirs = (loss_and_grad(mk.cross_entropy, input, target, reduction="none", upstream=torch.ones(1, 6, 7),
+                                  backend=name) for name in (backend, "reference"))  # fmt: skip
+    torch.testing.assert_close(ours[0], theirs[0], equal_nan=True)
+    torch.testing.assert_close(ours[1], theirs[1], equal_nan=True, rtol=1e-2, atol=1e-4)
+
+
+ASAN_SCRIPT = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import cuda_host, numpy as np
+m = cuda_host.load("focal", sanitize=True)
+rng = np.random.default_rng(0)
+for K, h, w, H, W, ac, dtype in [(3, 3, 5, 12, 20, 0, "f4"), (21, 4, 3, 7, 11, 1, "f4"), (45, 2, 2, 2, 2, 0, "f2"),
+                                 (5, 6, 9, 4, 3, 0, "f8"), (150, 2, 3, 8, 12, 0, "f4"), (901, 2, 2, 3, 4, 0, "f4"),
+                                 (2, 2, 2, 3, 300, 0, "u2")]:
+    acc = "f8" if dtype == "f8" else "f4"
+    x = rng.standard_normal((1, K, h, w)).astype(dtype) if dtype != "u2" else np.full((1, K, h, w), 0x3f80, "u2")
+    t = rng.integers(0, K, (1, H, W)).astype("i4")
+    t[0, 0, 0], t[0, 1, 1] = 255, 10**6
+    common = (float(rng.choice([0, 0.5, 2])), 0.1, 255, bool(ac))
+    totals, argmax, grad = np.empty(5), np.empty((1, H, W), "i4"), np.empty_like(x)
+    for loss, upstream in ((np.empty((), acc), None), (np.empty((1, H, W), acc), np.ones((1, H, W), acc))):
+        m.focal_kernel(x, t, np.ones(K, acc), None, upstream, *common, loss, totals, argmax, grad)
+        m.focal_kernel(x, t, None, np.zeros((), acc), None, *common, loss, totals, None, None)
+        assert totals[3] == (K < 10**6) and totals[4] == 10**6
+    loss, upstream = np.empty((1, K, H, W), acc), np.ones((1, K, H, W), acc)
+    m.sigmoid_focal_kernel(x, t, upstream, 2.0, 0.25, 255, bool(ac), loss, totals, grad)
+    m.sigmoid_focal_kernel(x, upstream, None, 2.0, 0.25, 255, bool(ac), np.empty((), acc), totals, grad)
+    values, result = rng.standard_normal(5000).astype(acc), np.empty((), acc)
+    m.kth_largest_kernel(values, 17, result)
+    assert result == np.sort(values)[::-1][17]
+print("clean")
+"""
+
+
+def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
+    """In a process of its own, where the sanitizer is loaded before everything else; numpy arrays in and out."""
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(library) and ctypes.util.find_library("asan") is None:
+        pytest.skip("g++ has no address sanitizer")
+    tests = Path(__file__).resolve().parent
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    script = ASAN_SCRIPT.format(tests=str(tests), root=str(tests.parent))
+    cuda_host.build("focal", sanitize=True)
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.endswith("clean\n"), result.stderr[-4000:]
