@@ -136,6 +136,14 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
     return (*rivals[loss], *own)
 
 
+def entrants(shape: Shape, loss: str) -> tuple[Contestant, ...]:
+    """Who runs on a shape. On a GPU torch.compile sits out where nothing is interpolated: minutes of compilation."""
+    everyone = contestants(loss)
+    if machine.DEVICE == "cpu" or shape.interpolates:
+        return everyone
+    return tuple(contestant for contestant in everyone if contestant.name != "torch.compile")
+
+
 def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
     """(shape, loss, phases). The sweep is for plots."""
     sets = shapes.CPU if device == "cpu" else shapes.GPU
@@ -152,7 +160,7 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
 def rows() -> Iterator[Any]:
     for shape, loss, phases in problems():
         for phase in phases:
-            for contestant in contestants(loss):
+            for contestant in entrants(shape, loss):
                 name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
                 yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
 
@@ -181,14 +189,14 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
         return processes.peak(fresh_step, shape, loss, contestant.name, phase)
 
     measures = device == "cuda" or processes is not None
-    return problem, race.run(problem, contestants(loss), device, peak if measures else None, phases)
+    return problem, race.run(problem, entrants(shape, loss), device, peak if measures else None, phases)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
 @pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), rows())
 def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> None:
-    entrants = contestants(loss)
-    missing = next(c.missing for c in entrants if c.name == name)
+    entered = entrants(shape, loss)
+    missing = next(c.missing for c in entered if c.name == name)
     if missing is not None:
         pytest.skip(f"{name}: {missing}")
     if (shape, loss) not in finished:
@@ -198,7 +206,7 @@ def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> No
     problem, results = finished[shape, loss]
     if results[name].error is not None:
         raise results[name].error
-    figures = race.report(problem, entrants, results, name, phase, machine.DEVICE)
+    figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
     figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "pixels": shape.pixels}
     figures |= {"logits_mib": problem.logits.nbytes / 2**20, "interpolates": shape.interpolates}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

@@ -1,0 +1,271 @@
+"""Everything for one visit to a GPU machine, in under nine minutes: `make gpu`.
+
+    python benchmarks/gpu.py [--out FOLDER] [--only PART ...] [--again]
+
+Parts, in this order: build, tests, sanitizer, bench, train. Each has a time limit, and a failing part does not stop the
+others. A part that passed leaves a stamp in FOLDER (benchmarks/results/gpu-visit) and is skipped next time, so that a
+visit cut short goes on where it stopped; --again forgets the stamps. FOLDER gets a log per part, the results, and
+summary.json (device, driver, versions; status and seconds per part).
+The exit status is 0 if every part passed now or before, 2 if a part could not run here, and 1 if one failed.
+Uses the Python that runs it, and what that Python has: nothing is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+TOTAL = 520  # seconds for all parts together
+SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Where the results go, and what the parts' commands see."""
+
+    out: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        cache = {"TRITON_CACHE_DIR": str(self.out / "cache" / "triton")}
+        return {**os.environ, **cache, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@dataclass(frozen=True)
+class Part:
+    """`commands(visit)` yields (name, argument list, extra environment), or raises Missing."""
+
+    name: str
+    seconds: int
+    commands: Callable[[Visit], Iterator[tuple[str, list[str], dict[str, str]]]]
+
+
+class Missing(RuntimeError):
+    """Why a part can't run here."""
+
+
+def _has(*packages: str) -> None:
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    if absent:
+        raise Missing(f"{sys.executable} has no {', '.join(absent)}")
+
+
+def _device() -> None:
+    _has("torch")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise Missing("torch sees no CUDA device")
+
+
+def _tool(name: str) -> str:
+    places = [os.environ.get("CUDA_HOME", "") + "/bin", *SANITIZER_PLACES]
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
+    if found is None:
+        raise Missing(f"no {name} on the PATH, nor in {', '.join(SANITIZER_PLACES)}")
+    return found
+
+
+def build(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """The extension in place, with CUDA kernels or not at all."""
+    _has("torch", "setuptools")
+    _tool("nvcc")
+    _device()
+    yield "extension", [sys.executable, "setup.py", "build_ext", "--inplace"], {"METRICSEG_BUILD_CUDA": "1"}
+    yield "report", [sys.executable, "-m", "metricseg_kernels"], {}
+
+
+def tests(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """What needs a device, and every test that takes a backend, on the device."""
+    _has("pytest")
+    _device()
+    pytest = [sys.executable, "-m", "pytest", "tests", "-p", "no:cacheprovider", "--durations=5"]
+    yield "gpu", [*pytest, "-m", "gpu", f"--junitxml={visit.out / 'tests-gpu.xml'}"], {}
+    only_triton = ["-m", "not gpu", "-k", "triton and not interpret", f"--junitxml={visit.out / 'tests-triton.xml'}"]
+    yield "triton", [*pytest, *only_triton], {}
+
+
+def sanitizer(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    """Our CUDA kernels under compute-sanitizer, on the small cases below; then Triton's under memcheck.
+
+    Without torch's caching allocator every tensor is an allocation of its own, whose ends and whose
+    uninitialised bytes the tools then know.
+    """
+    _device()
+    tool = _tool("compute-sanitizer")
+    small = [sys.executable, str(Path(__file__).resolve()), "--small-cases"]
+    exits = ["--error-exitcode", "9", "--report-api-errors", "no"]
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        ours = ["--tool", check, "--kernel-name", "kns=metricseg"]  # the namespace, in the mangled name
+        yield check, [tool, *exits, *ours, *small, "cuda"], uncached
+    yield "memcheck-triton", [tool, *exits, *small, "triton"], uncached
+
+
+def bench(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    _has("pytest", "pytest_benchmark", "matplotlib")
+    _device()
+    raw = str(visit.out / "bench-raw.json")
+    columns = ["--benchmark-columns=min,median,rounds", "--benchmark-sort=min", f"--benchmark-json={raw}"]
+    yield "races", [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", *columns], {}
+    yield "report", [sys.executable, "benchmarks/report.py", raw, "--out", str(visit.out)], {}
+
+
+def train(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
+    _has("lightning", "timm", "torchvision", "torchmetrics", "matplotlib")
+    _device()
+    yield "demo", [sys.executable, "-m", "metricseg.demo", "--out", str(visit.out / "demo")], {}
+    if importlib.util.find_spec("jsonargparse") is not None:
+        epoch = ["fit", "--config", "scenes", "--trainer.max_epochs", "1"]
+        epoch += ["--trainer.default_root_dir", str(visit.out / "fit"), "--trainer.logger", "false"]
+        yield "bf16-mixed", [sys.executable, "-c", "from metricseg.cli import main; main()", *epoch], {}
+
+
+PARTS = (
+    Part("build", 150, build),
+    Part("tests", 150, tests),
+    Part("sanitizer", 100, sanitizer),
+    Part("bench", 220, bench),
+    Part("train", 90, train),
+)
+
+
+def run_command(command: list[str], environment: dict[str, str], log: Any, seconds: float) -> str:
+    """ "passed", "timed out after ..." or "failed with status ..."; ends the whole process group at its limit."""
+    log.write(f"$ {' '.join(command)}\n")
+    log.flush()
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        status = process.wait(timeout=max(seconds, 1))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return f"timed out after {seconds:.0f} s"
+    return "passed" if status == 0 else f"failed with status {status}"
+
+
+def run_part(part: Part, visit: Visit, seconds: float) -> dict[str, Any]:
+    """{"status", "seconds", and what each command came to}. Status: passed, failed, or missing."""
+    start = time.monotonic()
+    entry: dict[str, Any] = {"status": "passed", "commands": {}}
+    with (visit.out / f"{part.name}.log").open("w") as log:
+        try:
+            for name, command, extra in part.commands(visit):
+                left = seconds - (time.monotonic() - start)
+                came_to = (
+                    run_command(command, {**visit.environment, **extra}, log, left) if left > 1 else "no time left"
+                )
+                entry["commands"][name] = came_to
+                if came_to != "passed":
+                    entry["status"] = "failed"
+        except Missing as reason:
+            entry.update(status="missing", reason=str(reason))
+            log.write(f"{reason}\n")
+    entry["seconds"] = round(time.monotonic() - start, 1)
+    return entry
+
+
+def machine_record() -> dict[str, Any]:
+    try:
+        import machine
+        import torch
+
+        return machine.record("cuda" if torch.cuda.is_available() else "cpu")
+    except ImportError as error:
+        return {"error": str(error)}
+
+
+def visit_all(out: Path, names: list[str], again: bool) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    visit, deadline = Visit(out), time.monotonic() + TOTAL
+    stamp = {part.name: out / f".{part.name}.passed" for part in PARTS}
+    summary_file = out / "summary.json"
+    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {"parts": {}}
+    summary["machine"] = machine_record()
+    chosen = [part for part in PARTS if part.name in names]
+    for part in chosen:
+        if again:
+            stamp[part.name].unlink(missing_ok=True)
+        if stamp[part.name].exists():
+            print(f"{part.name:10} passed before")
+            continue
+        entry = run_part(part, visit, min(part.seconds, deadline - time.monotonic()))
+        summary["parts"][part.name] = entry
+        summary_file.write_text(json.dumps(summary, indent=1) + "\n")
+        if entry["status"] == "passed":
+            stamp[part.name].touch()
+        reasons = [f"{name}: {came_to}" for name, came_to in entry["commands"].items() if came_to != "passed"]
+        print(
+            f"{part.name:10} {entry['status']} in {entry['seconds']} s", entry.get("reason", ""), *reasons, flush=True
+        )
+    print(f"results: {out}")
+    statuses = {summary["parts"].get(part.name, {}).get("status") for part in chosen}
+    return 1 if "failed" in statuses else 2 if "missing" in statuses else 0
+
+
+def small_cases(backend: str) -> None:
+    """Each kernel of a backend once or twice on small input: up, down, none to interpolate, bad labels, odd strides."""
+    import torch
+
+    import metricseg_kernels as mk
+
+    def pair(classes: int, cells: tuple[int, int], labels: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Any]:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, classes, *cells, generator=generator).to("cuda", dtype).requires_grad_()
+        t = torch.randint(classes, (2, *labels), generator=generator)
+        t[:, 0, :2] = 255
+        return x, t.to("cuda", torch.uint8)
+
+    for classes, cells, labels, dtype in (
+        (19, (9, 13), (36, 52), torch.float32),
+        (5, (8, 8), (31, 29), torch.bfloat16),
+        (150, (12, 12), (12, 12), torch.float32),
+        (3, (33, 17), (9, 8), torch.float16),
+    ):
+        x, t = pair(classes, cells, labels, dtype)
+        weight = torch.linspace(0.5, 1.5, classes, device="cuda")
+        losses = [
+            mk.focal_loss(x, t, backend=backend),
+            mk.cross_entropy(x, t, weight=weight, label_smoothing=0.1, align_corners=True, backend=backend),
+            mk.focal_loss(x, t, reduction="none", return_stats=True, backend=backend)[0].mean(),
+            mk.sigmoid_focal_loss(x, t, backend=backend),
+            mk.ohem_cross_entropy(x, t, min_kept=20, backend=backend),
+        ]
+        sum(losses).backward()
+        torch.cuda.synchronize()
+        assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
+        t[0, 0, 5] = 200  # no class: the loss is NaN, and no address comes of it
+        assert bool(mk.focal_loss(x, t, backend=backend).isnan())
+        print(f"{backend} {tuple(x.shape)} to {tuple(labels)} {dtype}: done", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu-visit")
+    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS])
+    parser.add_argument("--again", action="store_true", help="run parts that passed before as well")
+    parser.add_argument("--small-cases", metavar="BACKEND", help="what the sanitizer part runs under compute-sanitizer")
+    arguments = parser.parse_args()
+    if arguments.small_cases:
+        small_cases(arguments.small_cases)
+        return 0
+    return visit_all(arguments.out.resolve(), arguments.only, arguments.again)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
