@@ -1,0 +1,78 @@
+"""Small reductions of the focal family in Triton: a walk's totals, and the order statistic of OHEM.
+
+`sum_totals`: one program adds the rows that the walk's programs wrote, [programs, 8] float64, in their order.
+
+`select_digit`: radix select, 8 bits a pass, over keys that order as their values do (NaN as the largest). Pass i
+counts the digit of every value that still matches the chosen prefix, by one shared-memory histogram per program and
+integer atomics, which commute: the same bits every time. What the passes before it chose is found by every program
+for itself from their histograms, so no host sync and no kernel lies between two passes; the last only decodes. Values
+are read once a pass, 4 times for fp32 and 8 for fp64: for OHEM's -log p map about the cost of writing it.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def sum_totals(partials, programs, loss, totals, WITH_LOSS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.arange(0, BLOCK)[:, None]
+    column = tl.arange(0, 8)[None, :]
+    total = tl.zeros((BLOCK, 8), tl.float64)
+    largest = tl.full((BLOCK, 8), float("-inf"), tl.float64)
+    for begin in range(0, programs, BLOCK):
+        known = (begin + row < programs) & (column < 6)
+        p_rows = partials + tl.cast(begin + row, tl.int64) * 8 + column
+        total += tl.load(p_rows, mask=known, other=0.0)
+        largest = tl.maximum(largest, tl.load(p_rows, mask=known, other=float("-inf")))
+    total = tl.sum(total, 0)  # [8]: loss, valid, weight, correct, out of range, -
+    largest = tl.max(largest, 0)
+    slot = tl.arange(0, 8)
+    example = tl.where(largest == float("-inf"), 0.0, largest)
+    tl.store(totals + slot - 1, tl.where(slot == 5, example, total), mask=(slot >= 1) & (slot <= 5))
+    if WITH_LOSS:
+        tl.store(loss + slot, total.to(loss.dtype.element_ty), mask=slot == 0)
+
+
+@triton.jit
+def ordered_key(value, UINT: tl.constexpr, BITS: tl.constexpr):
+    """Unsigned integers in the order of the values, NaN last."""
+    bits = value.to(UINT, bitcast=True)
+    sign = tl.full(bits.shape, 1, UINT) << (BITS - 1)
+    key = tl.where(bits >= sign, ~bits, bits | sign)
+    return tl.where(value == value, key, ~tl.zeros(bits.shape, UINT))
+
+
+@triton.jit
+def choose_digit(histogram, rank):
+    """(digit, rank within it) of the rank-th largest counted from 0, from the counts of 256 digits."""
+    digit = tl.arange(0, 256)
+    count = tl.load(histogram + digit)
+    above = tl.sum(count) - tl.cumsum(count, 0)  # how many have a larger digit
+    here = (above <= rank) & (rank < above + count)
+    return tl.sum(tl.where(here, digit, 0)), rank - tl.sum(tl.where(here, above, 0))
+
+
+@triton.jit
+def select_digit(values, size, rank, histograms, result, PASS: tl.constexpr, UINT: tl.constexpr, BITS: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
+    """Pass PASS of BITS / 8; the one after the last writes the result."""
+    rank = tl.cast(rank, tl.int64)
+    prefix = tl.zeros((1,), UINT)
+    for i in tl.static_range(PASS):
+        digit, rank = choose_digit(histograms + i * 256, rank)
+        prefix = (prefix << 8) | digit.to(UINT)
+    if PASS * 8 == BITS:
+        sign = tl.full((1,), 1, UINT) << (BITS - 1)
+        bits = tl.where(prefix >= sign, prefix ^ sign, ~prefix)
+        tl.store(result + tl.arange(0, 1), bits.to(result.dtype.element_ty, bitcast=True))
+    else:
+        counts = tl.zeros((256,), tl.int64)
+        for begin in range(tl.program_id(0).to(tl.int64) * BLOCK, size, tl.num_programs(0) * BLOCK):
+            n = begin + tl.arange(0, BLOCK)
+            key = ordered_key(tl.load(values + n, mask=n < size, other=0.0), UINT, BITS)
+            taking_part = n < size
+            if PASS > 0:
+                taking_part = taking_part & ((key >> (BITS - 8 * PASS)) == prefix)
+            digits = (key >> (BITS - 8 - 8 * PASS)) & 255
+            counts += tl.histogram(digits.to(tl.int32), 256, mask=taking_part)
+        tl.atomic_add(histograms + PASS * 256 + tl.arange(0, 256), counts, mask=counts > 0, sem="relaxed")
