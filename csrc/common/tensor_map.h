@@ -1,0 +1,25 @@
+// Where a tensor lies in memory, in plain data: no torch header, so that vector regions and tests can read it.
+#pragma once
+
+#include <cstdint>
+
+#include "macros.h"
+
+namespace metricseg {
+
+enum class Type : int32_t { f64, f32, bf16, f16, u8, i32, i64 };
+
+// [B, K, y, x], strides in elements; an axis that the tensor lacks has stride 0. data is null for an absent tensor.
+struct Map {
+  char* data = nullptr;
+  Type type = Type::f32;
+  int64_t size = 4;  // bytes per element
+  int64_t b = 0, k = 0, y = 0, x = 0;
+
+  METRICSEG_HD explicit operator bool() const { return data != nullptr; }
+  METRICSEG_HD char* at(int64_t image, int64_t channel, int64_t row, int64_t column) const {
+    return data + size * (image * b + channel * k + row * y + column * x);
+  }
+};
+
+}  // namespace metricseg

@@ -1,0 +1,90 @@
+// A call of the CPU kernels in plain data: what cpu.cpp hands to the row loops of each vector width.
+#pragma once
+
+#include "../common/resize.h"
+#include "../common/tensor_map.h"
+#include "math.h"
+
+namespace metricseg::focal {
+
+constexpr int kMaxLanes = 16;
+constexpr int kMaxVectors = 16;  // vectors of pixels that are worked on together
+constexpr int kMaxRows = 4;      // label rows among them
+
+// Where the label columns lie between the cells. Every label column belongs to its nearest cell and blends it with
+// one neighbour. The n-th labels of `lanes` consecutive cells form a *slot*, so that bilinear interpolation and its
+// transpose are arithmetic on shifted vectors of cells: no gather, and no idle lanes at an even integer ratio.
+template <typename T>
+struct Slots {
+  int64_t count;
+  bool blend;             // false where the axis needs no interpolation
+  const int32_t* column;  // [count] first cell
+  const int32_t* x;       // [count, lanes] label column, -1 where the cell has no such label
+  const T* neighbour;     // [count, lanes] weight of the neighbour, in [0, 1/2]
+  const T* right;         // [count, lanes] 1 where the neighbour is the right-hand one, else 0
+};
+
+// What one unit of work adds to the result; the units are added up in their order.
+struct Partial {
+  double loss, valid, weight, correct, bad, bad_label;
+};
+
+template <typename T>
+struct Job {
+  int64_t images, classes, h, w, H, W;
+  Axis rows;
+  bool align_corners;
+
+  Map input;      // [B, K, h, w]
+  Map target;     // [B, H, W] labels, or [B, K, H, W] dense
+  Map grad_loss;  // absent: grad_scale holds the one value
+  Map loss;       // absent where the sum is all that is asked for
+  Map argmax;     // [B, H, W] int32
+  Map grad;       // [B, K, h, w]
+  bool dense;
+
+  const T* weight;      // [K] or null
+  const T* keep_above;  // 0-d or null
+  T grad_scale;
+  T gamma, alpha;
+  SoftmaxParams<T> softmax;
+  int64_t ignore_index;
+
+  Slots<T> slots;
+  int64_t units;      // of work: rows of logits, or tiles of pixels where nothing is interpolated
+  Partial* partials;  // [units]
+
+  METRICSEG_HD bool identity() const { return h == H && w == W; }
+  // A row of logits in a worker's memory, with room for a vector on either side.
+  METRICSEG_HD int64_t row_stride() const { return (w + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes; }
+  // Vectors of pixels in work at a time: their logits shall stay in the second-level cache.
+  METRICSEG_HD int vectors() const {
+    const int64_t fit = (int64_t{256} << 10) / (classes * kMaxLanes * static_cast<int64_t>(sizeof(float)));
+    return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);
+  }
+  METRICSEG_HD int64_t scratch_values() const {
+    const int64_t pixels = int64_t{vectors()} * kMaxLanes;
+    const int64_t rows_held = identity() ? 0 : 4 * classes * row_stride();
+    return rows_held + classes * pixels + 12 * pixels;
+  }
+};
+
+// Units [begin, end) of a job, on one thread.
+template <typename T>
+using Worker = void (*)(const Job<T>&, int64_t begin, int64_t end, T* scratch);
+
+// The loops of one vector width.
+struct Workers {
+  int bytes;  // of a vector
+  Worker<float> softmax_f32, sigmoid_f32;
+  Worker<double> softmax_f64, sigmoid_f64;
+
+  METRICSEG_HD int64_t lanes(float) const { return bytes / 4; }
+  METRICSEG_HD int64_t lanes(double) const { return bytes / 8; }
+  METRICSEG_HD Worker<float> worker(bool softmax, float) const { return softmax ? softmax_f32 : sigmoid_f32; }
+  METRICSEG_HD Worker<double> worker(bool softmax, double) const { return softmax ? softmax_f64 : sigmoid_f64; }
+};
+
+extern const Workers avx512_workers, avx2_workers, baseline_workers;
+
+}  // namespace metricseg::focal

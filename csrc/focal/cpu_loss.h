@@ -1,0 +1,340 @@
+// The losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one
+// class, the K vectors of the same pixels lie P vectors apart, and no loop over classes branches or gathers:
+// the target's entry is taken out before the exponentials are summed (so the sum is "the rest"), and put back as
+// what makes the gradient of the target come out of the same product as all others.
+#pragma once
+
+#include "../common/convert.h"
+#include "../common/lanes.h"
+#include "cpu_job.h"
+
+namespace metricseg::focal {
+namespace METRICSEG_SIMD {
+
+using namespace metricseg::METRICSEG_SIMD;
+
+constexpr int kAbsent = -1;  // no label, or ignored
+constexpr int kBad = -2;     // out of range
+
+// P vectors of pixels; which pixels they are.
+struct Block {
+  int vectors;
+  bool record;  // false where a neighbour's rows are only recomputed for their share of the gradient
+  int64_t image, x0;
+  int64_t y[kMaxVectors];
+  const int32_t* x[kMaxVectors];  // [N] label columns counted from x0, -1 for an idle lane
+};
+
+// Running sums of a unit of work, lane by lane.
+template <typename T>
+struct Tally {
+  static constexpr int N = Lanes<T>::count;
+  double loss[N] = {}, valid[N] = {}, weight[N] = {}, correct[N] = {};
+  double bad = 0, bad_label = 0;
+
+  METRICSEG_HD static void add(Lanes<T> values, double* sums) {
+    T lane[N];
+    values.store(lane);
+    for (int i = 0; i < N; ++i) sums[i] += static_cast<double>(lane[i]);
+  }
+
+  void note_bad(int64_t label) {
+    const double value = static_cast<double>(label);
+    bad_label = bad == 0 || value > bad_label ? value : bad_label;
+    bad += 1;
+  }
+
+  Partial total() const {
+    Partial p{0, 0, 0, 0, bad, bad_label};
+    for (int i = 0; i < N; ++i) {
+      p.loss += loss[i];
+      p.valid += valid[i];
+      p.weight += weight[i];
+      p.correct += correct[i];
+    }
+    return p;
+  }
+};
+
+// Per pixel, [P, N] each.
+template <typename T>
+struct Pixels {
+  T* max;     // of the logits
+  T* label;   // class, kAbsent or kBad
+  T* scale;   // incoming gradient
+  T* weight;  // of the label's class
+  T* target;  // the label's logit; later what stands in its place
+  T* rest;    // sum of exp(z_k - max) over the other classes
+  T* gap;     // sum_k w_k (max - z_k), with label smoothing
+  T* best;    // argmax, where asked for
+  T* factor;  // gradient = factor * (what the block holds)
+  T* offset;  // sum of w_k's coefficient, with label smoothing
+  T* loss;
+
+  Pixels(T* memory, int64_t n)
+      : max(memory),
+        label(memory + n),
+        scale(memory + 2 * n),
+        weight(memory + 3 * n),
+        target(memory + 4 * n),
+        rest(memory + 5 * n),
+        gap(memory + 6 * n),
+        best(memory + 7 * n),
+        factor(memory + 8 * n),
+        offset(memory + 9 * n),
+        loss(memory + 10 * n) {}
+};
+
+template <typename T, typename L>
+inline void read_labels_as(const Job<T>& job, const Block& block, T* label, Tally<T>& tally) {
+  constexpr int N = Lanes<T>::count;
+  const int64_t step = job.target.x;
+  for (int p = 0; p < block.vectors; ++p) {
+    const L* row = reinterpret_cast<const L*>(job.target.at(block.image, 0, block.y[p], block.x0));
+    for (int i = 0; i < N; ++i) {
+      const int32_t x = block.x[p][i];
+      T found = T(kAbsent);
+      if (x >= 0) {
+        const int64_t value = static_cast<int64_t>(row[x * step]);
+        if (value != job.ignore_index) {
+          const bool inside = value >= 0 && value < job.classes;
+          found = inside ? static_cast<T>(value) : T(kBad);
+          if (!inside && block.record) tally.note_bad(value);
+        }
+      }
+      label[p * N + i] = found;
+    }
+  }
+}
+
+template <typename T>
+inline void read_labels(const Job<T>& job, const Block& block, T* label, Tally<T>& tally) {
+  switch (job.target.type) {
+    case Type::u8:
+      return read_labels_as<T, uint8_t>(job, block, label, tally);
+    case Type::i32:
+      return read_labels_as<T, int32_t>(job, block, label, tally);
+    default:
+      return read_labels_as<T, int64_t>(job, block, label, tally);
+  }
+}
+
+// Values of a [B, (K,) H, W] map at the block's pixels; `idle` where a lane has none.
+template <typename T>
+inline void gather(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
+  constexpr int N = Lanes<T>::count;
+  for (int p = 0; p < block.vectors; ++p) {
+    const char* row = map.at(block.image, channel, block.y[p], block.x0);
+    for (int i = 0; i < N; ++i) {
+      const int32_t x = block.x[p][i];
+      out[p * N + i] = x < 0 ? idle : read_one<T>(map.type, row + x * map.x * map.size);
+    }
+  }
+}
+
+template <typename T, typename S>
+inline void scatter(const Map& map, const Block& block, int64_t channel, const T* in) {
+  constexpr int N = Lanes<T>::count;
+  for (int p = 0; p < block.vectors; ++p) {
+    S* row = reinterpret_cast<S*>(map.at(block.image, channel, block.y[p], block.x0));
+    for (int i = 0; i < N; ++i) {
+      const int32_t x = block.x[p][i];
+      if (x >= 0) row[x * map.x] = static_cast<S>(in[p * N + i]);
+    }
+  }
+}
+
+template <typename T>
+struct Softmax {
+  using V = Lanes<T>;
+  static constexpr int N = V::count;
+
+  static void run(const Job<T>& job, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px, Tally<T>& tally) {
+    const int P = block.vectors;
+    read_labels(job, block, px.label, tally);
+    if (job.grad_loss) gather(job.grad_loss, block, 0, T(0), px.scale);
+    if (job.argmax) find_best(job, P, z, px.best);
+    if (job.softmax.smoothing != T(0)) weighted_gaps(job, P, z, px);
+    take_targets(job, P, z, px);
+    int p = 0;
+    for (; p + 4 <= P; p += 4) exponentials<4>(job.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
+    for (; p < P; ++p) exponentials<1>(job.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
+    for (p = 0; p < P; ++p) formulas(job, block.record, p * N, px, tally);
+    if (block.record) {
+      if (job.loss) scatter<T, T>(job.loss, block, 0, px.loss);
+      if (job.argmax) scatter<T, int32_t>(job.argmax, block, 0, px.best);
+    }
+    if (job.grad) finish_gradient(job, P, z, px);
+  }
+
+  // rest = sum_k exp(z_k - max), each exponential kept in place of its logit
+  template <int G>
+  METRICSEG_HD static void exponentials(int64_t classes, int P, T* z, const T* max, T* rest) {
+    V m[G], sum[G];
+    for (int g = 0; g < G; ++g) {
+      m[g] = V::load(max + g * N);
+      sum[g] = V(T(0));
+    }
+    for (int64_t k = 0; k < classes; ++k, z += P * N) {
+      for (int g = 0; g < G; ++g) {
+        const V e = exp_below_zero(V::load(z + g * N) - m[g]);
+        e.store(z + g * N);
+        sum[g] = sum[g] + e;
+      }
+    }
+    for (int g = 0; g < G; ++g) sum[g].store(rest + g * N);
+  }
+
+  // The first of the largest logits; NaN is larger than all.
+  static void find_best(const Job<T>& job, int P, const T* z, T* best) {
+    for (int p = 0; p < P; ++p) {
+      V top = V::load(z + p * N), at(T(0));
+      for (int64_t k = 1; k < job.classes; ++k) {
+        const V value = V::load(z + (k * P + p) * N);
+        const Mask<T> better = (value > top) | ((value != value) & (top == top));
+        top = select(better, value, top);
+        at = select(better, V(static_cast<T>(k)), at);
+      }
+      at.store(best + p * N);
+    }
+  }
+
+  static void weighted_gaps(const Job<T>& job, int P, const T* z, const Pixels<T>& px) {
+    for (int p = 0; p < P; ++p) {
+      const V m = V::load(px.max + p * N);
+      V sum(T(0));
+      for (int64_t k = 0; k < job.classes; ++k) {
+        sum = sum + V(job.weight ? job.weight[k] : T(1)) * (m - V::load(z + (k * P + p) * N));
+      }
+      sum.store(px.gap + p * N);
+    }
+  }
+
+  static void take_targets(const Job<T>& job, int P, T* z, const Pixels<T>& px) {
+    const int64_t n = int64_t{P} * N;
+    for (int64_t i = 0; i < n; ++i) {
+      const bool labelled = px.label[i] >= T(0);
+      if (labelled) {
+        const int64_t t = static_cast<int64_t>(px.label[i]);
+        px.target[i] = z[t * n + i];
+        px.weight[i] = job.weight ? job.weight[t] : T(1);
+        z[t * n + i] = -std::numeric_limits<T>::infinity();
+      } else {
+        px.target[i] = px.max[i];
+        px.weight[i] = T(0);
+      }
+    }
+  }
+
+  METRICSEG_HD static void formulas(const Job<T>& job, bool record, int64_t i, const Pixels<T>& px, Tally<T>& tally) {
+    const V zero(T(0)), one(T(1));
+    const V label = V::load(px.label + i), weight = V::load(px.weight + i), rest = V::load(px.rest + i);
+    const V gap = V::load(px.max + i) - V::load(px.target + i);
+    const V own = exp_below_zero(-gap);  // exp(z_t - max)
+    const V sum = rest + own;
+    const V weighted_gap = job.softmax.smoothing != T(0) ? V::load(px.gap + i) : zero;
+    const SoftmaxPixel<V> pixel = softmax_pixel(sum, rest, gap, weighted_gap, weight, job.softmax);
+    Mask<T> valid = label >= zero;
+    if (job.keep_above) valid = valid & (pixel.nll > V(*job.keep_above));
+    if (record) {
+      const V loss = select(valid, pixel.loss, zero);
+      const V shown = select(label == V(T(kBad)), V(std::numeric_limits<T>::quiet_NaN()), loss);
+      shown.store(px.loss + i);
+      Tally<T>::add(shown, tally.loss);
+      Tally<T>::add(select(valid, one, zero), tally.valid);
+      Tally<T>::add(select(valid, weight, zero), tally.weight);
+      if (job.argmax) {
+        Tally<T>::add(select(valid & (V::load(px.best + i) == label), one, zero), tally.correct);
+      }
+    }
+    if (!job.grad) return;
+    const V scale = select(valid, job.grad_loss ? V::load(px.scale + i) : V(job.grad_scale), zero);
+    if (job.softmax.smoothing == T(0)) {
+      // a q_k scale = factor e_k, and for the target  -a u scale = factor (-rest)
+      (select(valid, pixel.a, zero) * (scale / sum)).store(px.factor + i);
+      (-rest).store(px.target + i);
+      return;
+    }
+    // (a q_k + b (W q_k - w_k)) scale = factor e_k - offset w_k, and for the target
+    // (-a rest / s + b (W own / s - w_t)) scale
+    const V a = select(valid, pixel.a, zero) * scale, b = select(valid, pixel.b, zero) * scale;
+    const V bw = b * V(job.softmax.weight_total);
+    ((a + bw) / sum).store(px.factor + i);
+    b.store(px.offset + i);
+    ((bw * own - a * rest) / sum - b * weight).store(px.target + i);
+  }
+
+  // Leaves the gradient as factor * z.
+  static void finish_gradient(const Job<T>& job, int P, T* z, const Pixels<T>& px) {
+    const int64_t n = int64_t{P} * N;
+    if (job.softmax.smoothing != T(0)) {
+      for (int64_t k = 0; k < job.classes; ++k) {
+        const V weight(job.weight ? job.weight[k] : T(1));
+        for (int64_t i = 0; i < n; i += N) {
+          T* e = z + k * n + i;
+          (V::load(px.factor + i) * V::load(e) - V::load(px.offset + i) * weight).store(e);
+        }
+      }
+      for (int64_t i = 0; i < n; ++i) px.factor[i] = T(1);
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      if (px.label[i] >= T(0)) z[static_cast<int64_t>(px.label[i]) * n + i] = px.target[i];
+    }
+  }
+};
+
+template <typename T>
+struct Sigmoid {
+  using V = Lanes<T>;
+  static constexpr int N = V::count;
+
+  static void run(const Job<T>& job, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px, Tally<T>& tally) {
+    const int64_t n = int64_t{block.vectors} * N;
+    find_pixels(job, block, px, tally);
+    const bool map = static_cast<bool>(job.grad_loss);
+    for (int64_t k = 0; k < job.classes; ++k) {
+      if (job.dense) gather(job.target, block, k, T(0), px.target);
+      if (map) gather(job.grad_loss, block, k, T(0), px.scale);
+      for (int64_t i = 0; i < n; i += N) {
+        elements(job, block.record, V(static_cast<T>(k)), i, z + k * n + i, px, tally);
+        if (map) (V::load(z + k * n + i) * V::load(px.scale + i)).store(z + k * n + i);
+      }
+      if (job.loss && block.record) scatter<T, T>(job.loss, block, k, px.loss);
+    }
+  }
+
+  // Labels and validity; a dense target makes every pixel valid.
+  static void find_pixels(const Job<T>& job, const Block& block, const Pixels<T>& px, Tally<T>& tally) {
+    const V zero(T(0)), one(T(1));
+    if (job.dense) {
+      for (int64_t i = 0; i < int64_t{block.vectors} * N; ++i) {
+        px.label[i] = block.x[i / N][i % N] < 0 ? T(kAbsent) : T(0);
+      }
+    } else {
+      read_labels(job, block, px.label, tally);
+    }
+    for (int64_t i = 0; i < int64_t{block.vectors} * N; i += N) {
+      const V valid = select(V::load(px.label + i) >= zero, one, zero);
+      (valid * V(job.grad_loss ? T(1) : job.grad_scale)).store(px.factor + i);
+      if (block.record) Tally<T>::add(valid, tally.valid);
+    }
+  }
+
+  METRICSEG_HD static void elements(const Job<T>& job, bool record, V k, int64_t i, T* z, const Pixels<T>& px,
+                                    Tally<T>& tally) {
+    const V zero(T(0)), one(T(1));
+    const V label = V::load(px.label + i);
+    const V t = job.dense ? V::load(px.target + i) : select(label == k, one, zero);
+    const SigmoidElement<V> element = sigmoid_element(V::load(z), t, job.gamma, job.alpha);
+    const Mask<T> valid = label >= zero;
+    select(valid, element.grad, zero).store(z);
+    if (!record) return;
+    const V loss = select(valid, element.loss, zero);
+    const V shown = select(label == V(T(kBad)), V(std::numeric_limits<T>::quiet_NaN()), loss);
+    shown.store(px.loss + i);
+    Tally<T>::add(shown, tally.loss);
+  }
+};
+
+}  // namespace METRICSEG_SIMD
+}  // namespace metricseg::focal

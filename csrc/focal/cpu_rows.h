@@ -1,0 +1,324 @@
+// The row loops of the focal family. A worker owns consecutive rows of logits. Between logit rows y and y + 1 lie the
+// label rows of interval y; they are worked on in blocks of up to 4 rows x a few slots (see Slots), up to 16 vectors of
+// pixels, whose K logits (L1 or L2) turn into exponentials and then into the gradient without leaving the cache:
+//   blend   two logit rows -> K interpolated logits per pixel, and their maximum
+//   Loss    see cpu_loss.h
+//   fold    the transpose of blend: four weights per pixel, into two rows of gradient that the worker holds
+// A gradient row is complete, and written, once the intervals above and below it are done. The interval above a
+// worker's first row is computed for its gradient only, so each row has one owner and one order of summation, whatever
+// the number of threads. Memory traffic: logits once, gradient once, labels once; K x (4 rows) of scratch per thread.
+// Without interpolation the worker owns tiles of pixels instead, and blend and fold are plain reads and writes.
+#pragma once
+
+#include "cpu_loss.h"
+
+namespace metricseg::focal {
+namespace METRICSEG_SIMD {
+
+template <typename T, template <typename> class Loss>
+class Interpolated {
+  using V = Lanes<T>;
+  static constexpr int N = V::count;
+
+  const Job<T>& job;
+  const int64_t K, stride;
+  T *top, *bottom;            // rows y and y + 1 of the logits, [K, stride], cell c at c + kMaxLanes
+  T *grad_top, *grad_bottom;  // their gradient
+  T* z;                       // [K, P, N]
+  const Pixels<T> px;
+
+ public:
+  Interpolated(const Job<T>& job, T* scratch)
+      : job(job),
+        K(job.classes),
+        stride(job.row_stride()),
+        top(scratch),
+        bottom(top + K * stride),
+        grad_top(bottom + K * stride),
+        grad_bottom(grad_top + K * stride),
+        z(grad_bottom + K * stride),
+        px(z + K * job.vectors() * kMaxLanes, int64_t{job.vectors()} * kMaxLanes) {}
+
+  // Rows [begin, end) of the batch's B h rows.
+  void run(int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / job.h, y = unit % job.h;
+      if (unit == begin || y == 0) start(image, y);
+      job.partials[unit] = interval(image, y, true);
+      if (job.grad) flush(image, y);
+      advance();
+    }
+  }
+
+ private:
+  // Brings a worker to row y: logits loaded, and the share of the gradient that comes from the interval above.
+  void start(int64_t image, int64_t y) {
+    clear(grad_top);
+    clear(grad_bottom);
+    if (job.grad && y > 0 && !job.rows.identity()) {
+      load(image, y - 1, top);
+      interval(image, y - 1, false);
+      clear(grad_top);
+      advance();
+    } else {
+      load(image, y, top);
+    }
+  }
+
+  void advance() {
+    T* const row = top;
+    top = bottom;
+    bottom = row;
+    T* const grad = grad_top;
+    grad_top = grad_bottom;
+    grad_bottom = grad;
+  }
+
+  void clear(T* row) const { std::memset(row, 0, sizeof(T) * K * stride); }
+
+  void load(int64_t image, int64_t y, T* row) const {
+    for (int64_t k = 0; k < K; ++k) {
+      T* cells = row + k * stride;
+      std::memset(cells, 0, sizeof(T) * stride);
+      cells += kMaxLanes;
+      read(job.input.type, job.input.at(image, k, y, 0), job.input.x, job.w, cells);
+      cells[-1] = cells[0];
+      cells[job.w] = cells[job.w - 1];
+    }
+  }
+
+  // Writes the gradient of row y, and clears it for its next use.
+  void flush(int64_t image, int64_t y) {
+    for (int64_t k = 0; k < K; ++k) {
+      write(job.grad.type, grad_top + k * stride + kMaxLanes, job.grad.x, job.w, job.grad.at(image, k, y, 0));
+    }
+    clear(grad_top);
+  }
+
+  // The label rows between logit rows y and y + 1.
+  Partial interval(int64_t image, int64_t y, bool record) {
+    Tally<T> tally;
+    const bool blend_rows = !job.rows.identity() && y + 1 < job.h;
+    if (y + 1 < job.h) load(image, y + 1, bottom);
+    const int64_t last = job.rows.first(y + 1);
+    for (int64_t row = job.rows.first(y); row < last;) {
+      // 5 rows are 3 + 2, not 4 + 1
+      const int64_t left = last - row, chunks = (left + kMaxRows - 1) / kMaxRows;
+      const int rows = static_cast<int>((left + chunks - 1) / chunks);
+      switch (rows) {
+        case 1:
+          label_rows<1>(image, row, blend_rows, record, tally);
+          break;
+        case 2:
+          label_rows<2>(image, row, blend_rows, record, tally);
+          break;
+        case 3:
+          label_rows<3>(image, row, blend_rows, record, tally);
+          break;
+        default:
+          label_rows<4>(image, row, blend_rows, record, tally);
+      }
+      row += rows;
+    }
+    return tally.total();
+  }
+
+  template <int R>
+  void label_rows(int64_t image, int64_t row, bool blend_rows, bool record, Tally<T>& tally) {
+    static_assert(R <= kMaxRows);
+    T lower[R];  // weight of row y + 1
+    for (int r = 0; r < R; ++r) lower[r] = blend_rows ? job.rows.template fraction<T>(row + r) : T(0);
+    const int64_t group = job.vectors() / R;
+    for (int64_t slot = 0; slot < job.slots.count; slot += group) {
+      const int64_t end = slot + group < job.slots.count ? slot + group : job.slots.count;
+      Block block;
+      block.vectors = static_cast<int>(end - slot) * R;
+      block.record = record;
+      block.image = image;
+      block.x0 = 0;
+      for (int64_t s = slot; s < end; ++s) {
+        for (int r = 0; r < R; ++r) {
+          block.y[(s - slot) * R + r] = row + r;
+          block.x[(s - slot) * R + r] = job.slots.x + s * N;
+        }
+      }
+      for (int64_t s = slot; s < end; ++s) {
+        blend<R>(s, blend_rows, lower, block.vectors, z + (s - slot) * R * N, px.max + (s - slot) * R * N);
+      }
+      Loss<T>::run(job, block, z, px, tally);
+      if (job.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
+    }
+  }
+
+  // z_k of the pixels of one slot in R label rows, and their maximum over k.
+  template <int R>
+  void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
+    const V side = V::load(job.slots.neighbour + slot * N);
+    const Mask<T> right = V::load(job.slots.right + slot * N) > V(T(0));
+    const bool blend_columns = job.slots.blend;
+    V fraction[R], m[R];
+    for (int r = 0; r < R; ++r) {
+      fraction[r] = V(lower[r]);
+      m[r] = V(-std::numeric_limits<T>::infinity());
+    }
+    const T* a = top + kMaxLanes + job.slots.column[slot];
+    const T* b = bottom + kMaxLanes + job.slots.column[slot];
+    for (int64_t k = 0; k < K; ++k, a += stride, b += stride, out += P * N) {
+      V upper = V::load(a), under = V::load(b);
+      if (blend_columns) {
+        // c + f (n - c)
+        upper = upper + side * (select(right, V::load(a + 1), V::load(a - 1)) - upper);
+        under = under + side * (select(right, V::load(b + 1), V::load(b - 1)) - under);
+      }
+      const V step = under - upper;
+      for (int r = 0; r < R; ++r) {
+        const V value = blend_rows ? upper + fraction[r] * step : upper;
+        value.store(out + r * N);
+        m[r] = max(value, m[r]);
+      }
+    }
+    for (int r = 0; r < R; ++r) m[r].store(max_out + r * N);
+  }
+
+  // Adds the gradient of slots [begin, end) in R label rows to the two rows of cells.
+  template <int R>
+  void fold(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P) {
+    for (int64_t slot = begin; slot < end;) {
+      int64_t next = slot + 1;
+      while (next < end && job.slots.column[next] == job.slots.column[slot]) ++next;
+      fold_cells<R>(slot, next, blend_rows, lower, P, (slot - begin) * R * N);
+      slot = next;
+    }
+  }
+
+  // The slots of one vector of cells; offset: where their pixels begin.
+  template <int R>
+  void fold_cells(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P, int64_t offset) {
+    const V zero(T(0)), one(T(1));
+    V under[R], over[R];
+    for (int r = 0; r < R; ++r) {
+      under[r] = V(lower[r]);
+      over[r] = V(T(1) - lower[r]);
+    }
+    const int64_t cell = kMaxLanes + job.slots.column[begin];
+    for (int64_t k = 0; k < K; ++k) {
+      const T* g = z + k * P * N + offset;
+      const T* factor = px.factor + offset;
+      Cells upper, lower_cells;
+      for (int64_t slot = begin; slot < end; ++slot) {
+        V up = zero, down = zero;
+        for (int r = 0; r < R; ++r, g += N, factor += N) {
+          const V value = V::load(g) * V::load(factor);
+          up = up + over[r] * value;
+          down = down + under[r] * value;
+        }
+        const V side = V::load(job.slots.neighbour + slot * N);
+        const Mask<T> right = V::load(job.slots.right + slot * N) > zero;
+        upper.add(up, side, one - side, right);
+        lower_cells.add(down, side, one - side, right);
+      }
+      upper.add_to(grad_top + k * stride + cell);
+      if (blend_rows) lower_cells.add_to(grad_bottom + k * stride + cell);
+    }
+  }
+
+  // Gradient of N cells, and what goes to their left-hand and right-hand neighbours.
+  struct Cells {
+    V center, left, right;
+
+    METRICSEG_HD Cells() : center(T(0)), left(T(0)), right(T(0)) {}
+
+    METRICSEG_HD void add(V value, V side, V rest, Mask<T> to_right) {
+      const V zero(T(0)), share = side * value;
+      center = center + rest * value;
+      left = left + select(to_right, zero, share);
+      right = right + select(to_right, share, zero);
+    }
+
+    METRICSEG_HD void add_to(T* cells) const {
+      cells[-1] += left.first();
+      (V::load(cells) + ((center + shift<1>(left)) + shift<-1>(right))).store(cells);
+      cells[N] += right.last();
+    }
+  };
+};
+
+// Labels at the size of the logits: a tile is a run of pixels of one row.
+template <typename T, template <typename> class Loss>
+class Direct {
+  using V = Lanes<T>;
+  static constexpr int N = V::count;
+
+  const Job<T>& job;
+  T* z;  // [K, P, N]
+  const Pixels<T> px;
+  int32_t columns[kMaxVectors * kMaxLanes];
+
+ public:
+  Direct(const Job<T>& job, T* scratch)
+      : job(job), z(scratch), px(z + job.classes * job.vectors() * kMaxLanes, int64_t{job.vectors()} * kMaxLanes) {}
+
+  void run(int64_t begin, int64_t end) {
+    const int64_t size = int64_t{job.vectors()} * N, tiles = (job.w + size - 1) / size;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row = unit / tiles, x0 = unit % tiles * size;
+      const int64_t n = job.w - x0 < size ? job.w - x0 : size;
+      job.partials[unit] = tile(row / job.h, row % job.h, x0, n);
+    }
+  }
+
+ private:
+  Partial tile(int64_t image, int64_t y, int64_t x0, int64_t n) {
+    Block block;
+    block.vectors = static_cast<int>((n + N - 1) / N);
+    block.record = true;
+    block.image = image;
+    block.x0 = x0;
+    const int64_t padded = int64_t{block.vectors} * N;
+    for (int64_t i = 0; i < padded; ++i) columns[i] = i < n ? static_cast<int32_t>(i) : -1;
+    for (int p = 0; p < block.vectors; ++p) {
+      block.y[p] = y;
+      block.x[p] = columns + p * N;
+    }
+    Tally<T> tally;
+    for (int64_t k = 0; k < job.classes; ++k) {
+      read(job.input.type, job.input.at(image, k, y, x0), job.input.x, n, z + k * padded);
+      for (int64_t i = n; i < padded; ++i) z[k * padded + i] = T(0);
+    }
+    maxima(block.vectors);
+    Loss<T>::run(job, block, z, px, tally);
+    if (job.grad) write_gradient(image, y, x0, n, padded);
+    return tally.total();
+  }
+
+  void maxima(int P) const {
+    for (int p = 0; p < P; ++p) {
+      V m(-std::numeric_limits<T>::infinity());
+      for (int64_t k = 0; k < job.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
+      m.store(px.max + p * N);
+    }
+  }
+
+  void write_gradient(int64_t image, int64_t y, int64_t x0, int64_t n, int64_t padded) {
+    for (int64_t k = 0; k < job.classes; ++k) {
+      T* g = z + k * padded;
+      for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(px.factor + i)).store(g + i);
+      write(job.grad.type, g, job.grad.x, n, job.grad.at(image, k, y, x0));
+    }
+  }
+};
+
+template <typename T, template <typename> class Loss>
+inline void work(const Job<T>& job, int64_t begin, int64_t end, T* scratch) {
+  if (job.identity()) {
+    Direct<T, Loss>(job, scratch).run(begin, end);
+  } else {
+    Interpolated<T, Loss>(job, scratch).run(begin, end);
+  }
+}
+
+constexpr Workers workers{METRICSEG_SIMD_BYTES, work<float, Softmax>, work<float, Sigmoid>, work<double, Softmax>,
+                          work<double, Sigmoid>};
+
+}  // namespace METRICSEG_SIMD
+}  // namespace metricseg::focal

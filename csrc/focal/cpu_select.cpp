@@ -1,0 +1,92 @@
+// The order statistic on the CPU: radix selection, 8 bits at a time from the top. Each pass reads the values once and
+// counts, per thread's share, how many of those that agree with the digits found so far have which next digit.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "../common/parallel.h"
+#include "../common/torch_map.h"
+
+namespace metricseg::focal {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int kDigit = 8;
+constexpr int64_t kShare = 1 << 16;
+using Histogram = std::array<int64_t, 1 << kDigit>;
+
+// Unsigned keys in the order of the values, NaN above all.
+template <typename T, typename U>
+U key_of(T value) {
+  if (value != value) return ~U{0};
+  U bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  constexpr U sign = U{1} << (8 * sizeof(U) - 1);
+  return bits & sign ? ~bits : bits | sign;
+}
+
+template <typename T, typename U>
+T value_of(U key) {
+  constexpr U sign = U{1} << (8 * sizeof(U) - 1);
+  const U bits = key & sign ? key ^ sign : ~key;
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <typename T, typename U>
+Histogram count_digits(const T* values, int64_t n, U prefix, U mask, int shift) {
+  const int64_t shares = (n + kShare - 1) / kShare;
+  std::vector<Histogram> parts(shares, Histogram{});
+  parallel(shares, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      Histogram& part = parts[s];
+      const int64_t last = (s + 1) * kShare < n ? (s + 1) * kShare : n;
+      for (int64_t i = s * kShare; i < last; ++i) {
+        const U key = key_of<T, U>(values[i]);
+        part[(key >> shift) & (part.size() - 1)] += (key & mask) == prefix;
+      }
+    }
+  });
+  Histogram all{};
+  for (const Histogram& part : parts) {
+    for (std::size_t d = 0; d < all.size(); ++d) all[d] += part[d];
+  }
+  return all;
+}
+
+template <typename T, typename U>
+T kth_largest(const T* values, int64_t n, int64_t k) {
+  if (k >= n) return T(-1);
+  U prefix = 0, mask = 0;
+  for (int shift = 8 * static_cast<int>(sizeof(U)) - kDigit; shift >= 0; shift -= kDigit) {
+    const Histogram counts = count_digits<T, U>(values, n, prefix, mask, shift);
+    int digit = (1 << kDigit) - 1;
+    for (; k >= counts[digit]; --digit) k -= counts[digit];
+    prefix |= static_cast<U>(digit) << shift;
+    mask |= static_cast<U>((1 << kDigit) - 1) << shift;
+  }
+  return value_of<T, U>(prefix);
+}
+
+void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
+  STD_TORCH_CHECK(values.is_contiguous() && k >= 0, "metricseg: kth_largest takes contiguous values and k >= 0");
+  const void* data = values.const_data_ptr();
+  void* out = result.mutable_data_ptr();
+  if (type_of(values) == Type::f64) {
+    *static_cast<double*>(out) = kth_largest<double, uint64_t>(static_cast<const double*>(data), values.numel(), k);
+  } else {
+    *static_cast<float*>(out) = kth_largest<float, uint32_t>(static_cast<const float*>(data), values.numel(), k);
+  }
+}
+
+}  // namespace
+}  // namespace metricseg::focal
+
+STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
+  m.impl("kth_largest_kernel", TORCH_BOX(&metricseg::focal::kth_largest_kernel));
+}
