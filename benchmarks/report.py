@@ -60,7 +60,7 @@ def describe(about: dict[str, Any]) -> str:
     return (
         f"{device}; {', '.join(versions)}; {about['date']}; commit {about['commit']}. "
         f"Limits measured in the same run: {limits['bytes_per_s'] / 1e9:.3g} GB/s (copy), "
-        f"{limits['exp_per_s'] / 1e9:.3g} G exponentials/s (fp32)."
+        f"{limits['exp_per_s'] / 1e9:.3g} G exponentials/s (fp32, {limits['exp_by']})."
     )
 
 

@@ -104,7 +104,7 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
             stats = {"median": ms / 1e3, "min": ms / 1.1e3, "rounds": 7}
             rows.append({"name": name, "extra_info": info, "stats": stats})
     about = {"device": "cpu", "cpu": "test", "threads": 2, "torch": "2.11.0", "commit": "0", "python": "3.12"}
-    about["limits"] = {"bytes_per_s": 1e10, "exp_per_s": 1e9}
+    about["limits"] = {"bytes_per_s": 1e10, "exp_per_s": 1e9, "exp_by": "torch.exp in cache"}
     written = report.write({"machine_info": about, "datetime": "2026-01-01T00:00:00", "benchmarks": rows}, tmp_path)
     kept = json.loads((tmp_path / "focal.json").read_text())
     assert len(kept["rows"]) == 6 and kept["rows"][1]["times_as_fast_as"] == {"eager": 8.0}
