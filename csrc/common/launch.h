@@ -9,7 +9,7 @@
 #include <limits>
 #include <vector>
 
-#include "limits.h"
+#include "device_limits.h"
 #include "stream.h"
 
 namespace metricseg {

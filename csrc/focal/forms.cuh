@@ -63,13 +63,13 @@ struct Verdict {
 template <typename T>
 __device__ __forceinline__ Verdict<T> judge(const Problem<T>& p, const SoftmaxParams<T>& c, int label, T max, T rest,
                                             T gap, T weighted, T grad_loss) {
-  const T sum = rest + exp_nonpositive(-gap);
+  const T sum = rest + exp_nonpositive(-gap), inverse = T(1) / sum;
   const T weight = p.weight == nullptr ? T(1) : p.weight[label];
   const SoftmaxPixel<T> pixel = softmax_pixel(sum, rest, gap, weighted, weight, c);
   Verdict<T> v;
   v.takes_part = p.keep_above == nullptr || pixel.nll > *p.keep_above;
   v.loss = pixel.loss;
-  v.gradient = {max, rest, grad_loss * pixel.a / sum, grad_loss * pixel.b, c.weight_total / sum};
+  v.gradient = {max, rest, grad_loss * pixel.a * inverse, grad_loss * pixel.b, c.weight_total * inverse};
   return v;
 }
 
@@ -184,10 +184,14 @@ struct SoftmaxForm {
 
   __device__ __forceinline__ void row(int groups, int64_t image, const Lane<T>& lane, int64_t y, bool owned, int label,
                                       T f, const T (&z0)[KT], const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
+    const int64_t pixel = (image * p.y.labels + y) * p.x.labels + lane.x;
+    if (p.argmax == nullptr && __all_sync(kFullMask, label == kNoLabel)) {  // ignored regions cost nothing
+      if (owned && lane.local == 0 && p.loss_map != nullptr) p.loss_map[pixel] = T(0);
+      return;
+    }
     T z[KT];
 #pragma unroll
     for (int k = 0; k < KT; ++k) z[k] = blend(z0[k], z1[k], f);
-    const int64_t pixel = (image * p.y.labels + y) * p.x.labels + lane.x;
     if (Grad && p.pixels != nullptr) {  // the statistics come from pixel_kernel
       if (label < 0) return;
       const PixelGradient<T> d = p.pixels[pixel];

@@ -28,12 +28,6 @@ __device__ __forceinline__ void write_partial(const Sums& sums, const BadLabels&
   partial[5] = static_cast<double>(bad.worst);
 }
 
-// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a lane.
-template <typename T>
-constexpr int resident_blocks(int kt) {
-  return sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4;
-}
-
 template <typename T, int KT, bool Grad, template <typename, int, bool> class Form>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT)) walk_kernel(const Problem<T> p, const Plan plan) {
   __shared__ Tile tile;
@@ -118,7 +112,7 @@ __device__ __forceinline__ void settle_pixel(const Problem<T>& p, const SoftmaxP
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) pixel_kernel(const Problem<T> p) {
+__global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const Problem<T> p) {
   const SoftmaxParams<T> c{p.gamma, p.smoothing, p.smoothing / static_cast<T>(p.classes), total_weight(p)};
   const int64_t pixels = p.batch * p.y.labels * p.x.labels;
   __shared__ BadLabels bad;

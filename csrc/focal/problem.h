@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
 
-#include "../common/limits.h"
+#include "../common/device_limits.h"
 #include "../common/resize.h"
 
 namespace metricseg::focal {
@@ -55,6 +56,12 @@ struct Problem {
 constexpr int kSums = 6;
 
 constexpr int kThreads = 128;  // of a block
+
+// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a lane.
+template <typename T>
+constexpr int resident_blocks(int kt) {
+  return sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4;
+}
 
 struct Plan {
   int kt;       // classes that a lane holds in registers
@@ -125,6 +132,7 @@ template <typename T>
 Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, const DeviceLimits& device) {
   Plan plan{};
   detail::choose_classes(plan, sizes, count, p.classes, coupled);
+  if (p.batch * p.y.cells * p.x.cells == 0) return plan;
   const bool grad = p.grad != nullptr;
   plan.columns = kThreads / plan.groups;
   plan.halo_y = grad && !p.y.identity();
@@ -136,10 +144,10 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
   plan.stride = plan.span / 4 % 2 == 0 ? plan.span + 4 : plan.span;
   plan.slots = plan.columns + plan.skew * plan.staged;
 
-  // Least waves x chunks of columns x rows of cells, halo included, among tiles that fit.
+  // Least waves x chunks of columns x time of a chunk among tiles that fit. Time in label rows: those of an
+  // interval, 1.5 for bringing in and sending out a row of cells, 4 to get going.
   constexpr int64_t kShared = 96 << 10;
-  const int per_sm = plan.kt <= 20 ? 3 : 2;
-  const int64_t images = p.batch * plan.class_chunks;
+  const int64_t images = p.batch * plan.class_chunks, interval = std::max<int64_t>(1, p.y.labels / h);
   Plan best{};
   int64_t least = INT64_MAX;
   for (int64_t rows = 32; rows >= 1; rows /= 2) {
@@ -155,16 +163,16 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
       t.blocks = images * t.tiles_y * t.tiles_x;
       detail::lay_out<T>(t, grad);
       if (t.shared > std::min(kShared, device.shared)) continue;
-      const int64_t resident =
-          std::max<int64_t>(1, std::min<int64_t>(per_sm, 2 * kShared / std::max<int64_t>(t.shared, 1)));
+      const int64_t resident = std::clamp<int64_t>(2 * kShared / t.shared, 1, resident_blocks<T>(t.kt));
       const int64_t waves = detail::ceil_div(t.blocks, resident * device.multiprocessors);
-      const int64_t cost = waves * chunks * (rows + t.halo_y);
+      const int64_t cost = waves * chunks * ((rows + t.halo_y) * (2 * interval + 3) + 8);
       if (cost < least) {
         least = cost;
         best = t;
       }
     }
   }
+  if (least == INT64_MAX) throw std::runtime_error("metricseg: no tile fits the shared memory of this device");
   return best;
 }
 

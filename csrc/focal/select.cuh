@@ -56,13 +56,25 @@ constexpr int select_passes() {
   return 8 * sizeof(T) / kDigitBits;
 }
 
-// The digit whose bin holds the rank, and the rank within that bin.
+// The digit whose bin holds the rank, and the rank within that bin; one thread per bin.
 __device__ __forceinline__ SelectState settle_digit(const unsigned long long* histogram, SelectState state) {
+  __shared__ unsigned long long at_least[2][kBins + 1];  // keys in this bin or above
   __shared__ SelectState settled;
-  if (threadIdx.x == 0) {
-    int digit = kBins - 1;
-    while (digit > 0 && state.rank >= histogram[digit]) state.rank -= histogram[digit--];
-    settled = {state.prefix << kDigitBits | static_cast<unsigned>(digit), state.rank};
+  const int bin = threadIdx.x;
+  int from = 0;
+  at_least[0][bin] = histogram[bin];
+  if (bin == 0) {
+    at_least[0][kBins] = at_least[1][kBins] = 0;
+    settled = {state.prefix << kDigitBits, 0};
+  }
+  for (int step = 1; step < kBins; step *= 2, from ^= 1) {
+    __syncthreads();
+    at_least[from ^ 1][bin] = at_least[from][bin] + (bin + step < kBins ? at_least[from][bin + step] : 0);
+  }
+  __syncthreads();
+  const unsigned long long above = at_least[from][bin + 1];
+  if (above <= state.rank && state.rank < at_least[from][bin]) {
+    settled = {state.prefix << kDigitBits | static_cast<unsigned>(bin), state.rank - above};
   }
   __syncthreads();
   return settled;

@@ -126,7 +126,7 @@ struct RowStepper {
   }
   template <typename T>
   __device__ __forceinline__ T fraction(const Axis& axis) const {
-    return rest > 0 && cell + 1 < axis.cells ? static_cast<T>(rest) / static_cast<T>(axis.den) : T(0);
+    return rest > 0 && cell + 1 < axis.cells ? static_cast<T>(rest) / static_cast<T>(static_cast<int>(axis.den)) : T(0);
   }
 };
 

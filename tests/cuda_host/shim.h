@@ -1,6 +1,6 @@
 // CUDA's execution model on the host, as far as the kernels need it: one fiber per thread of a block, blocks one after
-// another. A fiber runs until it meets a barrier or a shuffle. It shows indexing and arithmetic; of races only those
-// that depend on the order in which threads reach a point: `reversed` runs them from the last to the first.
+// another. A warp runs until all its lanes are at a barrier, its lanes in turn from one shuffle to the next. It shows
+// indexing and arithmetic; of races those between warps that depend on which comes first: `reversed` turns the order.
 // Shared memory is sized exactly and starts as NaN, so that address sanitizer and the results show every slip.
 #pragma once
 
@@ -85,8 +85,7 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 thread;
-  bool done = false;
-  int waits = 0;  // barriers and shuffles met so far
+  enum { kRunning, kAtShuffle, kAtBarrier, kDone } state = kRunning;
 };
 
 struct Block {
@@ -124,47 +123,55 @@ inline void enter() {
   __sanitizer_finish_switch_fiber(nullptr, &block.host_stack, &block.host_stack_size);
 #endif
   block.body();
-  block.running->done = true;
+  block.running->state = Fiber::kDone;
   to_scheduler(true);
 }
 
-// Leaves the processor till every live thread with the same `peers` has come as far.
-inline void wait() {
-  ++block.running->waits;
+inline void wait(decltype(Fiber::state) reason) {
+  block.running->state = reason;
   to_scheduler();
 }
 
 inline void resume(Fiber& fiber) {
+  fiber.state = Fiber::kRunning;
   block.running = &fiber;
   threadIdx = fiber.thread;
   switch_to(block.scheduler, fiber.context, fiber.stack.get(), kStack, false);
 }
 
+// Resumes threads [first, first + count) once each; they must all stop for the same reason, which it returns.
+inline auto resume_all(unsigned first, unsigned count) {
+  for (unsigned i = 0; i < count; ++i) resume(block.fibers[first + (reversed ? count - 1 - i : i)]);
+  for (unsigned i = 1; i < count; ++i) {
+    if (block.fibers[first + i].state != block.fibers[first].state) {
+      throw std::logic_error("lanes of a warp part at a shuffle, a barrier or the end");
+    }
+  }
+  return block.fibers[first].state;
+}
+
+inline void start(Fiber& fiber, unsigned thread) {
+  fiber.thread = {thread, 0, 0};
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter, 0);
+}
+
 inline void run_block(unsigned threads) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& fiber = block.fibers[t];
-    fiber.done = false;
-    fiber.waits = 0;
-    fiber.thread = {t, 0, 0};
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
-  }
-  for (unsigned live = threads; live > 0;) {
-    live = 0;
-    for (unsigned i = 0; i < threads; ++i) {
-      Fiber& fiber = block.fibers[reversed ? threads - 1 - i : i];
-      if (fiber.done) continue;
-      resume(fiber);
-      live += !fiber.done;
-    }
-    const int waits = block.fibers[0].waits;
-    for (unsigned t = 0; t < threads; ++t) {
-      if (block.fibers[t].waits != waits) throw std::logic_error("threads of a block met different barriers");
+  constexpr unsigned kWarp = 32;
+  for (unsigned t = 0; t < threads; ++t) start(block.fibers[t], t);
+  unsigned done = 0;
+  while (done == 0) {  // from one barrier to the next
+    for (unsigned w = 0; w < threads; w += kWarp) {
+      const unsigned warp = reversed ? threads - kWarp - w : w;
+      auto state = resume_all(warp, kWarp);
+      while (state == Fiber::kAtShuffle) state = resume_all(warp, kWarp);
+      done += state == Fiber::kDone ? kWarp : 0;
     }
   }
+  if (done != threads) throw std::logic_error("warps of a block part at a barrier or the end");
 }
 
 template <typename Kernel, typename... Arguments>
@@ -187,7 +194,7 @@ void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Argument
 
 // --- what kernels call ---
 
-inline void __syncthreads() { cuda_host::wait(); }
+inline void __syncthreads() { cuda_host::wait(cuda_host::Fiber::kAtBarrier); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
@@ -195,11 +202,16 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   if (mask != 0xffffffffu) throw std::logic_error("partial masks are not modelled");
   auto& exchange = cuda_host::block.exchange;
   std::memcpy(&exchange[threadIdx.x], &value, sizeof(T));
-  cuda_host::wait();
+  cuda_host::wait(cuda_host::Fiber::kAtShuffle);
   T other;
   std::memcpy(&other, &exchange[threadIdx.x ^ lanes], sizeof(T));
-  cuda_host::wait();
+  cuda_host::wait(cuda_host::Fiber::kAtShuffle);
   return other;
+}
+
+inline bool __all_sync(unsigned mask, bool value) {
+  for (int lanes = 1; lanes < 32; lanes *= 2) value &= __shfl_xor_sync(mask, value, lanes);
+  return value;
 }
 
 template <typename T>
