@@ -21,8 +21,8 @@ class SegmentationTask(L.LightningModule):
     The loss gets the network's low-resolution logits and the full-resolution labels as they are. AdamW, with its own
     rate for the backbone; both follow (1 - step / steps)^power after a linear warm-up, updated every step.
 
-    Torch's generator is seeded anew with (seed, epoch) at the start of every epoch, so a run that was killed and
-    resumed from its last checkpoint takes the same steps, to the bit, as one that was not.
+    Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
+    the same steps, to the bit, as one that was not.
 
     Args:
         model: name and arguments of the network; `num_classes` is added.
@@ -65,9 +65,9 @@ class SegmentationTask(L.LightningModule):
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.format)  # type: ignore[call-overload]
 
-    def on_train_epoch_start(self) -> None:
-        """Makes the epoch's random numbers (dropout and the like) a function of (seed, epoch)."""
-        torch.manual_seed(seeded(self.seed, self.current_epoch, self.global_rank))
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Makes the step's random numbers (dropout and the like) a function of (seed, epoch, step, rank)."""
+        torch.manual_seed(seeded(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Images [B, 3, H, W] and labels [B, H, W] to the loss."""

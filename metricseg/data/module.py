@@ -87,7 +87,7 @@ class SegmentationData(L.LightningDataModule):
     def loader(self, data: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
         """A loader with the module's workers."""
         pin = torch.cuda.is_available()
-        return DataLoader(data, batch_size, num_workers=self.workers, pin_memory=pin, **options)
+        return DataLoader(data, batch_size=batch_size, num_workers=self.workers, pin_memory=pin, **options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is

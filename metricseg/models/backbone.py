@@ -78,11 +78,12 @@ class Backbone(nn.Module):
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride is {output_stride}; it takes 8, 16 or 32")
         extra = dict(options or {})
-        if output_stride != 32:
-            extra["output_stride"] = output_stride
         try:
             if weights is not None:
                 check_file(name, Path(weights), extra)
+            if output_stride != 32:
+                extra["output_stride"] = output_stride
+            if weights is not None:
                 extra["pretrained_cfg_overlay"] = {"file": str(weights), "num_classes": -1}
             self.body = timm.create_model(
                 name, pretrained=pretrained or weights is not None, features_only=True, **extra

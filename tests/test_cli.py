@@ -1,0 +1,69 @@
+"""The command line, from training to written pictures, and the configurations that ship with it."""
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+
+pytest.importorskip("lightning")
+import torch
+from PIL import Image
+
+from metricseg.cli import expand, main
+from metricseg.data import Scenes
+
+QUICK = [
+    "--trainer.accelerator=cpu", "--trainer.precision=bf16-mixed", "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false", "--model.model.backbone=mobilenetv3_small_050",
+    "--model.model.channels=16", "--data.dataset.length=8", "--data.dataset.size=48", "--data.crop=[32,32]",
+    "--data.batch_size=4",
+]  # fmt: skip
+CONFIGS = sorted(f.name.removesuffix(".yaml") for f in files("metricseg").joinpath("configs").iterdir())
+
+
+def test_fit_validate_predict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", "scenes", *QUICK, "--trainer.max_epochs=1"])
+    run = tmp_path / "runs/scenes"
+    assert (run / "checkpoints/last.ckpt").exists() and (run / "checkpoints/best.ckpt").exists()
+    assert list(run.glob("events.out.tfevents*")) and (run / "config.yaml").exists()
+
+    checkpoint = f"--ckpt_path={run}/checkpoints/best.ckpt"
+    main(["validate", "--config=scenes", *QUICK, checkpoint, "--model.scales=[0.5,1.0]", "--model.flip=true"])
+    assert "val/iou/dotted wedge" in capsys.readouterr().out
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    image = Scenes("val", 1, 64)[0][0].permute(1, 2, 0).numpy()[:40]
+    Image.fromarray(image).save(pictures / "one.png")
+    (pictures / "notes.txt").write_text("no picture")
+    main(["predict", "--config=scenes", *QUICK, checkpoint, f"--data.pictures={pictures}", "--writer.folder=out"])
+    labels = Image.open(tmp_path / "out/one.png")
+    assert labels.mode == "P" and labels.size == (64, 40) and np.asarray(labels).max() < 7
+    assert np.asarray(Image.open(tmp_path / "out/one_overlay.jpg")).shape == (40, 64, 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packaged_configurations_build(name):
+    """Each parses and builds its network, loss and data module; no weights are fetched and no data are opened."""
+    offline = ["--model.model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    cli = main(["--config", name, *offline, "--trainer.precision=32-true"], run=False)
+    assert cli.model.iou.num_classes == cli.datamodule.num_classes
+    assert len(cli.model.classes) == cli.datamodule.num_classes
+    with torch.no_grad():
+        logits = cli.model.eval().model(torch.zeros(1, 3, 64, 64))
+    assert logits.shape == (1, cli.datamodule.num_classes, 16, 16)
+
+
+def test_predict_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--data\.pictures"):
+        main(["predict", "--config", "scenes", *QUICK])
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
+        main(["predict", "--config", "scenes", *QUICK, f"--data.pictures={tmp_path}/nowhere"])
+
+
+def test_names_of_configurations_become_files():
+    assert expand(["fit", "--config", "camvid", "--x", "camvid"])[2].endswith("configs/camvid.yaml")
+    assert expand(["fit", "--config=voc"])[1].endswith("configs/voc.yaml")
+    assert expand(["fit", "-c", "mine.yaml", "--x", "camvid"]) == ["fit", "-c", "mine.yaml", "--x", "camvid"]

@@ -1,0 +1,126 @@
+"""Training through Lightning: exact resume after a kill, checkpoints of other models, what evaluation reports."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("lightning")
+import lightning as L
+import torch
+
+from metricseg.data.module import SegmentationData
+from metricseg.evaluation import IoU
+from metricseg.models import WeightsMismatch
+from metricseg.training import SegmentationTask, split_decay
+
+MODEL = {"name": "deeplabv3plus", "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16}
+DATA = {
+    "dataset": {"name": "scenes", "length": 16, "size": 48},
+    "crop": (32, 32),
+    "batch_size": 4,
+    "eval_batch_size": 8,
+}
+
+
+def task(**changes):
+    torch.manual_seed(0)
+    options = {"model": MODEL, "loss": {"name": "focal"}, "num_classes": 7, **changes}
+    return SegmentationTask(**options)
+
+
+def trainer(root, **options):
+    return L.Trainer(
+        default_root_dir=root, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+
+
+KILLED = """
+import os, signal, sys
+import lightning as L
+from metricseg.cli import main
+
+class Kill(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 2 and batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+main(sys.argv[1:], trainer_defaults={"callbacks": Kill()})
+"""
+
+
+def arguments(root):
+    return [
+        "fit", "--config", "scenes", f"--trainer.default_root_dir={root}", "--trainer.logger=false",
+        "--trainer.precision=32-true", "--trainer.accelerator=cpu", "--trainer.max_epochs=4",
+        "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+        "--trainer.num_sanity_val_steps=0", "--trainer.check_val_every_n_epoch=2",
+        "--model.model.backbone=mobilenetv3_small_050", "--model.model.channels=16", "--model.warmup=3",
+        "--data.dataset.length=16", "--data.dataset.size=48", "--data.crop=[32,32]", "--data.batch_size=4",
+    ]  # fmt: skip
+
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path):
+    """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
+    from metricseg.cli import main
+
+    main(arguments(tmp_path / "whole"))
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments(tmp_path / "killed")], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    last = tmp_path / "killed/checkpoints/last.ckpt"
+    assert torch.load(last, weights_only=False)["epoch"] == 1
+    main([*arguments(tmp_path / "killed"), f"--ckpt_path={last}"])
+
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("whole", "killed")
+    )
+    assert whole["global_step"] == resumed["global_step"] == 16
+    assert whole["lr_schedulers"] == resumed["lr_schedulers"]
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][key]), key
+    for index, state in whole["optimizer_states"][0]["state"].items():
+        for key, value in state.items():
+            assert torch.equal(value, resumed["optimizer_states"][0]["state"][index][key])
+
+
+def test_checkpoint_of_another_model_is_named(tmp_path):
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    data = SegmentationData(**DATA)
+    run.fit(task(), data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    other = task(model={**MODEL, "skip_channels": 24, "decoder_depth": 2})
+    with pytest.raises(
+        WeightsMismatch, match=r"(?s)another model: .*decoder\.1.*of another shape: .*model\.skip\.0\.weight"
+    ):
+        trainer(tmp_path).validate(other, data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
+
+
+def test_validation_reports_mean_and_classes(tmp_path):
+    data, module = (
+        SegmentationData(**DATA),
+        task(classes=SegmentationData(**DATA).classes, scales=(0.5, 1.0), flip=True),
+    )
+    (result,) = trainer(tmp_path).validate(module, data, verbose=False)
+    expected = IoU(7)
+    module.eval()
+    with torch.no_grad():
+        for images, labels in data.val_dataloader():
+            expected.update(module.predict_labels(images, (48, 48)), labels)
+    iou = expected.compute()
+    assert result["val/miou"] == pytest.approx(float(iou.nanmean()))
+    assert result["val/iou/striped box"] == pytest.approx(float(iou[3]), nan_ok=True)
+
+
+def test_batch_larger_than_the_data_is_refused(tmp_path):
+    data = SegmentationData(**{**DATA, "batch_size": 32})
+    with pytest.raises(ValueError, match="16 training pictures don't fill one batch of 32"):
+        data.train_dataloader()
+
+
+def test_only_matrices_decay():
+    groups = [g for group in task().model.parameter_groups(1.0, 0.1) for g in split_decay(group, 0.5)]
+    assert {p.ndim > 1 for g in groups if g["weight_decay"] for p in g["params"]} == {True}
+    assert {p.ndim > 1 for g in groups if not g["weight_decay"] for p in g["params"]} == {False}
+    assert sum(len(g["params"]) for g in groups) == len(list(task().model.parameters()))
