@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from camvid_report import plot, time_steps
 from camvid_systems import SYSTEMS, System
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -158,9 +159,17 @@ def main() -> None:
     """Dispatch."""
     args = arguments()
     args.out.mkdir(parents=True, exist_ok=True)
-    args.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
-    train(args)
+    if args.plot:
+        plot(args.out)
+    elif args.time_steps:
+        batch = next(iter(train_loader(args.data, args.seed)))
+        time_steps(
+            {name: prepare(args, name, 900)[:2] for name in ("smp", "metricseg")}, batch, args.time_steps, args.out
+        )
+    else:
+        args.work.mkdir(parents=True, exist_ok=True)
+        train(args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""What benchmarks/camvid.py reports: step times of both networks in one run, and the curves of the kept runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from camvid_systems import System
+
+COLOURS = {"smp": "#d55e00", "metricseg": "#0072b2"}
+NAMES = {"smp": "smp DeepLabV3Plus, eager cross-entropy, fp32", "metricseg": "metricseg, fused focal loss, bf16"}
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware that a figure depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return {
+        "torch": torch.__version__,
+        "cpu": found.group(1) if found else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+    }
+
+
+def time_steps(systems: dict[str, tuple[System, Any]], batch: Any, count: int, out: Path) -> None:
+    """Times `count` training steps of each system in turn (loss, backward, optimizer), after two that are not counted.
+
+    Writes `camvid_steps.json`: median and range of wall seconds, median of processor seconds (all threads), and the ratio
+    of the first to each.
+    """
+    wall: dict[str, list[float]] = {name: [] for name in systems}
+    cpu: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(count + 2):
+        for name, (system, optimizer) in systems.items():
+            system.model.train()
+            begin, used = time.perf_counter(), time.process_time()
+            optimizer.zero_grad(set_to_none=True)
+            system.loss(*batch).backward()
+            optimizer.step()
+            wall[name].append(time.perf_counter() - begin)
+            cpu[name].append(time.process_time() - used)
+    first = statistics.median(wall[next(iter(systems))][2:])
+    report: dict[str, Any] = {"machine": machine(), "batch": list(batch[0].shape), "steps": count}
+    for name in systems:
+        kept = wall[name][2:]
+        median = statistics.median(kept)
+        report[name] = {
+            "seconds": round(median, 3),
+            "least": round(min(kept), 3),
+            "most": round(max(kept), 3),
+            "processor_seconds": round(statistics.median(cpu[name][2:]), 3),
+            "times_as_fast": round(first / median, 2),
+        }
+    (out / "camvid_steps.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+def read(path: Path) -> list[dict[str, float]]:
+    """The rows of a curve; cells that were left empty are absent."""
+    with path.open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def plot(out: Path) -> None:
+    """Writes `camvid.png` (mIoU over epochs, over minutes of wall and of processor time) and `camvid.json`, from the CSV files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    runs = {name: read(out / f"camvid_{name}.csv") for name in NAMES if (out / f"camvid_{name}.csv").exists()}
+    axes_of = (
+        ("epoch", 1.0, "epoch"),
+        ("train_seconds", 60.0, "training, minutes on the wall"),
+        ("train_cpu_seconds", 60.0, "training, minutes of processor time"),
+    )
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), sharey=True)
+    for axis, (key, unit, label) in zip(axes, axes_of, strict=True):
+        for name, rows in runs.items():
+            points = [(row[key] / unit, row["val_miou"]) for row in rows if "val_miou" in row]
+            axis.plot(*zip(*points, strict=True), marker="o", ms=4, color=COLOURS[name], label=NAMES[name])
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("val mIoU, 11 classes")
+    axes[0].legend(frameon=False, loc="lower right", fontsize=8.5)
+    figure.suptitle("CamVid, EfficientNet-Lite0, 320 x 320 crops, batch 8, same pictures in the same order")
+    figure.tight_layout()
+    figure.savefig(out / "camvid.png", dpi=120)
+    plt.close(figure)
+
+    summary: dict[str, Any] = {"machine": machine()}
+    for name, rows in runs.items():
+        done = [row for row in rows if "val_miou" in row]
+        summary[name] = {
+            "epochs": len(rows),
+            "val_miou": done[-1]["val_miou"],
+            "best_val_miou": max(row["val_miou"] for row in done),
+            "train_minutes": round(rows[-1]["train_seconds"] / 60, 1),
+            "train_processor_minutes": round(rows[-1]["train_cpu_seconds"] / 60, 1),
+        }
+    (out / "camvid.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary, indent=1))
