@@ -33,8 +33,8 @@ def machine() -> dict[str, Any]:
 def time_steps(systems: dict[str, tuple[System, Any]], batch: Any, count: int, out: Path) -> None:
     """Times `count` training steps of each system in turn (loss, backward, optimizer), after two that are not counted.
 
-    Writes `camvid_steps.json`: median and range of wall seconds, median of processor seconds (all threads), and the ratio
-    of the first to each.
+    Writes `camvid_steps.json`: median and range of wall seconds, median of processor seconds (all threads), and the
+    ratio of the first to each.
     """
     wall: dict[str, list[float]] = {name: [] for name in systems}
     cpu: dict[str, list[float]] = {name: [] for name in systems}
@@ -70,7 +70,8 @@ def read(path: Path) -> list[dict[str, float]]:
 
 
 def plot(out: Path) -> None:
-    """Writes `camvid.png` (mIoU over epochs, over minutes of wall and of processor time) and `camvid.json`, from the CSV files."""
+    """Writes `camvid.png` (mIoU over epochs, over minutes of wall and of processor time) and `camvid.json`, from the
+    CSV files."""
     import matplotlib
 
     matplotlib.use("Agg")
