@@ -193,7 +193,7 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), rows())
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
 def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> None:
     entered = entrants(shape, loss)
     missing = next(c.missing for c in entered if c.name == name)
