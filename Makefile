@@ -24,10 +24,14 @@ lint: $(VENV)/dev.stamp $(VENV)/build.stamp
 	$(VENV)/bin/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
 
 bench: $(VENV)/dev.stamp $(VENV)/build.stamp
-	$(PY) -m pytest benchmarks/ --benchmark-only
+	mkdir -p .benchmarks
+	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=.benchmarks/latest.json
+	$(PY) benchmarks/report.py
 
+# a GPU machine's own Python serves where it has torch: nothing is installed then
 gpu:
-	$(PYTHON) benchmarks/gpu.py
+	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) benchmarks/gpu.py; \
+	else $(MAKE) $(VENV)/dev.stamp && $(PY) benchmarks/gpu.py; fi
 
 clean:
 	rm -rf build *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json
