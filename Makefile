@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT))
 SOURCES := setup.py $(wildcard csrc/*/*)
 
 .PHONY: demo test lint bench gpu clean
@@ -25,13 +26,14 @@ lint: $(VENV)/dev.stamp $(VENV)/build.stamp
 
 bench: $(VENV)/dev.stamp $(VENV)/build.stamp
 	mkdir -p .benchmarks
-	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-json=.benchmarks/latest.json
+	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-sort=min \
+	  --benchmark-columns=min,median,rounds --benchmark-json=.benchmarks/latest.json
 	$(PY) benchmarks/report.py
 
 # a GPU machine's own Python serves where it has torch: nothing is installed then
 gpu:
-	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) benchmarks/gpu.py; \
-	else $(MAKE) $(VENV)/dev.stamp && $(PY) benchmarks/gpu.py; fi
+	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) $(GPU); \
+	else $(MAKE) $(VENV)/dev.stamp && $(PY) $(GPU); fi
 
 clean:
 	rm -rf build *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json
