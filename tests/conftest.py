@@ -1,5 +1,6 @@
 """Backends as a fixture. Without a device, Triton kernels run in their interpreter, which must be chosen before import."""
 
+import contextlib
 import os
 
 import pytest
@@ -10,6 +11,31 @@ if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from metricseg_kernels.core import backends  # noqa: E402
+
+
+def _patch_interpreter_once_per_launch() -> None:
+    """Triton's interpreter patches its language modules anew at every device function call: half of its time."""
+    from triton.runtime import interpreter
+
+    function, patched = interpreter.InterpretedFunction, set()
+    run, patch = function.run, interpreter._patch_lang
+
+    def run_forgetting(self, *args, **kwargs):
+        patched.clear()  # a launch takes its patches back when it ends
+        return run(self, *args, **kwargs)
+
+    def call(self, *args, **kwargs):
+        if id(self.fn.__globals__) not in patched:
+            patch(self.fn)
+            patched.add(id(self.fn.__globals__))
+        return self.rewrite()(*args, **kwargs)
+
+    function.run, function.__call__ = run_forgetting, call
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    with contextlib.suppress(ImportError, AttributeError):
+        _patch_interpreter_once_per_launch()
 
 
 @pytest.fixture(params=["reference", "cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,9 +20,9 @@ from .triton_walk import walk
 
 # Classes of a chunk, and how many of them one thread can hold for a lane, in fp32: as many as
 # compile without spills for sm_80 and sm_90. "softmax" holds five values per class, two rows of logits, two of gradient
-# and the exponentials; where threads share a lane they exchange partial maxima and sums, and beyond 64 classes a second
-# reading of the logits is cheaper than that.
-CLASSES = {"softmax": (64, 24), "statistics": (32, 32), "given": (32, 32), "sigmoid": (16, 16)}
+# and the exponentials, "smoothed" (softmax with label smoothing) the weights too; where threads share a lane they
+# exchange partial maxima and sums, and beyond 64 classes a second reading of the logits is cheaper than that.
+CLASSES = {"softmax": (64, 24), "smoothed": (64, 20), "statistics": (24, 24), "given": (24, 24), "sigmoid": (12, 12)}
 # Lanes of a program; of these the one that leaves fewer idle at the right edge.
 LANES = (128, 64)
 # Rows of cells per program: the fewer, the more programs; the more, the less is walked twice.
@@ -109,16 +109,19 @@ def make_tiles(
     threads = triton.next_power_of_2(triton.cdiv(sum(chunk), per_thread))  # that share a lane
     before_y, before_x = int(rows.cells != rows.labels), int(cols.cells != cols.labels)
     halo_y, halo_x = (before_y, before_x) if with_grad else (0, 0)
-    labels_per_cell = min(triton.cdiv(cols.den, cols.mul), cols.labels) if before_x else 1
+    labels_per_cell = max(1, min(triton.cdiv(cols.den, cols.mul), cols.labels)) if before_x else 1
 
-    def across(lanes: int) -> tuple[int, int, int]:  # width, columns, tiles
-        width = min(triton.next_power_of_2(max(labels_per_cell, 1)), lanes // 4)
-        columns = lanes // width
-        return width, columns, triton.cdiv(cols.cells + before_x - halo_x, columns - halo_x)
+    def across(lanes: int) -> tuple[int, int, int, int]:  # width, columns, tiles, parts
+        width = min(triton.next_power_of_2(labels_per_cell), lanes // 4)
+        tiles = triton.cdiv(cols.cells + before_x - halo_x, lanes // width - halo_x)
+        return width, lanes // width, tiles, triton.cdiv(labels_per_cell, width)
 
-    lanes = min(LANES if threads == 1 else LANES[1:], key=lambda p: p * across(p)[2])
-    width, columns, tiles_x = across(lanes)
-    parts = triton.cdiv(labels_per_cell, width)
+    def visited(lanes: int) -> int:
+        _, _, tiles, parts = across(lanes)
+        return lanes * tiles * parts
+
+    lanes = min(LANES if threads == 1 else LANES[1:], key=visited)
+    width, columns, tiles_x, parts = across(lanes)
 
     def programs(height: int) -> int:
         return batch * tiles_x * triton.cdiv(rows.cells + before_y - halo_y, height)
@@ -143,7 +146,7 @@ def make_arguments(
     loss: Tensor | None,
     grad: Tensor | None,
     per_class: bool,
-    **others: Tensor | None,
+    **others: Any,
 ) -> Arguments:
     return Arguments(
         input=view(input, True),
@@ -170,7 +173,8 @@ def launch(phase: str, arguments: Arguments, gamma: float = 0.0, smoothing: floa
     if logits.numel() == 0:
         return logits.new_empty((0, 8), dtype=torch.float64)
     rows, cols, grad = arguments.rows, arguments.cols, arguments.grad
-    tiles = make_tiles(phase, logits.shape[0], arguments.classes, rows, cols, acc, grad is not None)
+    limits = "smoothed" if phase == "softmax" and smoothing else phase
+    tiles = make_tiles(limits, logits.shape[0], arguments.classes, rows, cols, acc, grad is not None)
     grid = (tiles.programs, 1 if phase == "statistics" else tiles.chunks, tiles.parts)
     partials = logits.new_empty((math.prod(grid), 8), dtype=torch.float64)
     # An interval with more labels than a program has lanes for is shared out, each part with a gradient of its own.
@@ -189,7 +193,7 @@ def launch(phase: str, arguments: Arguments, gamma: float = 0.0, smoothing: floa
         BLEND_Y=rows.cells != rows.labels, BLEND_X=cols.cells != cols.labels,
         ACC=tl.float64 if acc == torch.float64 else tl.float32, num_warps=tiles.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    if shares is not None:
+    if shares is not None and arguments.grad is not None:
         arguments.grad.data.copy_(shares.sum(0))
     return partials
 
@@ -222,7 +226,7 @@ def focal_kernel(
     arguments = make_arguments(
         input, target, grad_loss, align_corners, loss, grad, False, weight=weight, keep_above=keep_above, argmax=argmax
     )
-    scalars = {"gamma": gamma, "smoothing": label_smoothing, "ignore_index": ignore_index}
+    scalars: dict[str, Any] = {"gamma": gamma, "smoothing": label_smoothing, "ignore_index": ignore_index}
     with on_device_of(input):
         if input.shape[1] <= classes_of("softmax", acc)[0]:
             partials = launch("softmax", arguments, **scalars)

@@ -9,6 +9,15 @@ import triton.language as tl
 
 
 @triton.jit
+def exp(x):
+    """e^x; in fp32 by the one instruction that flushes subnormal results to 0."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return tl.exp2(1.4426950408889634 * x)
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) with full relative accuracy: the rounding of w = 1 + x is undone by the factor x / (w - 1)."""
     w = 1.0 + x
@@ -63,25 +72,26 @@ def finite(m):
 
 
 @triton.jit
-def take_classes(z, ks, k0, label, m, rest, z_t):
+def take_classes(z, ks, k0, label, opaque, m, rest, z_t):
     """Takes the classes of z, which begin at k0, into m = max z_k, rest = sum_{k != t} exp(z_k - m) and z_t.
 
     -> (m, rest, z_t, blocks of exp(z_k - m) with 0 at the label). Before any class: -inf, 0, -inf.
+    `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one
+    instruction, where it would pack the first one's predicates into registers and unpack them, for three.
     """
     old = m
     others = ()
     for i in tl.static_range(len(ks)):
-        hit = ks[i] == label[None, :]
-        here = tl.sum(tl.where(hit, z[i], 0.0), 0)
+        here = tl.sum(tl.where(ks[i] == (label + opaque)[None, :], z[i], 0.0), 0)
         z_t = tl.where((label >= k0) & (label < k0 + z[i].shape[0]), here, z_t)
         k0 += z[i].shape[0]
-        others += (tl.where(hit, float("-inf"), z[i]),)
+        others += (tl.where(ks[i] == label[None, :], float("-inf"), z[i]),)
         m = tl.maximum(m, tl.max(others[i], 0))
     m = tl.maximum(m, z_t)
-    rest *= tl.exp(old - finite(m))
+    rest *= exp(old - finite(m))
     exps = ()
     for i in tl.static_range(len(ks)):
-        exps += (tl.exp(others[i] - finite(m)[None, :]),)
+        exps += (exp(others[i] - finite(m)[None, :]),)
         rest += tl.sum(exps[i], 0)
     return m, rest, z_t, exps
 
@@ -114,7 +124,7 @@ def softmax_pixel(m, rest, z_t, gap, w_t, w_all, classes, GAMMA: tl.constexpr, S
 
     dl/dz_k = scale (k = t ? hit : exp(z_k - m)) - b w_k,  scale = (a + b W) / s,  hit = (b W e_t - a rest) / (a + b W)
     """
-    e_t = tl.exp(z_t - finite(m))
+    e_t = exp(z_t - finite(m))
     s = rest + e_t
     log_s = tl.where(m == z_t, log1p(rest), tl.log(s))
     nll = (m - z_t) + log_s
@@ -129,7 +139,7 @@ def softmax_pixel(m, rest, z_t, gap, w_t, w_all, classes, GAMMA: tl.constexpr, S
     if GAMMA > 0:
         u = rest / s
         f = power(u, GAMMA)
-        slope = GAMMA * power(tl.where(below_normal(u), 1.0, u), GAMMA - 1.0) * tl.exp(-nll) * ce
+        slope = GAMMA * power(tl.where(below_normal(u), 1.0, u), GAMMA - 1.0) * exp(-nll) * ce
         a = f * a + tl.where(below_normal(u), 0.0, slope)
     b = f * smoothing_k
     scale = a / s
@@ -159,7 +169,7 @@ def softmax_gradient(exps, ks, label, weight, classes, scale, hit, b, SMOOTHING:
 def sigmoid_element(x, t, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
     """(loss, dl/dx) of one logit and its target in [0, 1]."""
     # e = exp(-|x|); sigmoid of either sign without cancellation
-    e = tl.exp(-tl.abs(x))
+    e = exp(-tl.abs(x))
     inv = 1.0 / (1.0 + e)
     s = tl.where(x >= 0, inv, e * inv)
     s_neg = tl.where(x >= 0, e * inv, inv)

@@ -1,6 +1,7 @@
 """Small reductions of the focal family in Triton: a walk's totals, and the order statistic of OHEM.
 
-`sum_totals`: one program adds the rows that the walk's programs wrote, [programs, 8] float64, in their order.
+Each program of a walk counts per lane, and writes one row of [programs, 8] float64; `sum_totals`, one program, adds
+the rows in their order.
 
 `select_digit`: radix select, 8 bits a pass, over keys that order as their values do (NaN as the largest). Pass i
 counts the digit of every value that still matches the chosen prefix, by one shared-memory histogram per program and
@@ -11,6 +12,33 @@ are read once a pass, 4 times for fp32 and 8 for fp64: for OHEM's -log p map abo
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def no_totals(P: tl.constexpr):
+    """Per lane: loss, valid, weight, correct, out of range, the largest label out of range."""
+    zero, count = tl.zeros((P,), tl.float64), tl.zeros((P,), tl.int32)
+    return zero, count, zero, count, count, tl.full((P,), float("-inf"), tl.float64)
+
+
+@triton.jit
+def add_totals(totals, value, valid, w_t, correct, bad, raw):
+    """Takes in one label row, whose masks hold only pixels that this program counts."""
+    return (
+        totals[0] + value.to(tl.float64),
+        totals[1] + valid.to(tl.int32),
+        totals[2] + tl.where(valid, w_t, 0.0).to(tl.float64),
+        totals[3] + correct.to(tl.int32),
+        totals[4] + bad.to(tl.int32),
+        tl.maximum(totals[5], tl.where(bad, raw.to(tl.float64), float("-inf"))),
+    )
+
+
+@triton.jit
+def store_totals(p_row, totals):
+    for i in tl.static_range(5):
+        tl.store(p_row + i, tl.sum(totals[i]).to(tl.float64))
+    tl.store(p_row + 5, tl.max(totals[5]))
 
 
 @triton.jit

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from .triton_math import (
+    exp,
     finite,
     sigmoid_element,
     softmax_gradient,
@@ -34,6 +35,7 @@ from .triton_math import (
     weight_sum,
     weighted_gap,
 )
+from .triton_reduce import add_totals, no_totals, store_totals
 
 
 @triton.jit
@@ -142,36 +144,9 @@ def load_labels(target, image, Y, X, inside, classes, IGNORE: tl.constexpr):
 
 
 @triton.jit
-def no_totals(P: tl.constexpr):
-    """Per lane: loss, valid, weight, correct, out of range, the largest label out of range."""
-    zero, count = tl.zeros((P,), tl.float64), tl.zeros((P,), tl.int32)
-    return zero, count, zero, count, count, tl.full((P,), float("-inf"), tl.float64)
-
-
-@triton.jit
-def add_totals(totals, value, valid, w_t, correct, bad, raw):
-    """Takes in one label row, whose masks hold only pixels that this program counts."""
-    return (
-        totals[0] + value.to(tl.float64),
-        totals[1] + valid.to(tl.int32),
-        totals[2] + tl.where(valid, w_t, 0.0).to(tl.float64),
-        totals[3] + correct.to(tl.int32),
-        totals[4] + bad.to(tl.int32),
-        tl.maximum(totals[5], tl.where(bad, raw.to(tl.float64), float("-inf"))),
-    )
-
-
-@triton.jit
-def store_totals(p_row, totals):
-    for i in tl.static_range(5):
-        tl.store(p_row + i, tl.sum(totals[i]).to(tl.float64))
-    tl.store(p_row + 5, tl.max(totals[5]))
-
-
-@triton.jit
 def finish_softmax(io, pixels, labels, statistics, best, w_all, totals, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr):
     """From complete statistics to loss and totals, and the coefficients (scale, hit, b) of the gradient."""
-    image, Y, X, n, inside, mine = pixels
+    image, Y, X, n, inside, mine, _ = pixels
     valid, bad, label, raw = labels
     m, rest, z_t, gap = statistics
     w_t = tl.full(m.shape, 1.0, m.dtype)
@@ -196,7 +171,7 @@ def finish_softmax(io, pixels, labels, statistics, best, w_all, totals, GAMMA: t
 @triton.jit
 def softmax_row(io, z, ks, pixels, w_all, totals, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr):
     """Epilogue "softmax": all classes are here. -> (totals, v, c), dl/dz = c v."""
-    image, Y, X, n, inside, mine = pixels
+    image, Y, X, n, inside, mine, opaque = pixels
     labels = load_labels(io.target, image, Y, X, inside, io.classes, IGNORE)
     low = tl.full(X.shape, float("-inf"), z[0].dtype)
     zero = tl.zeros(X.shape, z[0].dtype)
@@ -204,14 +179,14 @@ def softmax_row(io, z, ks, pixels, w_all, totals, GAMMA: tl.constexpr, SMOOTHING
     if io.argmax is not None:
         best = take_largest(z, 0, low, best)
         tl.store(io.argmax + n, best, mask=mine)
-    m, rest, z_t, exps = take_classes(z, ks, 0, labels[2], low, zero, low)
+    m, rest, z_t, exps = take_classes(z, ks, 0, labels[2], opaque, low, zero, low)
     gap = zero
     if SMOOTHING > 0:
         gap = weighted_gap(z, ks, io.weight, io.classes, m)
     statistics = (m, rest, z_t, gap)
     totals, coefficients = finish_softmax(io, pixels, labels, statistics, best, w_all, totals, GAMMA, SMOOTHING)
     scale, hit, b = coefficients
-    v, c = softmax_gradient(exps, ks, labels[2], io.weight, io.classes, scale, hit, b, SMOOTHING)
+    v, c = softmax_gradient(exps, ks, labels[2] - opaque, io.weight, io.classes, scale, hit, b, SMOOTHING)
     return totals, v, c
 
 
@@ -220,7 +195,7 @@ def statistics_row(io, z, ks, k0, pixels, w_all, totals, GAMMA: tl.constexpr, SM
                    IGNORE: tl.constexpr, BK: tl.constexpr, KALL: tl.constexpr):  # fmt: skip
     """Epilogue "statistics": one chunk of classes. The state [label pixels] passes (m, rest, z_t, gap) from chunk to
     chunk; after the last it holds what "given" needs, (m, scale, hit, b)."""
-    image, Y, X, n, inside, mine = pixels
+    image, Y, X, n, inside, mine, opaque = pixels
     labels = load_labels(io.target, image, Y, X, inside, io.classes, IGNORE)
     seen = tl.where(mine, k0, 0) > 0
     before = tl.load(io.state[0] + n, mask=seen, other=float("-inf"))
@@ -230,7 +205,7 @@ def statistics_row(io, z, ks, k0, pixels, w_all, totals, GAMMA: tl.constexpr, SM
         tl.store(io.argmax + n, best, mask=mine)
     rest = tl.load(io.state[1] + n, mask=seen, other=0.0)
     z_t = tl.load(io.state[2] + n, mask=seen, other=float("-inf"))
-    m, rest, z_t, _ = take_classes(z, ks, k0, labels[2], before, rest, z_t)
+    m, rest, z_t, _ = take_classes(z, ks, k0, labels[2], opaque, before, rest, z_t)
     gap = tl.zeros(X.shape, m.dtype)
     if SMOOTHING > 0:
         gap = tl.load(io.state[3] + n, mask=seen, other=0.0)
@@ -248,7 +223,7 @@ def statistics_row(io, z, ks, k0, pixels, w_all, totals, GAMMA: tl.constexpr, SM
 @triton.jit
 def given_row(io, z, ks, pixels, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr):
     """Epilogue "given": the gradient of a chunk of classes, from the state. -> (v, c), dl/dz = c v."""
-    image, Y, X, n, inside, _ = pixels
+    image, Y, X, n, inside, _, _ = pixels
     labels = load_labels(io.target, image, Y, X, inside, io.classes, IGNORE)
     m = finite(tl.load(io.state[0] + n, mask=inside, other=float("inf")))
     scale = tl.load(io.state[1] + n, mask=inside, other=0.0)
@@ -258,7 +233,7 @@ def given_row(io, z, ks, pixels, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr):
         b = tl.load(io.state[3] + n, mask=inside, other=0.0)
     exps = ()
     for i in tl.static_range(len(ks)):
-        exps += (tl.exp(z[i] - m[None, :]),)
+        exps += (exp(z[i] - m[None, :]),)
     return softmax_gradient(exps, ks, labels[2], io.weight, io.classes, scale, hit, b, SMOOTHING)
 
 
@@ -266,7 +241,7 @@ def given_row(io, z, ks, pixels, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr):
 def sigmoid_row(io, z, ks, k0, pixels, totals, DENSE: tl.constexpr, GAMMA: tl.constexpr, ALPHA: tl.constexpr,
                 IGNORE: tl.constexpr):  # fmt: skip
     """Epilogue "sigmoid": every class by itself. -> (totals, v, c), dl/dz = c v."""
-    image, Y, X, n, inside, mine = pixels
+    image, Y, X, n, inside, mine, _ = pixels
     valid, bad, label, raw = inside, inside != inside, tl.zeros(X.shape, tl.int32), tl.zeros(X.shape, tl.int32)
     if not DENSE:
         valid, bad, label, raw = load_labels(io.target, image, Y, X, inside, io.classes, IGNORE)
@@ -315,24 +290,28 @@ def tile(io, k0, geometry, w_all, totals, PHASE: tl.constexpr, DENSE: tl.constex
     p_row = p_image + tl.maximum(y_begin, 0) * strides[2]
     top = load_row(p_row, strides[1], strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC)
     g_top = zero_blocks(ks, C * R, ACC)
+    lo = first_label(io.rows, y_begin)
     for y in range(y_begin, y_end):
         bottom = top
-        lo, hi = first_label(io.rows, y), first_label(io.rows, y + 1)
-        # No label is negative, but the compiler can't know: it would keep an address per class across the loop.
-        zero = (lo < 0).to(tl.int32)
+        hi = first_label(io.rows, y + 1)
+        # A label index is never negative, but the compiler can't know: where this 0 is added to a stride, it does not
+        # keep an address per class in registers across the loop.
+        opaque = (hi < 0).to(tl.int32)
         if BLEND_Y:
             p_row = p_image + tl.minimum(y + 1, io.rows.cells - 1) * strides[2]
             bottom = load_row(
-                p_row, strides[1] + zero, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC
+                p_row, strides[1] + opaque, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC
             )
         else:
             p_row = p_image + y * strides[2]
-            top = load_row(p_row, strides[1] + zero, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC)
+            top = load_row(
+                p_row, strides[1] + opaque, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC
+            )
         g_bottom = zero_blocks(ks, C * R, ACC)
         mine = inside & (y >= y_counts)  # pixels whose loss counts here
         for Y in range(lo, hi):
             n = (image * io.rows.labels + Y) * io.cols.labels + X
-            pixels = (image, Y, X, n, inside, mine)
+            pixels = (image, Y, X, n, inside, mine, opaque)
             fy = fraction(io.rows, Y, y, ACC)
             z = top
             if BLEND_Y:
@@ -355,10 +334,11 @@ def tile(io, k0, geometry, w_all, totals, PHASE: tl.constexpr, DENSE: tl.constex
             if y >= y_cells:
                 p_grad = io.grad.data + tl.program_id(2).to(tl.int64) * io.grad.strides[4] + image * io.grad.strides[0]
                 p_row = p_grad + y * io.grad.strides[2]
-                fold_and_store(p_row, io.grad.strides[1] + zero, io.grad.strides[3], g_top, ks, io.classes, x_cell,
+                fold_and_store(p_row, io.grad.strides[1] + opaque, io.grad.strides[3], g_top, ks, io.classes, x_cell,
                                my_cells, fx, C, R, BLEND_X, ACC)  # fmt: skip
             g_top = g_bottom
         top = bottom
+        lo = hi
     return totals
 
 

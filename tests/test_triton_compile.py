@@ -1,0 +1,136 @@
+"""What the Triton launchers ask for, compiled for sm_80 and sm_90 without a GPU, against resource budgets.
+
+The launchers run for real, on the shapes below; a stand-in driver names the target, and a launch stops after its
+compilation. That needs a process of its own, since the interpreter is chosen when kernels are imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+
+# name: (op, (B, K, h, w), (H, W), dtype, options)
+CALLS = {
+    "cityscapes": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
+    "cityscapes-fp32": ("focal", (8, 19, 128, 256), (512, 1024), "float32", {"weight": True, "argmax": True}),
+    "smoothing": ("focal", (8, 19, 128, 256), (512, 1024), "float32", {"gamma": 0.5, "smoothing": 0.1, "weight": True}),
+    "channels-last": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {"channels_last": True}),
+    "no-gradient": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {"grad": False, "argmax": True}),
+    "no-interpolation": ("focal", (2, 21, 512, 512), (512, 512), "float16", {"gamma": 0.0}),
+    "48-classes": ("focal", (4, 48, 128, 128), (512, 512), "bfloat16", {}),
+    "ade20k": ("focal", (16, 150, 128, 128), (512, 512), "bfloat16", {}),
+    "ade20k-fp32": ("focal", (16, 150, 128, 128), (512, 512), "float32", {"smoothing": 0.1, "weight": True}),
+    "float64": ("focal", (2, 19, 33, 65), (513, 1025), "float64", {"align_corners": True}),
+    "sigmoid": ("sigmoid", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
+    "sigmoid-150": ("sigmoid", (16, 150, 128, 128), (512, 512), "float32", {}),
+    "select": ("select", (1, 1, 1, 1), (512, 512), "float32", {}),
+}
+
+
+def tool() -> Path:
+    """The cuobjdump that comes with Triton."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@pytest.fixture(scope="module", params=sorted(SHARED_LIMIT))
+def compiled(request: pytest.FixtureRequest) -> tuple[int, dict[str, list[dict[str, int]]]]:
+    """(capability, what the kernels use that each call launches)."""
+    pytest.importorskip("triton")
+    if not tool().exists():
+        pytest.skip("this Triton brings no cuobjdump")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = Path(__file__).parent.parent
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(root), environment.get("PYTHONPATH"))))
+    command = [sys.executable, __file__, str(request.param)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return request.param, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_kernels_fit_the_device(call: str, compiled: tuple[int, dict[str, list[dict[str, int]]]]) -> None:
+    capability, kernels = compiled
+    assert kernels[call]
+    for kernel in kernels[call]:
+        assert kernel["stack"] == 0 and kernel["local"] == 0, f"spills: {kernel}"
+        assert kernel["registers"] * 32 * kernel["warps"] <= 65536, f"not one block of it fits: {kernel}"
+        assert kernel["shared"] <= SHARED_LIMIT[capability], kernel
+
+
+def main(capability: int) -> None:
+    import torch
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from metricseg_kernels.focal import triton as focal
+
+    class Target:
+        """A driver that knows its target and has no device."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", capability, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    kernels: dict[str, list[dict[str, object]]] = {name: [] for name in CALLS}
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        usage = resource_usage(kernel.asm["cubin"])
+        kernels[name].append(usage | {"name": self.__name__, "phase": kwargs.get("PHASE"), "grid": grid,
+                                "warps": kernel.metadata.num_warps, "shared": kernel.metadata.shared})  # fmt: skip
+
+    driver.set_active(Target())
+    JITFunction.run = compile_only
+    for name, (op, cells, size, dtype_name, options) in CALLS.items():
+        dtype = getattr(torch, dtype_name)
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        if op == "select":
+            focal.kth_largest_kernel(torch.empty(size, dtype=acc), 100, torch.empty((), dtype=acc))
+            continue
+        input = torch.empty(cells, dtype=dtype)
+        if options.get("channels_last"):
+            input = input.contiguous(memory_format=torch.channels_last)
+        target = torch.empty((cells[0], *size), dtype=torch.uint8)
+        loss, totals = torch.empty((), dtype=acc), torch.empty(5, dtype=torch.float64)
+        grad = torch.empty_like(input) if options.get("grad", True) else None
+        gamma, align_corners = options.get("gamma", 2.0), options.get("align_corners", False)
+        if op == "sigmoid":
+            focal.sigmoid_focal_kernel(input, target, None, gamma, 0.25, 255, align_corners, loss, totals, grad)
+            continue
+        weight = torch.empty(cells[1], dtype=acc) if options.get("weight") else None
+        argmax = torch.empty(target.shape, dtype=torch.int32) if options.get("argmax") else None
+        focal.focal_kernel(input, target, weight, None, None, gamma, options.get("smoothing", 0.0), 255, align_corners,
+                           loss, totals, argmax, grad)  # fmt: skip
+    print(json.dumps(kernels))
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    import re
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.check_output([str(tool()), "--dump-resource-usage", file.name], text=True)
+    names = {"registers": "REG", "stack": "STACK", "local": "LOCAL"}
+    return {name: int(re.search(rf"{key}:(\d+)", text)[1]) for name, key in names.items()}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
