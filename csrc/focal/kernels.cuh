@@ -1,12 +1,14 @@
 // Kernels of the focal family: interpolation, loss, counts and gradient in one pass over the labels.
 //
-// walk_kernel    grid: one block per tile of cells (walk.cuh); block: 128 or 256 threads, 32 / groups label columns a
-//                warp. Registers: 5 KT values a lane (3 KT without gradient). Shared memory: one row of cells, one row
-//                of staged gradient, the partial sums of unfinished cells. Moves the logits and the gradient once and
-//                the labels once, times the halo, about 1.1; each exponential is computed once, times the halo.
-//                Per pixel and class 13 instructions (blend 2, max, exp 3, sum 2, target 1, gradient 4), 5 for a
-//                pixel's scalars and 4 for staging and folding at ratio 4: on a device that issues 128 of them and 16
-//                exponentials a clock, 2.8 times the exponentials alone. Nothing of label size is written.
+// walk_kernel    grid: one block of 128 threads per tile of cells (walk.cuh; problem.h chooses the tile). Registers: 5
+// KT
+//                values a lane, 3 KT without gradient. Shared memory: one row of cells, one row of staged gradient, the
+//                partial sums of unfinished cells; 16 KB at K = 19, 40 KB at K = 150. Moves the logits, the gradient
+//                and the labels once, times the halo, 1.1 to 1.2; each exponential is computed once, times the halo.
+//                Per pixel and class about 22 instructions at ratio 4: blend 2, max, exp 3, sum 2, target 1, gradient
+//                4, a pixel's scalars 5, staging and folding 4. On a device that issues 128 of them and 16 exponentials
+//                a clock that is 2.8 times the exponentials alone, before bytes. An estimate: no device has run it yet.
+//                Beside the outputs it takes 48 bytes of memory a block.
 // pixel_kernel   one thread per pixel, for more classes than a warp holds: leaves the softmax's statistics to
 //                walk_kernel, whose blocks then own a span of classes each.
 // finish_kernel  one block: partial sums -> loss and totals, in a fixed order.
