@@ -1,7 +1,6 @@
 // Kernels of the focal family: interpolation, loss, counts and gradient in one pass over the labels.
 //
-// walk_kernel    grid: one block of 128 threads per tile of cells (walk.cuh; problem.h chooses the tile). Registers: 5
-// KT
+// walk_kernel    grid: one block of 128 threads per tile of cells (walk.cuh; problem.h chooses it). Registers: 5 KT
 //                values a lane, 3 KT without gradient. Shared memory: one row of cells, one row of staged gradient, the
 //                partial sums of unfinished cells; 16 KB at K = 19, 40 KB at K = 150. Moves the logits, the gradient
 //                and the labels once, times the halo, 1.1 to 1.2; each exponential is computed once, times the halo.
