@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
-import re
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import machine
 from camvid_systems import System
 
 COLOURS = {"smp": "#d55e00", "metricseg": "#0072b2"}
 NAMES = {"smp": "smp DeepLabV3Plus, eager cross-entropy, fp32", "metricseg": "metricseg, fused focal loss, bf16"}
-
-
-def machine() -> dict[str, Any]:
-    """Versions and hardware that a figure depends on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return {
-        "torch": torch.__version__,
-        "cpu": found.group(1) if found else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-    }
 
 
 def time_steps(systems: dict[str, tuple[System, Any]], batch: Any, count: int, out: Path) -> None:
@@ -48,7 +34,7 @@ def time_steps(systems: dict[str, tuple[System, Any]], batch: Any, count: int, o
             wall[name].append(time.perf_counter() - begin)
             cpu[name].append(time.process_time() - used)
     first = statistics.median(wall[next(iter(systems))][2:])
-    report: dict[str, Any] = {"machine": machine(), "batch": list(batch[0].shape), "steps": count}
+    report: dict[str, Any] = {"machine": machine.record(), "batch": list(batch[0].shape), "steps": count}
     for name in systems:
         kept = wall[name][2:]
         median = statistics.median(kept)
@@ -98,7 +84,7 @@ def plot(out: Path) -> None:
     figure.savefig(out / "camvid.png", dpi=120)
     plt.close(figure)
 
-    summary: dict[str, Any] = {"machine": machine()}
+    summary: dict[str, Any] = {"machine": machine.record()}
     for name, rows in runs.items():
         done = [row for row in rows if "val_miou" in row]
         summary[name] = {

@@ -65,11 +65,14 @@ def expand(arguments: Sequence[str]) -> list[str]:
         elif flag == "--config" and value:
             argument = f"--config={packaged.get(value, value)}"
         out.append(argument)
+    if out[:1] == ["predict"]:  # the writer has them; a large folder's maps need not stay in memory
+        out.insert(1, "--return_predictions=false")
     return out
 
 
 def main(arguments: Sequence[str] | None = None, **options: Any) -> SegmentationCLI:
     """The console script."""
+    trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
     torch.set_float32_matmul_precision("high")
     if arguments is None:
         sys.argv[1:] = expand(sys.argv[1:])
@@ -77,6 +80,7 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Segmentation
         SegmentationTask,
         SegmentationData,
         seed_everything_default=0,
+        trainer_defaults=trainer_defaults,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         args=None if arguments is None else expand(arguments),
