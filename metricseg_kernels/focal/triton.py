@@ -22,7 +22,7 @@ from .triton_walk import walk
 # compile without spills for sm_80 and sm_90. "softmax" holds five values per class, two rows of logits, two of gradient
 # and the exponentials, "smoothed" (softmax with label smoothing) the weights too; where threads share a lane they
 # exchange partial maxima and sums, and beyond 64 classes a second reading of the logits is cheaper than that.
-CLASSES = {"softmax": (64, 24), "smoothed": (64, 20), "statistics": (24, 24), "given": (24, 24), "sigmoid": (12, 12)}
+CLASSES = {"softmax": (64, 24), "smoothed": (64, 20), "statistics": (20, 20), "given": (24, 24), "sigmoid": (12, 12)}
 # Lanes of a program; of these the one that leaves fewer idle at the right edge.
 LANES = (128, 64)
 # Rows of cells per program: the fewer, the more programs; the more, the less is walked twice.

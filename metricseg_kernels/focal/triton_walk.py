@@ -75,14 +75,19 @@ def zero_blocks(ks, C: tl.constexpr, ACC: tl.constexpr):
 @triton.jit
 def load_row(row, s_k, s_x, ks, classes, left, right, fx, BLEND: tl.constexpr, PADDING: tl.constexpr,
              ACC: tl.constexpr):  # fmt: skip
-    """A row of cells interpolated to the tile's label columns, [k, P] blocks; PADDING where there is no class."""
+    """A row of cells interpolated to the tile's label columns, [k, P] blocks; PADDING where there is no class.
+
+    The hint of contiguity makes every compiler lay threads along the lanes, whatever the strides; it holds no access
+    together, since `row` has no known alignment.
+    """
     out = ()
     for i in tl.static_range(len(ks)):
         known = ks[i] < classes
         p_class = row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64)
-        z = tl.load(p_class + left * s_x, mask=known, other=0.0).to(ACC)
+        z = tl.load(tl.max_contiguous(p_class + left * s_x, (1, 2)), mask=known, other=0.0).to(ACC)
         if BLEND:
-            z_right = tl.load(p_class + right * s_x, mask=known, other=0.0).to(ACC)
+            p_right = tl.max_contiguous(p_class + right * s_x, (1, 2))
+            z_right = tl.load(p_right, mask=known, other=0.0).to(ACC)
             z = (1.0 - fx) * z + fx * z_right
         out += (tl.where(known, z, PADDING),)
     return out
@@ -287,23 +292,24 @@ def tile(io, k0, geometry, w_all, totals, PHASE: tl.constexpr, DENSE: tl.constex
     strides = io.input.strides
     p_image = io.input.data + image * strides[0]
     ks = class_blocks(k0, KS)
-    p_row = p_image + tl.maximum(y_begin, 0) * strides[2]
+    lo = first_label(io.rows, y_begin)
+    # A label index is never negative, but the compiler can't know. With this 0 in a stride it does not keep an address
+    # per class in registers across the loop; with it in a row's address, it can't take that for aligned.
+    opaque = (lo < 0).to(tl.int32)
+    p_row = p_image + (tl.maximum(y_begin, 0) * strides[2] + opaque)
     top = load_row(p_row, strides[1], strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC)
     g_top = zero_blocks(ks, C * R, ACC)
-    lo = first_label(io.rows, y_begin)
     for y in range(y_begin, y_end):
         bottom = top
         hi = first_label(io.rows, y + 1)
-        # A label index is never negative, but the compiler can't know: where this 0 is added to a stride, it does not
-        # keep an address per class in registers across the loop.
         opaque = (hi < 0).to(tl.int32)
         if BLEND_Y:
-            p_row = p_image + tl.minimum(y + 1, io.rows.cells - 1) * strides[2]
+            p_row = p_image + (tl.minimum(y + 1, io.rows.cells - 1) * strides[2] + opaque)
             bottom = load_row(
                 p_row, strides[1] + opaque, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC
             )
         else:
-            p_row = p_image + y * strides[2]
+            p_row = p_image + (y * strides[2] + opaque)
             top = load_row(
                 p_row, strides[1] + opaque, strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC
             )
