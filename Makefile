@@ -12,19 +12,19 @@ SOURCES := setup.py $(wildcard csrc/*/*)
 
 .PHONY: demo test lint bench gpu clean
 
-demo: $(VENV)/train.stamp $(VENV)/build.stamp
+demo: $(VENV)/train.stamp
 	$(PY) -m metricseg.demo --out demo_out
 
 test: lint
 	$(PY) -m pytest tests
 
-lint: $(VENV)/dev.stamp $(VENV)/build.stamp
+lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
 
-bench: $(VENV)/dev.stamp $(VENV)/build.stamp
+bench: $(VENV)/dev.stamp
 	mkdir -p .benchmarks
 	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-sort=min \
 	  --benchmark-columns=min,median,rounds --benchmark-json=.benchmarks/latest.json
@@ -47,11 +47,8 @@ $(VENV)/torch.stamp: | $(PY)
 	$(PY) -m pip install torch torchvision
 	touch $@
 
-$(VENV)/build.stamp: $(SOURCES) pyproject.toml | $(VENV)/torch.stamp
-	$(PY) -m pip install --no-build-isolation --no-deps -e .
-	$(PY) -m metricseg_kernels
-	touch $@
-
-$(VENV)/%.stamp: pyproject.toml | $(VENV)/build.stamp
+# everything that the extra named by the stamp needs, and the extension; again when a source changes
+$(VENV)/%.stamp: $(SOURCES) pyproject.toml | $(VENV)/torch.stamp
 	$(PY) -m pip install --no-build-isolation -e ".[$*]"
+	$(PY) -m metricseg_kernels
 	touch $@
