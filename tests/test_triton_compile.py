@@ -97,7 +97,7 @@ def main(capability: int) -> None:
 
     driver.set_active(Target())
     JITFunction.run = compile_only
-    for name, (op, cells, size, dtype_name, options) in CALLS.items():
+    for name, (op, cells, size, dtype_name, options) in CALLS.items():  # noqa: B007 (compile_only reads name)
         dtype = getattr(torch, dtype_name)
         acc = torch.float64 if dtype == torch.float64 else torch.float32
         if op == "select":
