@@ -96,7 +96,8 @@ def test_non_finite_logits_give_nan_and_return(loss, value: float, backend: str,
     logits.requires_grad_()
     result = loss(logits, TARGET.to(device), backend=backend)
     if loss is not mk.ohem_cross_entropy:  # there a NaN pixel may fall under the threshold
-        assert result.isnan()
+        # a backend that does not blend a clamped edge with itself meets no 0 * inf: its loss of +inf is inf
+        assert result.isnan() or (value == float("inf") and result.isinf())
     result.backward()
 
 
