@@ -40,11 +40,12 @@ def install(checkout: Path, see_torch: bool = True, **environment: str) -> tuple
     shared.write_text("\n".join(site.getsitepackages()))
     command = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", checkout]
     hide = {} if see_torch else {"PYTHONPATH": str(_without_torch(checkout.parent))}
-    env = os.environ | {"METRICSEG_BUILD_CUDA": "0"} | environment
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = clean | {"METRICSEG_BUILD_CUDA": "0"} | environment
     done = subprocess.run(command, env=env | hide, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     report = subprocess.run(
-        [python, "-m", "metricseg_kernels"], cwd=checkout.parent, capture_output=True, text=True, check=True
+        [python, "-m", "metricseg_kernels"], cwd=checkout.parent, env=clean, capture_output=True, text=True, check=True
     ).stdout
     assert str(checkout) in report
     return json.loads((checkout / "metricseg_kernels" / "_build.json").read_text()), report
