@@ -16,6 +16,10 @@ import torch
 from cases import CASE_PARAMS, FLOOR_PARAMS, Case, make, options
 from test_focal import *  # noqa: F403
 from test_focal import against_reference, loss_and_grad
+from test_focal_bad_input import (  # noqa: F401
+    test_an_infinite_logit_reaches_as_far_as_in_interpolate,
+    test_non_finite_logits_give_nan_and_return,
+)
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends

@@ -96,9 +96,26 @@ def test_non_finite_logits_give_nan_and_return(loss, value: float, backend: str,
     logits.requires_grad_()
     result = loss(logits, TARGET.to(device), backend=backend)
     if loss is not mk.ohem_cross_entropy:  # there a NaN pixel may fall under the threshold
-        # a backend that does not blend a clamped edge with itself meets no 0 * inf: its loss of +inf is inf
-        assert result.isnan() or (value == float("inf") and result.isinf())
+        assert result.isnan()
     result.backward()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(7, 10), (8, 12), (2, 3), (4, 12), (8, 6)], ids=lambda s: "x".join(map(str, s)))
+def test_an_infinite_logit_reaches_as_far_as_in_interpolate(
+    size: tuple[int, int], align_corners: bool, backend: str, device: str
+) -> None:
+    """Also the labels that weigh its cell by 0; on an axis without interpolation no other label."""
+    for y, x in ((0, 0), (1, 1), (3, 5), (0, 3), (2, 0)):
+        logits = torch.randn(1, 5, 4, 6, generator=torch.Generator().manual_seed(0)).to(device)
+        logits[0, 2, y, x] = torch.inf
+        target = torch.zeros(1, *size, dtype=torch.long, device=device)
+        for loss in (mk.cross_entropy, mk.sigmoid_focal_loss):
+            ours, truth = (
+                loss(logits, target, reduction="none", align_corners=align_corners, backend=b)
+                for b in (backend, "reference")
+            )
+            assert torch.equal(ours.isfinite(), truth.isfinite()), (y, x)
 
 
 def test_masked_logits_of_minus_infinity(backend: str, device: str) -> None:

@@ -191,7 +191,7 @@ struct SoftmaxForm {
     }
     T z[KT];
 #pragma unroll
-    for (int k = 0; k < KT; ++k) z[k] = blend(z0[k], z1[k], f);
+    for (int k = 0; k < KT; ++k) z[k] = blend(p.y, z0[k], z1[k], f);
     if (Grad && p.pixels != nullptr) {  // the statistics come from pixel_kernel
       if (label < 0) return;
       const PixelGradient<T> d = p.pixels[pixel];
@@ -243,7 +243,7 @@ struct SigmoidForm {
         const T t = dense ? load_float<T>(p.target, static_cast<Scalar>(p.target_type),
                                           p.target_stride.at(image, cls, y, lane.x))
                           : T(cls == label);
-        element = sigmoid_element(blend(z0[k], z1[k], f), t, p.gamma, p.alpha);
+        element = sigmoid_element(blend(p.y, z0[k], z1[k], f), t, p.gamma, p.alpha);
       }
       if (owned) {
         sums.loss += element.loss;

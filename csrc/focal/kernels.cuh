@@ -74,7 +74,8 @@ struct Sampler {
     const auto cell = [&](int i, int j) {
       return load_float<T>(p.input, static_cast<Scalar>(p.input_type), corner[i][j] + k * p.input_stride.k);
     };
-    return blend(blend(cell(0, 0), cell(0, 1), fx), blend(cell(1, 0), cell(1, 1), fx), fy);
+    const T upper = blend(p.x, cell(0, 0), cell(0, 1), fx), lower = blend(p.x, cell(1, 0), cell(1, 1), fx);
+    return blend(p.y, upper, lower, fy);
   }
 };
 

@@ -130,10 +130,10 @@ struct RowStepper {
   }
 };
 
-// 0 inf must not happen at ratio 1, nor where a label meets a cell.
+// 0 inf must not happen at ratio 1. Elsewhere it does, also where a label meets a cell: as in F.interpolate.
 template <typename T>
-__device__ __forceinline__ T blend(T a, T b, T f) {
-  return f == T(0) ? a : (T(1) - f) * a + f * b;
+__device__ __forceinline__ T blend(const Axis& axis, T a, T b, T f) {
+  return axis.identity() ? a : (T(1) - f) * a + f * b;
 }
 
 // Four classes side by side: what shared memory hands out in one instruction.
@@ -180,30 +180,33 @@ __device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, 
   }
 }
 
-// cells[c, k] = logits of cell row y; classes past the last are -inf, which leaves maxima and sums alone.
+// cells[c, k] = logits of cell row y; classes past the last are -inf, which leaves maxima and sums alone, or finite but
+// as good as that where they meet a factor of 0.
 template <typename T>
 __device__ __forceinline__ void stage_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
                                             const Tile& tile, const Chunk& chunk, int64_t y) {
   const int64_t origin = p.input_stride.at(tile.image, tile.class0, y, chunk.cell0);
   const int classes = min(p.classes - tile.class0, plan.span);
+  const bool blends = !p.x.identity() || !p.y.identity();
+  const T padding = blends ? T(-1e38) : -std::numeric_limits<T>::infinity();
   with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
     block_sweep(plan.span, chunk.cells, p.input_stride.k < p.input_stride.x, [&](int k, int c) {
-      room.cells()[c * plan.stride + k] = k < classes
-                                              ? widen<T>(input[origin + k * p.input_stride.k + c * p.input_stride.x])
-                                              : -std::numeric_limits<T>::infinity();
+      room.cells()[c * plan.stride + k] =
+          k < classes ? widen<T>(input[origin + k * p.input_stride.k + c * p.input_stride.x]) : padding;
     });
   });
 }
 
 template <typename T, int KT>
-__device__ __forceinline__ void read_row(const Room<T>& room, const Plan& plan, const Lane<T>& lane, T (&z)[KT]) {
+__device__ __forceinline__ void read_row(const Room<T>& room, const Plan& plan, const Axis& axis, const Lane<T>& lane,
+                                         T (&z)[KT]) {
   const T* left = room.cells() + lane.left * plan.stride + lane.local;
   const T* right = room.cells() + lane.right * plan.stride + lane.local;
 #pragma unroll
   for (int k = 0; k < KT; k += 4) {
     const Quad<T> a = quad(left + k), b = quad(right + k);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) z[k + q] = blend(a.v[q], b.v[q], lane.fx);
+    for (int q = 0; q < 4; ++q) z[k + q] = blend(axis, a.v[q], b.v[q], lane.fx);
   }
 }
 
@@ -288,7 +291,7 @@ __device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>&
       g0[k] = g1[k];
       g1[k] = T(0);
     }
-    read_row(room, plan, lane, z1);
+    read_row(room, plan, p.x, lane, z1);
     for (; y < y_end && at.cell == cell; ++y, at.step(p.y)) {
       const int ahead = form.fetch(tile.image, lane, y + 1, y_end);  // the load returns while this row is worked on
       form.row(plan.groups, tile.image, lane, y, lane.owned && cell >= tile.y0, label, at.template fraction<T>(p.y), z0,

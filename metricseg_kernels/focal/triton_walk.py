@@ -298,7 +298,9 @@ def tile(io, k0, geometry, w_all, totals, PHASE: tl.constexpr, DENSE: tl.constex
     # A label index is never negative, but the compiler can't know. With this 0 in a stride it does not keep an address
     # per class in registers across the loop; with it in a row's address, it can't take that for aligned.
     opaque = (lo < 0).to(tl.int32)
-    p_row = p_image + (tl.maximum(y_begin, 0) * strides[2] + opaque)
+    # Interval -1 weighs its upper row by 0. That is row 1, as in F.interpolate, which also meets 0 * inf there.
+    y_top = tl.minimum(tl.where(y_begin < 0, 1, y_begin), io.rows.cells - 1)
+    p_row = p_image + (y_top * strides[2] + opaque)
     top = load_row(p_row, strides[1], strides[3], ks, io.classes, left, right, fx, BLEND_X, PADDING, ACC)
     g_top = zero_blocks(ks, C * R, ACC)
     for y in range(y_begin, y_end):
@@ -376,7 +378,7 @@ def walk(io, PHASE: tl.constexpr, DENSE: tl.constexpr, GAMMA: tl.constexpr, SMOO
     # [P] the first interval row whose pixels count here; lanes of the neighbour to the left have none
     y_mine = y_begin + tl.where(i_y == 0, 0, HALO_Y)
     y_counts = tl.where(lane // R >= tl.where(i_x == 0, 0, HALO_X), y_mine, y_end)
-    left = tl.minimum(tl.maximum(x, 0), io.cols.cells - 1).to(tl.int64)[None, :]
+    left = tl.minimum(tl.where(x < 0, 1, x), io.cols.cells - 1).to(tl.int64)[None, :]  # interval -1: as `tile` has it
     right = tl.minimum(x + 1, io.cols.cells - 1).to(tl.int64)[None, :]
     fx = tl.where(inside, fraction(io.cols, X, x, ACC), 0.0)[None, :]
     cell = tl.arange(0, C)
