@@ -9,11 +9,13 @@ import memory
 import pytest
 import race
 
+from metricseg.memory import why_not_resident
+
 
 @pytest.fixture(scope="session")
 def fresh_processes() -> memory.FreshProcesses | None:
     """What measures memory on the CPU, or None where it can't be measured."""
-    return None if memory.why_not_cpu() else memory.FreshProcesses(preload=["bench_focal"])
+    return None if why_not_resident() else memory.FreshProcesses(preload=["bench_focal"])
 
 
 @pytest.fixture(scope="session")

@@ -1,60 +1,25 @@
-"""Peak extra memory of one step, measured.
+"""Peak extra memory of one step on the CPU, measured in a fresh process after a warm-up step.
 
-On the CPU: in a fresh process per measurement, the high-water mark of the resident set during the step minus the
-resident set before it, after a warm-up step. Every process runs under the same malloc settings, by which freed memory
-goes back to the system at once, so that what was freed before the step can't hide what the step needs.
-On CUDA: torch.cuda.max_memory_allocated during the step minus the allocated memory before it.
+Every process runs under the same malloc settings, by which freed memory goes back to the system at once, so that what
+was freed before the step can't hide what the step needs.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import multiprocessing
 import os
 import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from metricseg.memory import resident_peak
+
 Step = Callable[[], Any]
 
 _MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def why_not_cpu() -> str | None:
-    """None where resident memory can be measured, else the reason."""
-    return None if os.access(_CLEAR, os.W_OK) else "no writable /proc/self/clear_refs, which resets the high-water mark"
-
-
-def _status(field: str) -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field + ":"))
-    return int(line.split()[1]) * 1024
-
-
-def resident_peak(step: Step) -> int:
-    """Bytes that the resident set grows during `step`, at its highest."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
-    _CLEAR.write_text("5")  # the high-water mark starts again from the resident set of now
-    step()
-    return _status("VmHWM") - before
-
-
-def cuda_peak(step: Step) -> int:
-    """Bytes that the allocator hands out during `step`, at their highest, beyond those handed out before."""
-    gc.collect()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def _serve(pipe: Any, threads: int, make_step: Callable[..., Step], arguments: tuple[Any, ...]) -> None:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import machine
-import memory
 import torch
 from torch import Tensor
+
+from metricseg import memory
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
 BUDGET = {"cpu": 8.0, "cuda": 1.5}  # seconds of laps per race

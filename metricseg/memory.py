@@ -1,44 +1,60 @@
-"""Measured peak memory of a piece of work."""
+"""Measured peak memory of a piece of work: what is in use at its highest, beyond what was in use before.
+
+CPU: from the resident set's high-water mark, which Linux lets a process reset. CUDA: from torch's allocator.
+Run the work once before, so that what it allocates once and keeps is not counted.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+Work = Callable[[], object]
 
-def peak_memory(work: Callable[[], object], device: str = "cpu") -> float | None:
-    """Megabytes (1e6 bytes) by which `work()` raises the memory in use above what it was, at its highest.
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-    CUDA: from torch's allocator. CPU: from the resident set's high-water mark, which Linux lets a process reset; None
-        on
-    other systems. Call `work` once before, so that what it allocates once and keeps is not counted.
-    """
-    gc.collect()
+
+def peak_memory(work: Work, device: str = "cpu") -> float | None:
+    """Megabytes (1e6 bytes) on a device; None where they can't be measured."""
     if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = status("VmRSS")
-        work()
-        return max(0, status("VmHWM") - before) * 1024 / 1e6
-    except (OSError, AttributeError):
-        return None
+        return cuda_peak(work) / 1e6
+    return None if why_not_resident() else max(0, resident_peak(work)) / 1e6
 
 
-def status(name: str) -> int:
-    """A field of /proc/self/status, in KiB."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def why_not_resident() -> str | None:
+    """None where resident memory can be measured, else the reason."""
+    return None if os.access(_CLEAR, os.W_OK) else "no writable /proc/self/clear_refs, which resets the high-water mark"
+
+
+def resident_peak(work: Work) -> int:
+    """Bytes that the resident set grows during `work`, at its highest."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    _CLEAR.write_text("5")  # the high-water mark starts again from the resident set of now
+    work()
+    return _status("VmHWM") - before
+
+
+def cuda_peak(work: Work) -> int:
+    """Bytes that the allocator hands out during `work`, at their highest, beyond those handed out before."""
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
     if found is None:
-        raise OSError(f"/proc/self/status has no {name}")
-    return int(found.group(1))
+        raise OSError(f"{_STATUS} has no {field}")
+    return int(found.group(1)) * 1024

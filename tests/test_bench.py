@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from metricseg.memory import why_not_resident
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -80,7 +82,7 @@ def test_banded_truth_is_the_reference(small) -> None:
 def test_memory_meter_measures_a_known_allocation() -> None:
     import memory
 
-    if (reason := memory.why_not_cpu()) is not None:
+    if (reason := why_not_resident()) is not None:
         pytest.skip(reason)
     measured = memory.FreshProcesses(preload=["memory"]).peak(memory.hold, 64)
     assert measured == pytest.approx(2 * 64 * 2**20, rel=0.03)
