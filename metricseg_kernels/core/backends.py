@@ -19,6 +19,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 #                  costs it 1.7 times the exponentials at K = 19 and K = 150.
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "focal": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")},
+    "contrast": {"cpu": ("reference",), "cuda": ("reference",)},
 }
 
 
@@ -76,7 +77,8 @@ def choose(family: str, device_type: str, backend: str | None = None) -> str:
     """
     name = _requested(backend)
     if name is not None:
-        reason = why_not(name, device_type)
+        known = {"reference", *(b for order in ORDER[family].values() for b in order)}
+        reason = why_not(name, device_type) if name in known else f"{family} has no {name} kernels"
         if reason is not None:
             raise RuntimeError(f"backend {name!r} can't run here: {reason}")
         return name

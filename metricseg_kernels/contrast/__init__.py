@@ -1,0 +1,240 @@
+"""Losses of pixels against pixels: every pair of rows of two sets, or of one set with itself.
+
+The matrix of all pairs never exists, forward or backward: memory grows with A + M.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.backends import choose
+from ..pairwise.rows import sort_rows
+from . import op, reference
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class ContrastStats(NamedTuple):
+    """By-products of `pixel_contrast_loss`.
+
+    positives: [A], how many positives each anchor has. anchors: 0-d, how many anchors have one: what "mean" divides by.
+    """
+
+    positives: Tensor
+    anchors: Tensor
+
+
+def pixel_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = None,
+    contrast_labels: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    base_temperature: float | None = None,
+    denominator: str = "negatives",
+    ignore_label: int = -1,
+    anchor_ids: Tensor | None = None,
+    contrast_ids: Tensor | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, ContrastStats]:
+    r"""Supervised contrastive loss (InfoNCE with many positives) of every anchor against every contrast row.
+
+    A pair is *positive* where the labels are equal, unless the row is the anchor itself; *negative* where they differ;
+    absent where either label is `ignore_label`. With s_ij = <x_i, y_j> / temperature, c = temperature /
+    base_temperature, P_i the positives of anchor i and n_i = LSE over its negatives of s_ij:
+
+        denominator="negatives":  l_i = c / |P_i| sum_{p in P_i} softplus(n_i - s_ip)
+                                      = -c / |P_i| sum_p log( exp s_ip / (exp s_ip + sum_neg exp s_in) )
+        denominator="all":        l_i = -c / |P_i| sum_{p in P_i} (s_ip - LSE_{j not self} s_ij)
+
+    Anchors without a positive contribute 0, as do, under "negatives", anchors without a negative; "mean" is over the
+    anchors that have a positive. None at all: 0, with a zero gradient.
+
+    Args:
+        anchors: [A, D] embeddings, usually of unit norm; float64, float32, bfloat16 or float16. Sums are in float32
+            (float64 for float64); float32 products follow torch.get_float32_matmul_precision().
+        anchor_labels: [A] uint8, int32 or int64, any values.
+        contrast: [M, D] rows to compare with, of the anchors' dtype; None for the anchors themselves. It receives a
+            gradient if it requires one.
+        contrast_labels: [M], with `contrast`.
+        temperature: > 0. base_temperature: > 0, or None for c = 1.
+        denominator: "negatives" (ContrastiveSeg) or "all" (SupCon, L_out).
+        ignore_label: label of rows that take no part.
+        anchor_ids, contrast_ids: [A], [M] integers; a pair of equal labels is the anchor itself where the ids are equal
+            too. Without ids it is the diagonal of a set with itself, and no pair of two sets.
+        reduction: "mean", "sum", or "none" for [A].
+        return_stats: also return `ContrastStats`.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
+
+    Returns:
+        The loss in float32 (float64 for float64 input); with return_stats, (loss, ContrastStats).
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, named with its value.
+        RuntimeError: a backend asked for by name can't run here; double backward without backend="reference".
+
+    Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021 ("negatives");
+    Khosla et al., Supervised Contrastive Learning, NeurIPS 2020 ("all").
+    """
+    _check_sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    _check_positive("temperature", temperature)
+    if base_temperature is not None:
+        _check_positive("base_temperature", base_temperature)
+    checks.choice("denominator", denominator, ("negatives", "all"))
+    checks.choice("reduction", reduction, REDUCTIONS)
+    scale = 1.0 if base_temperature is None else temperature / base_temperature
+    name = choose("contrast", anchors.device.type, backend)
+    if name == "reference":
+        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
+        loss, positives = reference.pixel_contrast(anchors, contrast, which, temperature, scale, denominator)
+        if reduction != "none":
+            loss = loss.sum()
+    else:
+        form = op.Form(denominator, temperature, scale)
+        terms, counts = _terms(
+            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignore_label, form,
+            reduction != "none", name,
+        )  # fmt: skip
+        loss, positives = terms[..., 0], counts[:, 0]
+    with_positive = (positives > 0).sum()
+    if reduction == "mean":
+        loss = loss / with_positive.clamp(min=1)
+    return (loss, ContrastStats(positives, with_positive)) if return_stats else loss
+
+
+def margin_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = None,
+    contrast_labels: Tensor | None = None,
+    *,
+    margin: float = 1.0,
+    positive_margin: float = 0.0,
+    power: int = 2,
+    average: str = "pairs",
+    ignore_label: int = -1,
+    anchor_ids: Tensor | None = None,
+    contrast_ids: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    r"""Euclidean contrastive loss: pulls rows of one label together, pushes those of different labels apart.
+
+    With d_ij = |x_i - y_j|, over all pairs of an anchor and a contrast row but those of an anchor with itself:
+
+        loss = mean_positive relu(d - positive_margin)^power + mean_negative relu(margin - d)^power
+
+    d^2 is taken from |x|^2 + |y|^2 - 2 <x, y>, and as 0 where rounding alone could have made it; the gradient at d = 0
+    is 0.
+
+    Args:
+        margin: > 0, distance from which negatives are left alone.
+        positive_margin: >= 0, distance below which positives are.
+        power: 1 or 2.
+        average: what each mean divides by: "pairs", all positive (negative) pairs, or "nonzero", those whose term is
+            above 0. No such pair: 0.
+        anchors, anchor_labels, contrast, contrast_labels, ignore_label, anchor_ids, contrast_ids, backend, returns,
+            raises: see `pixel_contrast_loss`.
+
+    Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006 (power 2); Jia et al.
+    2025 for pixels; "nonzero" with power 1 is pytorch-metric-learning's ContrastiveLoss.
+    """
+    _check_sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    _check_positive("margin", margin)
+    checks.number("positive_margin", positive_margin, 0.0)
+    if power not in (1, 2):
+        raise ValueError(f"power must be 1 or 2, got {power}")
+    checks.choice("average", average, ("pairs", "nonzero"))
+    name = choose("contrast", anchors.device.type, backend)
+    if name == "reference":
+        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
+        pull, push, pulled, pushed = reference.margin_contrast(
+            anchors, contrast, which, margin, positive_margin, power, average == "nonzero"
+        )
+    else:
+        form = op.Form("margin", 1.0, 1.0, margin, positive_margin, power, average == "nonzero")
+        terms, counts = _terms(
+            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignore_label, form, True, name
+        )
+        (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
+    return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
+
+
+def _terms(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None,
+    contrast_labels: Tensor | None,
+    anchor_ids: Tensor | None,
+    contrast_ids: Tensor | None,
+    ignore_label: int,
+    form: op.Form,
+    reduce: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(terms [A, 2] or their sum [2], counts [A, 2]) from the backend that takes the call."""
+    features, labels, ids = [anchors], [anchor_labels], None if anchor_ids is None else [anchor_ids]
+    if contrast is not None and contrast_labels is not None:
+        features.append(contrast)
+        labels.append(contrast_labels)
+        if ids is not None and contrast_ids is not None:
+            ids.append(contrast_ids)
+    sides = [field for rows in sort_rows(features, labels, ids, ignore_label) for field in rows]
+    sides += [None] * (8 - len(sides))
+    learns = torch.is_grad_enabled()
+    grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
+    both = reduce and op.both_in_one(backend, anchors, contrast, form)
+    terms, counts, *_ = torch.ops.metricseg.contrast_forward(
+        *sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend
+    )
+    return terms, counts
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def _check_sets(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None,
+    contrast_labels: Tensor | None,
+    anchor_ids: Tensor | None,
+    contrast_ids: Tensor | None,
+) -> None:
+    checks.tensor("anchors", anchors, 2, checks.FLOATS, "[A, D]")
+    _check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
+    if anchor_ids is not None:
+        _check_row_integers("anchor_ids", anchor_ids, "anchors", anchors)
+    if (contrast is None) != (contrast_labels is None):
+        given, absent = ("contrast_labels", "contrast") if contrast is None else ("contrast", "contrast_labels")
+        raise ValueError(f"{given} is given without {absent}; a contrast set takes both")
+    if contrast is None or contrast_labels is None:
+        if contrast_ids is not None:
+            raise ValueError("contrast_ids is given without contrast")
+        return
+    checks.tensor("contrast", contrast, 2, checks.FLOATS, "[M, D]")
+    checks.same_device("contrast", contrast, "anchors", anchors)
+    if contrast.dtype != anchors.dtype:
+        raise TypeError(f"contrast must have the dtype of anchors, {anchors.dtype}, got {contrast.dtype}")
+    if contrast.shape[1] != anchors.shape[1]:
+        raise ValueError(f"contrast must have the D of anchors, {anchors.shape[1]}, got {contrast.shape[1]}")
+    _check_row_integers("contrast_labels", contrast_labels, "contrast", contrast)
+    if (anchor_ids is None) != (contrast_ids is None):
+        raise ValueError("anchor_ids and contrast_ids go together; one of them is None")
+    if contrast_ids is not None:
+        _check_row_integers("contrast_ids", contrast_ids, "contrast", contrast)
+
+
+def _check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
+    checks.tensor(name, value, 1, checks.LABELS, f"[{rows.shape[0]}]")
+    checks.same_device(name, value, rows_name, rows)
+    if value.shape[0] != rows.shape[0]:
+        raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {value.shape[0]}")

@@ -1,0 +1,194 @@
+"""How the private ops of the contrast family fit together: schemas, allocation, fakes, autograd.
+
+Three forms are one stream of tiles with different epilogues. With s_ij = <x_i, y_j> / temperature and
+d_ij = |x_i - y_j|, a kernel sums over each anchor's row, and this file makes losses of the sums, O(A):
+
+  form         stats of row i                                            terms of row i
+  "negatives"  n = LSE_neg s, P, sum_pos softplus(n - s), sum_pos sig(n - s)    c / P * sum softplus
+  "all"        n = LSE_(not self) s, P, sum_pos s, -                            c (n - sum s / P)
+  "margin"     sum_pos relu(d - m+)^p, its count, sum_neg relu(m - d)^p, its count    both sums
+
+Backward recomputes the tiles from four coefficients a row, dX = W Y and dY = W^T X:
+
+  "negatives"  (n, b, a, 0)     W = b exp(s - n) on negatives, -a sigmoid(n - s) on positives
+  "all"        (n, b, a, 0)     W = b exp(s - n) on all but self, less a on positives
+  "margin"     (a, b, 0, 0)     W = a p relu(d - m+)^(p-1) / d on positives, -b p relu(m - d)^(p-1) / d on negatives,
+                                and dX_i = sum_j W_ij (x_i - y_j), dY_j = sum_i W_ij (y_j - x_i)
+
+Stats and coefficients are in the order of the sorted rows, gradients in that of the features. The kernels of a backend,
+Python functions of one signature each, which fill what they are given:
+  contrast_stats_kernel(x, y, form, stats)
+  contrast_grad_kernel(x, y, form, coefficients, grad_x, grad_y)
+  contrast_both_kernel(x, y, form, stats, grad_x, grad_y)   in one stream, where a backend has it (see `both_in_one`):
+                                                            the gradient of the summed terms, which backward scales
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.library import define_op
+from ..pairwise.rows import Rows
+
+STATS = 4
+SIDES = (  # the fields of two Rows; without the second, x meets itself
+    "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
+    "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
+)
+
+
+class Form(NamedTuple):
+    """Which loss, and its constants."""
+
+    name: str  # "negatives", "all" or "margin"
+    temperature: float = 1.0
+    scale: float = 1.0  # c = temperature / base_temperature
+    margin: float = 0.0
+    positive_margin: float = 0.0
+    power: int = 1
+    nonzero: bool = False  # count only the terms above 0
+
+    @classmethod
+    def unpack(cls, name: str, numbers: list[float]) -> Form:
+        """From what a schema can carry."""
+        temperature, scale, margin, positive_margin, power, nonzero = numbers
+        return cls(name, temperature, scale, margin, positive_margin, int(power), bool(nonzero))
+
+    def pack(self) -> tuple[str, list[float]]:
+        """For a schema."""
+        return self[0], [float(v) for v in self[1:]]
+
+
+def kernels(backend: str) -> ModuleType:
+    """The module with the kernels of a backend."""
+    return importlib.import_module(f"{__package__}.{backend}")
+
+
+def both_in_one(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
+    """Whether forward makes the gradients on its way: for two sets, where one product then serves both directions.
+
+    A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalisers that only the end
+    of the pass knows, and in float16 the gradient of a sum could leave the range.
+    """
+    return backend == "cpu" and other is not None and form.name != "margin" and features.dtype != torch.float16
+
+
+def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
+    """([R, 2] terms, [R, 2] counts) of rows of stats."""
+    if form.name == "margin":
+        return stats[:, 0::2].contiguous(), stats[:, 1::2].contiguous()
+    n, count, total, _ = stats.unbind(1)
+    mean = total / count.clamp(min=1)
+    loss = mean if form.name == "negatives" else torch.where(count > 0, n - mean, 0.0)
+    zero = torch.zeros_like(count)
+    return torch.stack([form.scale * loss, zero], 1), torch.stack([count, zero], 1)
+
+
+def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
+    """[R, 4], see above; grad_terms [R, 2] or [2]."""
+    grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
+    a, b = grad_terms.unbind(1)
+    zero = torch.zeros_like(a)
+    if form.name == "margin":
+        return torch.stack([a, b, zero, zero], 1)
+    n, count, _, sigmoids = stats.unbind(1)
+    live = (count > 0) & ~torch.isneginf(n)
+    step = a * (form.scale / form.temperature)
+    a = torch.where(live, step / count, 0.0)
+    b = a * sigmoids if form.name == "negatives" else torch.where(live, step, 0.0)
+    # exp(s - inf) = 0: a row without a positive, or without a negative, moves nobody
+    return torch.stack([torch.where(live, n, torch.inf), b, a, zero], 1)
+
+
+def _outputs(
+    x: Tensor, y: Tensor | None, reduce: bool, with_grad_x: bool, with_grad_y: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    acc, rows = checks.accumulator(x.dtype), x.shape[0]
+    terms = x.new_empty((2,) if reduce else (rows, 2), dtype=acc)
+    counts = x.new_empty((rows, 2), dtype=acc)
+    stats = x.new_empty((rows, STATS), dtype=acc)
+    grad_x = x.new_empty(x.shape if with_grad_x else (0,))
+    grad_y = x.new_empty(y.shape if with_grad_y and y is not None else (0,))
+    return terms, counts, stats, grad_x, grad_y
+
+
+def _sides(arguments: tuple[Any, ...]) -> tuple[Rows, Rows | None]:
+    return Rows(*arguments[:4]), None if arguments[4] is None else Rows(*arguments[4:8])
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x, y = _sides(arguments)
+    name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[8:]
+    form = Form.unpack(name, numbers)
+    terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[4], reduce, with_grad_x, with_grad_y)
+    if with_grad_x or with_grad_y:
+        kernels(backend).contrast_both_kernel(
+            x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+        )
+    else:
+        kernels(backend).contrast_stats_kernel(x, y, form, stats)
+    sorted_terms, sorted_counts = terms_of(stats, form)
+    counts.index_copy_(0, x.order, sorted_counts)
+    if reduce:
+        torch.sum(sorted_terms, 0, out=terms)
+    else:
+        terms.index_copy_(0, x.order, sorted_terms)
+    return terms, counts, stats, grad_x, grad_y
+
+
+def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    x, y = _sides(arguments)
+    name, numbers, with_grad_x, with_grad_y, backend = arguments[8:]
+    form = Form.unpack(name, numbers)
+    _, _, _, grad_x, grad_y = _outputs(x.features, arguments[4], True, with_grad_x, with_grad_y)
+    coefficients = coefficients_of(stats, grad_terms if grad_terms.ndim == 1 else grad_terms[x.order], form)
+    kernels(backend).contrast_grad_kernel(
+        x, y, form, coefficients, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+    )
+    return grad_x, grad_y
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, counts, stats, grad_x, grad_y = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(counts, stats, grad_x, grad_y)
+    name, numbers, _, with_grad_x, with_grad_y, backend = inputs[8:]
+    ctx.both, ctx.scalars = with_grad_x or with_grad_y, (name, numbers, backend)
+    ctx.save_for_backward(*((grad_x, grad_y) if ctx.both else (stats, *inputs[:8])))
+
+
+def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_terms is None:
+        return (None,) * 14
+    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+    if ctx.both:
+        # a one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once
+        gradients = [(g * grad_terms[:1]).to(g.dtype) for g in ctx.saved_tensors]
+    else:
+        stats, *sides = ctx.saved_tensors
+        name, numbers, backend = ctx.scalars
+        gradients = torch.ops.metricseg.contrast_backward(grad_terms, stats, *sides, name, numbers, *wanted, backend)
+    grad_x, grad_y = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+    return grad_x, None, None, None, grad_y, *(None,) * 9
+
+
+define_op(
+    f"contrast_forward({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    lambda *arguments: _outputs(arguments[0], arguments[4], *arguments[10:13]),
+    _setup,
+    _autograd,
+)
+define_op(
+    f"contrast_backward(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
+    "bool with_grad_y, str backend) -> (Tensor, Tensor)",
+    _backward,
+    lambda _, stats, *arguments: _outputs(arguments[0], arguments[4], True, *arguments[10:12])[3:],
+)

@@ -1,0 +1,93 @@
+"""The specification of the contrast family in plain PyTorch: what every other backend must agree with.
+
+It materialises the matrix of all pairs and is differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.checks import accumulator
+
+
+class Pairs(NamedTuple):
+    """Which of the pairs [A, M] are positive, and which negative; those in neither are self, or absent."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+def pairs(
+    labels: Tensor,
+    other_labels: Tensor | None,
+    ids: Tensor | None,
+    other_ids: Tensor | None,
+    ignore_label: int,
+) -> Pairs:
+    """Self is a pair of equal labels and equal ids; without ids, and without another set, the diagonal."""
+    alone = other_labels is None
+    other = labels if other_labels is None else other_labels
+    present = (labels != ignore_label)[:, None] & (other != ignore_label)
+    same = labels[:, None] == other
+    if ids is not None:
+        itself = ids[:, None] == (ids if other_ids is None else other_ids)
+    elif alone:
+        itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    else:
+        itself = torch.zeros_like(same)
+    return Pairs(present & same & ~itself, present & ~same)
+
+
+def masked_logsumexp(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(LSE over the masked entries of each row, whether there are any); 0 for a row without."""
+    some = mask.any(1)
+    kept = torch.where(mask, s, -torch.inf)
+    return torch.where(some[:, None], kept, 0.0).logsumexp(1) * some, some
+
+
+def pixel_contrast(
+    anchors: Tensor, contrast: Tensor | None, which: Pairs, temperature: float, scale: float, denominator: str
+) -> tuple[Tensor, Tensor]:
+    """(loss [A], number of positives [A])."""
+    acc = accumulator(anchors.dtype)
+    x = anchors.to(acc)
+    s = x @ (x if contrast is None else contrast.to(acc)).T / temperature  # [A, M]
+    count = which.positive.sum(1)
+    if denominator == "negatives":
+        # l_i = c / |P_i| sum_p softplus(n_i - s_ip),  n_i = LSE over negatives
+        n, some = masked_logsumexp(s, which.negative)
+        log_ratio = torch.where(which.positive, n[:, None] - s, 0.0)
+        terms = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))
+        terms = torch.where(some[:, None] & which.positive, terms, 0.0)
+    else:
+        # l_i = c / |P_i| sum_p (n_i - s_ip),  n_i = LSE over all but self
+        n, _ = masked_logsumexp(s, which.positive | which.negative)
+        terms = torch.where(which.positive, n[:, None] - s, 0.0)
+    return scale * terms.sum(1) / count.clamp(min=1), count.to(acc)
+
+
+def margin_contrast(
+    anchors: Tensor,
+    contrast: Tensor | None,
+    which: Pairs,
+    margin: float,
+    positive_margin: float,
+    power: int,
+    nonzero: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(positive sum, negative sum, positive count, negative count), each []."""
+    acc = accumulator(anchors.dtype)
+    x = anchors.to(acc)
+    y = x if contrast is None else contrast.to(acc)
+    # d^2 = |x|^2 + |y|^2 - 2 x.y; what rounding alone can make of d = 0 is 0
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)
+    d2 = squares - 2 * x @ y.T
+    apart = d2.detach() > 8 * torch.finfo(acc).eps * squares.detach()
+    d = torch.where(apart, torch.where(apart, d2, 1.0).sqrt(), 0.0)
+    pull = torch.where(which.positive, (d - positive_margin).relu() ** power, 0.0)
+    push = torch.where(which.negative, (margin - d).relu() ** power, 0.0)
+    pulled, pushed = (pull > 0, push > 0) if nonzero else which
+    return pull.sum(), push.sum(), pulled.sum().to(acc), pushed.sum().to(acc)
