@@ -51,9 +51,9 @@ def validates(device: torch.device) -> bool:
     return device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1"
 
 
-def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_index: int) -> None:
+def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_index: int, name: str = "target") -> None:
     if bad_count:
         raise ValueError(
-            f"target holds {int(bad_count)} labels that are neither ignore_index ({ignore_index}) "
+            f"{name} holds {int(bad_count)} labels that are neither ignore_index ({ignore_index}) "
             f"nor in [0, {classes}): for example {int(bad_label)}"
         )

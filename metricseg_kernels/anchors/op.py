@@ -1,0 +1,168 @@
+"""How the private ops of the anchors family fit together: schemas, allocation, fakes, autograd.
+
+Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
+  sample_anchors_kernel          labels and the preferred group -> indices of the chosen pixels
+  gather_pixels_kernel           their rows out of a feature map, and the norms
+  gather_pixels_backward_kernel  the gradient of a feature map; indices come sorted, so that a pixel has one owner
+Backward needs the rows, the norms and the indices: the feature map itself is not kept alive.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.library import define_kernel, define_op
+from .reference import SAMPLE_COUNTS
+
+define_kernel(
+    "sample_anchors_kernel(Tensor labels, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
+    "bool half, int num_classes, int ignore_index, int ignore_label, "
+    "Tensor(a!) index, Tensor(b!) sampled, Tensor(c!) count, Tensor(d!) bad) -> ()"
+)
+define_kernel(
+    "gather_pixels_kernel(Tensor features, Tensor index, bool normalize, float eps, "
+    "Tensor(a!) rows, Tensor(b!) norms) -> ()"
+)
+define_kernel(
+    "gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, "
+    "bool normalize, float eps, Tensor(a!) grad) -> ()"
+)
+
+
+def kernels(backend: str) -> SimpleNamespace:
+    """The three kernels of a backend."""
+    names = ("sample_anchors_kernel", "gather_pixels_kernel", "gather_pixels_backward_kernel")
+    return SimpleNamespace(**{name: getattr(torch.ops.metricseg, name) for name in names})
+
+
+def check_labels(bad: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    if checks.validates(bad.device):
+        count, example = bad.tolist()
+        checks.labels_in_range(count, example, num_classes, ignore_index, name="labels")
+
+
+def check_index(index: Tensor, pixels: int) -> None:
+    """Raises the ValueError for indices out of range, where that needs no host sync or is asked for."""
+    if checks.validates(index.device) and index.numel():
+        low, high = (int(bound) for bound in torch.aminmax(index))
+        if low < -1 or high >= pixels:
+            raise ValueError(
+                f"index must hold -1 or the number of a pixel in [0, {pixels}), got {low if low < -1 else high}"
+            )
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+def _sample_outputs(labels: Tensor, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = ((max_samples,), (max_samples,), (), (SAMPLE_COUNTS,))
+    index, sampled, count, bad = (labels.new_empty(shape, dtype=torch.int64) for shape in shapes)
+    return index, sampled, count, bad
+
+
+def _sample(
+    labels: Tensor,
+    first: Tensor | None,
+    seed: Tensor,
+    max_samples: int,
+    max_views: int,
+    min_pixels: int,
+    half: bool,
+    num_classes: int,
+    ignore_index: int,
+    ignore_label: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    index, sampled, count, bad = _sample_outputs(labels, max_samples)
+    kernels(backend).sample_anchors_kernel(
+        labels, first, seed, max_samples, max_views, min_pixels, half, num_classes, ignore_index, ignore_label,
+        index, sampled, count, bad,
+    )  # fmt: skip
+    check_labels(bad, num_classes, ignore_index)
+    return index, sampled, count
+
+
+define_op(
+    "sample_anchors(Tensor labels, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
+    "bool half, int num_classes, int ignore_index, int ignore_label, str backend) -> (Tensor, Tensor, Tensor)",
+    _sample,
+    lambda labels, first, seed, max_samples, *_: _sample_outputs(labels, max_samples)[:3],
+)
+
+
+# --- gathering -----------------------------------------------------------------------------------------------------
+
+
+def _rows(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    rows = features.new_empty((index.shape[0], features.shape[1]))
+    return rows, features.new_empty((index.shape[0],), dtype=checks.accumulator(features.dtype))
+
+
+def _gather(features: Tensor, index: Tensor, normalize: bool, eps: float, backend: str) -> tuple[Tensor, Tensor]:
+    check_index(index, features.shape[0] * features.shape[2] * features.shape[3])
+    rows, norms = _rows(features, index)
+    kernels(backend).gather_pixels_kernel(features, index, normalize, eps, rows, norms)
+    return rows, norms
+
+
+def _gather_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, index, *ctx.scalars = inputs
+    rows, norms = output
+    ctx.mark_non_differentiable(norms)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(rows, norms, index)
+    ctx.size = features.shape
+    ctx.channels_last = not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+
+
+def _gather_autograd(ctx: Any, grad_rows: Tensor | None, _: Any) -> tuple[Any, ...]:
+    grad = None
+    if grad_rows is not None:
+        normalize, eps, backend = ctx.scalars
+        grad = torch.ops.metricseg.gather_pixels_backward(
+            grad_rows, *ctx.saved_tensors, ctx.size, ctx.channels_last, normalize, eps, backend
+        )
+    return grad, None, None, None, None
+
+
+def _gradient(rows: Tensor, size: list[int], channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=rows.dtype, device=rows.device, memory_format=layout)
+
+
+def _gather_backward(
+    grad_rows: Tensor,
+    rows: Tensor,
+    norms: Tensor,
+    index: Tensor,
+    size: list[int],
+    channels_last: bool,
+    normalize: bool,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    grad = _gradient(rows, size, channels_last)
+    index, order = index.sort(stable=True)
+    kernels(backend).gather_pixels_backward_kernel(grad_rows, rows, norms, index, order, normalize, eps, grad)
+    return grad
+
+
+define_op(
+    "gather_pixels(Tensor features, Tensor index, bool normalize, float eps, str backend) -> (Tensor, Tensor)",
+    _gather,
+    lambda features, index, *_: _rows(features, index),
+    _gather_setup,
+    _gather_autograd,
+)
+define_op(
+    "gather_pixels_backward(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, SymInt[] size, "
+    "bool channels_last, bool normalize, float eps, str backend) -> Tensor",
+    _gather_backward,
+    lambda grad_rows, rows, norms, index, size, channels_last, *_: _gradient(rows, size, channels_last),
+)
