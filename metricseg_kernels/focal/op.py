@@ -11,6 +11,7 @@ grad_loss (1 / normalizer, loss scale and all) in the accumulator dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -71,6 +72,32 @@ def _scaled(grad: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     return torch.mul(grad, scale.reshape(1), out=out)
 
 
+def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
+    """setup_context and backward of a forward op, by the op `name`.
+
+    The forward op takes `tensors` tensors and four scalars, which `name` takes too, then reduce, with_grad, and at last
+    the backend; it returns the loss first and the gradient last.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        scalars, ctx.fused = inputs[tensors : tensors + 4], inputs[tensors + 5]
+        ctx.set_materialize_grads(False)  # else backward is handed zeros of the saved gradient's size
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]))
+        ctx.scalars = (*scalars, inputs[-1])
+        ctx.inputs = len(inputs)
+
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        grad = None
+        if grad_loss is not None and ctx.fused:
+            grad = torch.ops.metricseg.scale_gradient(*ctx.saved_tensors, grad_loss)
+        elif grad_loss is not None:
+            grad = getattr(torch.ops.metricseg, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
+        return grad, *(None,) * (ctx.inputs - 1)
+
+    return setup_context, backward
+
+
 # --- focal ---------------------------------------------------------------------------------------------------------
 
 
@@ -81,23 +108,6 @@ def _focal_outputs(
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
     argmax = input.new_empty(tuple(target.shape) if with_argmax else (0,), dtype=torch.int32)
     return loss, totals, argmax, _like_input(input) if with_grad else input.new_empty((0,))
-
-
-def _focal_fake(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    keep_above: Tensor | None,
-    gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    align_corners: bool,
-    reduce: bool,
-    with_grad: bool,
-    with_argmax: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _focal_outputs(input, target, reduce, with_grad, with_argmax)
 
 
 def _focal_forward(
@@ -121,27 +131,6 @@ def _focal_forward(
     )  # fmt: skip
     check_labels(totals, input, ignore_index)
     return loss, totals, argmax, grad
-
-
-def _focal_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, target, weight, keep_above, *scalars, _reduce, with_grad, _, backend = inputs
-    _, totals, argmax, grad = output
-    ctx.set_materialize_grads(False)  # else backward is handed zeros of the saved gradient's size
-    ctx.mark_non_differentiable(totals, argmax, grad)
-    ctx.arguments = (*scalars, backend)
-    ctx.fused = with_grad
-    ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target, weight, keep_above)))
-
-
-def _focal_autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad_loss is None:
-        return (None,) * 12
-    if ctx.fused:
-        (grad,) = ctx.saved_tensors
-        grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
-    else:
-        grad_input = torch.ops.metricseg.focal_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
-    return grad_input, *(None,) * 11
 
 
 def _focal_backward(
@@ -169,9 +158,8 @@ define_op(
     "float label_smoothing, int ignore_index, bool align_corners, bool reduce, bool with_grad, bool with_argmax, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     _focal_forward,
-    _focal_fake,
-    _focal_setup,
-    _focal_autograd,
+    lambda input, target, *rest: _focal_outputs(input, target, *rest[-4:-1]),
+    *_autograd("focal_backward", tensors=4),
 )
 define_op(
     "focal_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
@@ -196,20 +184,6 @@ def _sigmoid_outputs(input: Tensor, target: Tensor, reduce: bool, with_grad: boo
     return loss, totals, _like_input(input) if with_grad else input.new_empty((0,))
 
 
-def _sigmoid_fake(
-    input: Tensor,
-    target: Tensor,
-    gamma: float,
-    alpha: float,
-    ignore_index: int,
-    align_corners: bool,
-    reduce: bool,
-    with_grad: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _sigmoid_outputs(input, target, reduce, with_grad)
-
-
 def _sigmoid_forward(
     input: Tensor,
     target: Tensor,
@@ -227,27 +201,6 @@ def _sigmoid_forward(
     )
     check_labels(totals, input, ignore_index)
     return loss, totals, grad
-
-
-def _sigmoid_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, target, *scalars, _reduce, with_grad, backend = inputs
-    _, totals, grad = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(totals, grad)
-    ctx.arguments = (*scalars, backend)
-    ctx.fused = with_grad
-    ctx.save_for_backward(grad if with_grad else input, *(() if with_grad else (target,)))
-
-
-def _sigmoid_autograd(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad_loss is None:
-        return (None,) * 9
-    if ctx.fused:
-        (grad,) = ctx.saved_tensors
-        grad_input = torch.ops.metricseg.scale_gradient(grad, grad_loss)
-    else:
-        grad_input = torch.ops.metricseg.sigmoid_focal_backward(grad_loss, *ctx.saved_tensors, *ctx.arguments)
-    return grad_input, *(None,) * 8
 
 
 def _sigmoid_backward(
@@ -271,9 +224,8 @@ define_op(
     "sigmoid_focal_forward(Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
     "bool align_corners, bool reduce, bool with_grad, str backend) -> (Tensor, Tensor, Tensor)",
     _sigmoid_forward,
-    _sigmoid_fake,
-    _sigmoid_setup,
-    _sigmoid_autograd,
+    lambda input, target, *rest: _sigmoid_outputs(input, target, *rest[-3:-1]),
+    *_autograd("sigmoid_focal_backward", tensors=2),
 )
 define_op(
     "sigmoid_focal_backward(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
