@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host, one fiber per thread: every test of test_focal.py, and what only a shim can show."""
+"""The CUDA kernels on the host, one fiber per thread: the tests of every backend, and what only a shim can show."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from types import ModuleType
 import cuda_host
 import pytest
 import torch
-from cases import CASE_PARAMS, FLOOR_PARAMS, Case, make, options
+from cases import FLOOR_PARAMS, NAMED, Case, against_reference, loss_and_grad, make, options
 from test_focal import *  # noqa: F403
-from test_focal import against_reference, loss_and_grad
 from test_focal_bad_input import (  # noqa: F401
     test_an_infinite_logit_reaches_as_far_as_in_interpolate,
     test_non_finite_logits_give_nan_and_return,
 )
+from test_focal_contract import *  # noqa: F403
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
@@ -59,6 +59,7 @@ TILED = [
     Case("wide-down", (3, 300), (5, 140), classes=5),
     Case("ratio-150", (2, 3), (4, 450), classes=2),
     Case("identity-wide", (3, 150), (3, 150), classes=20, layout="nhwc"),
+    Case("a-full-warp", (2, 3), (5, 7), classes=847, gamma=0.0),
     Case("beyond-a-warp", (3, 5), (6, 11), classes=901, weighted=True, label_smoothing=0.1, label_dtype=torch.uint8),
 ]
 
@@ -73,7 +74,7 @@ def test_any_tiling(case: Case, multiprocessors: int, shim: ModuleType, backend:
                       align_corners=case.align_corners)  # fmt: skip
 
 
-@pytest.mark.parametrize("case", [*TILED[1:5], *(p.values[0] for p in CASE_PARAMS if p.id in ("ade", "down-up"))],
+@pytest.mark.parametrize("case", [*TILED[1:5], NAMED["ade"], NAMED["down-up"]],
                          ids=lambda c: c.id)  # fmt: skip
 def test_order_of_threads_does_not_matter(case: Case, shim: ModuleType, backend: str) -> None:
     input, target, weight = make(case)
