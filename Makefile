@@ -15,8 +15,9 @@ SOURCES := setup.py $(wildcard csrc/*/*)
 demo: $(VENV)/train.stamp
 	$(PY) -m metricseg.demo --out demo_out
 
+# a process per core, each with one thread
 test: lint
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests -n auto --dist worksteal
 
 lint: $(VENV)/dev.stamp
 	$(PY) -m ruff check .

@@ -33,12 +33,13 @@ def checkout(tmp_path: Path) -> Path:
 def install(checkout: Path, see_torch: bool = True, **environment: str) -> tuple[dict[str, object], str]:
     """What the install wrote down, and the report of the installed package."""
     venv = checkout.parent / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     python = venv / "bin" / "python"
     library = next((venv / "lib").glob("python3*")) / "site-packages"
     shared = library / "shared.pth"
     shared.write_text("\n".join(site.getsitepackages()))
-    command = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", checkout]
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    command = [*pip, "install", "--no-build-isolation", "--no-deps", "-e", checkout]
     hide = {} if see_torch else {"PYTHONPATH": str(_without_torch(checkout.parent))}
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env = clean | {"METRICSEG_BUILD_CUDA": "0"} | environment

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from filelock import FileLock  # torch brings it
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -47,9 +48,10 @@ def build(family: str, sanitize: bool = False) -> Path:
     output = folder / f"{family}{sysconfig.get_config_var('EXT_SUFFIX')}"
     flags = f"{FLAGS} {SANITIZED if sanitize else FAST} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
     text = NINJA.format(compiler="g++", flags=flags, output=output, source=HERE / f"{family}.cpp")
-    (folder / f"{family}.ninja").write_text(text)
     command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), "-f", f"{family}.ninja"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    with FileLock(folder / f"{family}.lock"):  # the suite may run in several processes
+        (folder / f"{family}.ninja").write_text(text)
+        result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(result.stdout + result.stderr)
     return output
