@@ -1,41 +1,23 @@
-"""Loss modules over `metricseg_kernels`, each built by name from a configuration. Needs torch and numpy alone.
+"""Losses of low-resolution logits [B, K, h, w] against full-resolution labels [B, H, W].
 
-All take low-resolution logits [B, K, h, w] and full-resolution labels [B, H, W]; the bilinear interpolation between
-them happens inside the kernel, so a model need not upsample. Logits that are at label size already work as well.
-
-They follow what training code bases expect of a loss:
-
-- plain PyTorch and Lightning: `loss(logits, labels)`.
-- mmsegmentation: `loss_weight`, `loss_name`, and a forward that takes `weight`, `avg_factor`, `reduction_override`,
-  `ignore_index`.
-- segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
+The bilinear interpolation between them happens inside the kernel, so a model need not upsample. Logits that are at
+label size already work as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 import metricseg_kernels as kernels
-from metricseg.registry import Registry
-
-LOSSES: Registry[nn.Module] = Registry("loss")
-
-
-def build_loss(config: Mapping[str, Any] | str) -> nn.Module:
-    """The loss that `config` describes: `build_loss({"name": "focal", "gamma": 1.5})`, or with `class_path` one from
-    elsewhere.
-
-    Raises ValueError for an unknown name or argument.
-    """
-    return LOSSES.build(config)
+from metricseg.losses.base import LOSSES
 
 
 class PixelLoss(nn.Module):
-    """What the pixel losses share: class weights, the loss's own weight, and the call conventions above.
+    """What the pixel losses share: class weights, the loss's own weight, and the call conventions of `metricseg.losses`.
 
     Args:
         class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1.

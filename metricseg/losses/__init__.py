@@ -1,0 +1,24 @@
+"""Loss modules over `metricseg_kernels`, each built by name from a configuration. Needs torch and numpy alone.
+
+They follow what training code bases expect of a loss:
+
+- plain PyTorch and Lightning: `loss(logits, labels)`.
+- mmsegmentation: `loss_weight`, `loss_name`, and a forward that takes `weight`, `avg_factor`, `reduction_override`,
+  `ignore_index`.
+- segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
+"""
+
+from metricseg.losses.base import LOSSES, build_loss
+from metricseg.losses.pixel import CrossEntropyLoss, FocalLoss, OhemCrossEntropyLoss, PixelLoss, SigmoidFocalLoss
+from metricseg.losses.terms import Terms
+
+__all__ = [
+    "LOSSES",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "OhemCrossEntropyLoss",
+    "PixelLoss",
+    "SigmoidFocalLoss",
+    "Terms",
+    "build_loss",
+]
