@@ -1,13 +1,14 @@
 """Losses for segmentation by metric learning, as fused kernels."""
 
 from .anchors import Anchors, gather_pixels, sample_anchors
-from .contrast import ContrastStats, margin_contrast_loss, pixel_contrast_loss
+from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .version import __version__
 
 __all__ = [
     "Anchors",
     "ContrastStats",
+    "MarginStats",
     "Stats",
     "__version__",
     "cross_entropy",

@@ -9,15 +9,20 @@ They follow what training code bases expect of a loss:
 """
 
 from metricseg.losses.base import LOSSES, build_loss
+from metricseg.losses.contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel import CrossEntropyLoss, FocalLoss, OhemCrossEntropyLoss, PixelLoss, SigmoidFocalLoss
+from metricseg.losses.pixel_memory import PixelMemory
 from metricseg.losses.terms import Terms
 
 __all__ = [
     "LOSSES",
     "CrossEntropyLoss",
     "FocalLoss",
+    "MarginContrastLoss",
     "OhemCrossEntropyLoss",
+    "PixelContrastLoss",
     "PixelLoss",
+    "PixelMemory",
     "SigmoidFocalLoss",
     "Terms",
     "build_loss",

@@ -17,7 +17,7 @@ from metricseg.losses.base import LOSSES
 
 
 class PixelLoss(nn.Module):
-    """What the pixel losses share: class weights, the loss's own weight, and the call conventions of `metricseg.losses`.
+    """What the pixel losses share: class weights, the loss's own weight, and `metricseg.losses`' call conventions.
 
     Args:
         class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1.

@@ -15,13 +15,13 @@ from metricseg.losses.base import LOSSES, build_loss
 class Terms(nn.Module):
     """A weighted sum of losses on a network's outputs, for `SegmentationTask`.
 
-        terms:
-          focal: {loss: {name: focal, gamma: 2.0}}
-          contrast: {on: embedding, weight: 0.1, loss: {name: margin_contrast, margin: 1.0}}
-          auxiliary: {on: auxiliary, weight: 0.4, loss: cross_entropy}
+        name: terms
+        focal: {loss: {name: focal, gamma: 2.0}}
+        contrast: {on: embedding, weight: 0.1, loss: {name: margin_contrast, margin: 1.0}}
+        auxiliary: {on: auxiliary, weight: 0.4, loss: cross_entropy}
 
     Args:
-        terms: for each name a mapping of `loss` (see `build_loss`), `on` (the output it takes; "logits" unless given),
+        terms: by name, a mapping of `loss` (see `build_loss`), `on` (the output it takes; "logits" unless given),
             `weight` (its factor; 1) and `stride` (every stride-th cell of the output in both directions; 1).
 
     A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], predictions [B, h, w]), the
@@ -31,10 +31,10 @@ class Terms(nn.Module):
     1.
     """
 
-    def __init__(self, terms: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, **terms: Mapping[str, Any]) -> None:
         super().__init__()
         if not terms:
-            raise ValueError("terms is empty; it takes at least one loss by name")
+            raise ValueError("the loss has no terms; it takes at least one, by name")
         self.losses = nn.ModuleDict()
         self.plans: dict[str, tuple[str, float, int]] = {}
         for name, term in terms.items():

@@ -28,6 +28,18 @@ class ContrastStats(NamedTuple):
     anchors: Tensor
 
 
+class MarginStats(NamedTuple):
+    """By-products of `margin_contrast_loss`, each 0-d: loss = pull / max(pulled, 1) + push / max(pushed, 1).
+
+    pull, push: the sums over positive and negative pairs, with gradient. pulled, pushed: what each mean divides by.
+    """
+
+    pull: Tensor
+    push: Tensor
+    pulled: Tensor
+    pushed: Tensor
+
+
 def pixel_contrast_loss(
     anchors: Tensor,
     anchor_labels: Tensor,
@@ -122,8 +134,9 @@ def margin_contrast_loss(
     ignore_label: int = -1,
     anchor_ids: Tensor | None = None,
     contrast_ids: Tensor | None = None,
+    return_stats: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, MarginStats]:
     r"""Euclidean contrastive loss: pulls rows of one label together, pushes those of different labels apart.
 
     With d_ij = |x_i - y_j|, over all pairs of an anchor and a contrast row but those of an anchor with itself:
@@ -139,6 +152,7 @@ def margin_contrast_loss(
         power: 1 or 2.
         average: what each mean divides by: "pairs", all positive (negative) pairs, or "nonzero", those whose term is
             above 0. No such pair: 0.
+        return_stats: also return `MarginStats`.
         anchors, anchor_labels, contrast, contrast_labels, ignore_label, anchor_ids, contrast_ids, backend, returns,
             raises: see `pixel_contrast_loss`.
 
@@ -163,7 +177,8 @@ def margin_contrast_loss(
             anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignore_label, form, True, name
         )
         (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
-    return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
+    loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
+    return (loss, MarginStats(pull, push, pulled, pushed)) if return_stats else loss
 
 
 def _terms(

@@ -1,0 +1,357 @@
+"""Losses of pixel embeddings [B, D, h, w] against each other, under full-resolution labels [B, H, W].
+
+The call is ContrastiveSeg's, `loss(embeddings, labels, predictions)`. Which pixels take part is chosen without a host
+sync, the matrix of all pairs never exists, and a batch without any pair gives a differentiable 0.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metricseg_kernels as kernels
+from metricseg import distributed
+from metricseg.losses.base import LOSSES
+from metricseg.losses.pixel_memory import PixelMemory
+
+SAMPLINGS = ("hard", "random", "semi_hard", "boundary", "all")
+
+
+class ContrastLoss(nn.Module):
+    """What the pixel contrast losses share: from an embedding map to rows, warm-up, and the loss's own weight.
+
+    Args:
+        sampling: which pixels take part. "hard", "random", "semi_hard" and "boundary" choose at most `max_samples`, see
+            `metricseg_kernels.sample_anchors`; "all" takes every pixel that has a label.
+        max_samples, max_views, min_pixels, threshold, radius: of the choice.
+        num_classes: labels lie in [0, num_classes); 256 for uint8 labels and 1024 for others where None.
+        ignore_index: label of pixels that take no part.
+        normalize: bring embeddings to unit norm; one of norm 0 stays 0. False takes them as they are.
+        warmup_iters: for so many forwards in training mode the loss is 0, with a zero gradient; counted in the buffer
+            `iterations`.
+        gather: "all" contrasts with the pixels of all ranks, see `metricseg.distributed`; None with this rank's own.
+            Without a process group both are the same. Every rank must have the same batch size.
+        loss_weight: factor of the result.
+        loss_name: key under which a host logs the loss.
+        backend: of the contrast kernels: "reference", "cpu", "triton", "cuda"; None for the first that can run.
+
+    Raises ValueError for an argument out of range; what a kernel takes is checked at the first call.
+    """
+
+    iterations: Tensor
+
+    def __init__(
+        self,
+        *,
+        sampling: str = "hard",
+        max_samples: int = 1024,
+        max_views: int = 100,
+        min_pixels: int | None = None,
+        threshold: float = 0.7,
+        radius: int = 2,
+        num_classes: int | None = None,
+        ignore_index: int = 255,
+        normalize: bool = True,
+        warmup_iters: int = 0,
+        gather: str | None = None,
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_contrast",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling is {sampling!r}; it takes one of {', '.join(SAMPLINGS)}")
+        check_gather(gather)
+        self.sampling, self.num_classes, self.ignore_index, self.normalize = (
+            sampling, num_classes, ignore_index, normalize,
+        )  # fmt: skip
+        self.choice = {
+            "max_samples": max_samples, "max_views": max_views, "min_pixels": min_pixels, "threshold": threshold,
+            "radius": radius,
+        }  # fmt: skip
+        self.warmup_iters, self.gather = warmup_iters, gather
+        self.loss_weight, self.loss_name, self.backend = loss_weight, loss_name, backend
+        self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
+        self.silent = False
+
+    def forward(
+        self, feats: Tensor, labels: Tensor, predict: Tensor | None = None, *, seed: int | None = None
+    ) -> Tensor:
+        """The loss, 0-d, of embeddings [B, D, h, w] under labels [B, H, W].
+
+        Labels and predictions are brought to (h, w) by taking the pixels that F.interpolate(mode="nearest") takes.
+
+        Args:
+            predict: predicted classes [B, h, w], or logits [B, K, h, w]. sampling "hard" needs them, "semi_hard" needs
+                logits; they carry no gradient.
+            seed: of the choice; None draws one from torch's generator.
+
+        Raises TypeError or ValueError for an argument of wrong type, dtype, shape or device, naming it and what it got.
+        """
+        check_call(feats, labels, predict)
+        labels = nearest(labels, feats.shape[-2:])
+        rows, row_labels = self.rows(feats, labels, predict, seed)
+        loss = self.compute(rows, row_labels)
+        if self.warmup_iters:
+            loss = torch.where(self.iterations >= self.warmup_iters, loss, 0.0)
+        if self.training:
+            self.iterations += 1
+        self.after(feats, labels, seed)
+        return self.loss_weight * loss
+
+    def rows(self, feats: Tensor, labels: Tensor, predict: Tensor | None, seed: int | None) -> tuple[Tensor, Tensor]:
+        """(rows [R, D], labels [R] int64, -1 for rows that take no part); labels are [B, h, w]."""
+        if self.sampling == "all":
+            check_labels(labels, self.num_classes, self.ignore_index)
+            index = torch.arange(labels.numel(), device=labels.device)
+            chosen = labels.reshape(-1).long()
+            chosen = torch.where(chosen == self.ignore_index, -1, chosen)
+        else:
+            predict, confidence = read_predictions(predict, labels, self.sampling)
+            index, chosen, _ = kernels.sample_anchors(
+                labels, predict, strategy=self.sampling, confidence=confidence, num_classes=self.num_classes,
+                ignore_index=self.ignore_index, seed=seed, **self.choice,
+            )  # fmt: skip
+        return kernels.gather_pixels(feats, index, normalize=self.normalize), chosen
+
+    def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """The loss of rows that are chosen, of a batch or, with `gather`, of those of all ranks."""
+        raise NotImplementedError
+
+    def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
+        """What is left to do once the loss is known."""
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"sampling={self.sampling!r}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}"
+
+
+@LOSSES.register("pixel_contrast")
+class PixelContrastLoss(ContrastLoss):
+    """Pixel-to-pixel InfoNCE under class labels; ContrastiveSeg's loss.
+
+    With s_ij = <x_i, y_j> / temperature, positives p of anchor i the other rows of its class, negatives n the rows of
+    other classes:
+
+        l_i = -(temperature / base_temperature) mean_p log( exp s_ip / (exp s_ip + sum_n exp s_in) ),
+
+    averaged over the anchors that have a positive. No such anchor, e.g. a batch full of `ignore_index`: 0.
+
+    ContrastiveSeg's configuration maps to the arguments of the same names: temperature, base_temperature, max_samples,
+    max_views, warmup_iters, loss_weight, with_memory, memory_size, pixel_update_freq, proj_dim; `ce_ignore_index` is
+    `ignore_index` and `num_classes` stands in its `data` section. `predict` is `seg.argmax(1)`, or `seg` itself.
+
+    Args:
+        temperature, base_temperature: > 0; base_temperature None for a factor of 1.
+        denominator: "negatives" as above, or "all": every row but the anchor itself (SupCon).
+        with_memory: contrast with a `PixelMemory` of earlier images instead of the batch itself. It takes this batch's
+            rows after the loss is computed, in training mode; while it is empty the loss is 0.
+        memory_size, pixel_update_freq, proj_dim: its rows a ring, pixels of one class an image gives, and D. It needs
+            `num_classes`.
+        options: see `ContrastLoss`.
+
+    Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021, and its repository
+    tfzhou/ContrastiveSeg. Equal to it, gradients included, where that is finite.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        base_temperature: float | None = 0.07,
+        denominator: str = "negatives",
+        with_memory: bool = False,
+        memory_size: int = 5000,
+        pixel_update_freq: int = 10,
+        proj_dim: int = 256,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for name, value in (("temperature", temperature), ("base_temperature", base_temperature)):
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it takes a finite number > 0")
+        if denominator not in ("negatives", "all"):
+            raise ValueError(f'denominator is {denominator!r}; it takes "negatives" or "all"')
+        self.temperature, self.base_temperature, self.denominator = temperature, base_temperature, denominator
+        self.memory: PixelMemory | None = None
+        if with_memory:
+            if self.num_classes is None:
+                raise ValueError("with_memory needs num_classes, got None")
+            self.memory = PixelMemory(self.num_classes, proj_dim, memory_size, pixel_update_freq)
+
+    def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """See `metricseg_kernels.pixel_contrast_loss`."""
+        gathers = self.gather == "all" and distributed.ranks() > 1
+        others: dict[str, Tensor] = {}
+        if self.memory is not None:
+            self.memory.flush()
+            others["contrast"], others["contrast_labels"] = self.memory.rows()
+            rows = rows.to(others["contrast"].dtype)
+        elif gathers:
+            others = gathered(rows, labels)
+        loss, stats = kernels.pixel_contrast_loss(
+            rows, labels, **others, temperature=self.temperature, base_temperature=self.base_temperature,
+            denominator=self.denominator, reduction="sum", return_stats=True, backend=self.backend,
+        )  # fmt: skip
+        count = stats.anchors
+        if gathers:
+            loss, count = distributed.sum_over_ranks(loss), distributed.sum_over_ranks(count)
+        if self.memory is None:
+            warn_once(self, count)
+        return loss / count.clamp(min=1)
+
+    def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
+        """The memory takes this batch's rows."""
+        if self.memory is not None and self.training:
+            self.memory.update(
+                feats.detach(), labels, ignore_index=self.ignore_index, seed=seed, gather=self.gather == "all"
+            )
+
+
+@LOSSES.register("margin_contrast")
+class MarginContrastLoss(ContrastLoss):
+    """Euclidean pull and push between pixels: with d_ij = |x_i - y_j|,
+
+        mean over pairs of one class  relu(d - positive_margin)^power
+        + mean over pairs of two classes  relu(margin - d)^power.
+
+    Args:
+        margin: > 0. positive_margin: >= 0. power: 1 or 2.
+        average: "pairs" divides by all pairs of either kind, "nonzero" by those whose term is above 0.
+        options: see `ContrastLoss`.
+
+    Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006; Jia et al. 2025 for
+    segmentation.
+    """
+
+    def __init__(
+        self, margin: float = 1.0, positive_margin: float = 0.0, power: int = 2, average: str = "pairs", **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if not 0 < margin < float("inf") or not 0 <= positive_margin < float("inf"):
+            raise ValueError(
+                f"margin, positive_margin are {margin}, {positive_margin}; they take finite numbers > 0, >= 0"
+            )
+        if power not in (1, 2):
+            raise ValueError(f"power is {power}; it takes 1 or 2")
+        if average not in ("pairs", "nonzero"):
+            raise ValueError(f'average is {average!r}; it takes "pairs" or "nonzero"')
+        self.form = {"margin": margin, "positive_margin": positive_margin, "power": power, "average": average}
+
+    def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """See `metricseg_kernels.margin_contrast_loss`."""
+        return margin_loss(self, rows, labels, {}, **self.form)
+
+
+def check_gather(gather: str | None) -> None:
+    """Raises the ValueError for a value of `gather` that is unknown."""
+    if gather not in (None, "all"):
+        raise ValueError(f'gather is {gather!r}; it takes "all" or None')
+
+
+def check_call(feats: Tensor, labels: Tensor, predict: Tensor | None) -> None:
+    """Raises for feats, labels or predictions that don't belong together."""
+    for name, value, dims, layout in (
+        ("feats", feats, (4,), "[B, D, h, w]"),
+        ("labels", labels, (3,), "[B, H, W]"),
+        ("predict", predict, (3, 4), "[B, h, w] or [B, K, h, w]"),
+    ):
+        if value is None and name == "predict":
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a Tensor {layout}, got {type(value).__name__}")
+        if value.ndim not in dims:
+            raise ValueError(f"{name} must be {layout}, got shape {tuple(value.shape)}")
+        if value.shape[0] != feats.shape[0]:
+            raise ValueError(f"{name} has a batch of {value.shape[0]}, feats of {feats.shape[0]}")
+        if value.device != feats.device:
+            raise ValueError(f"{name} is on {value.device}, feats on {feats.device}; both must be on one device")
+    if labels.dtype not in (torch.uint8, torch.int32, torch.int64):
+        raise TypeError(f"labels must have dtype uint8, int32 or int64, got {labels.dtype}")
+
+
+def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int) -> None:
+    """On the CPU, and elsewhere with METRICSEG_VALIDATE=1, raises ValueError for a label out of range."""
+    if not checks_values(labels) or labels.numel() == 0:
+        return
+    classes = num_classes or (256 if labels.dtype == torch.uint8 else 1024)
+    low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
+    bad = int(low) if low < 0 else int(high)
+    if not 0 <= bad < classes:
+        raise ValueError(f"labels must be ignore_index ({ignore_index}) or in [0, {classes}), got {bad}")
+
+
+def checks_values(value: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU, and elsewhere, where the host then waits, with
+    METRICSEG_VALIDATE=1."""
+    eager = not torch.compiler.is_compiling()
+    return eager and (value.device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1")
+
+
+def warn_once(module: Any, pulled: Tensor) -> None:
+    """Says, once for a module, that `pulled`, a count, is 0: the loss is silent about it."""
+    if not module.silent and checks_values(pulled) and not pulled:
+        module.silent = True
+        warnings.warn(
+            f"{type(module).__name__} pulls nothing together in this batch: do any two rows have the same label?",
+            stacklevel=6,
+        )
+
+
+def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> tuple[Tensor | None, Tensor | None]:
+    """(predicted classes, their probability if the sampling asks for it), both [B, h, w] as `labels` is."""
+    if sampling == "semi_hard" and (predict is None or predict.ndim != 4):
+        raise ValueError("sampling='semi_hard' needs predict as logits [B, K, h, w], got " + (
+            "None" if predict is None else f"shape {tuple(predict.shape)}"
+        ))  # fmt: skip
+    if sampling == "hard" and predict is None:
+        raise ValueError("sampling='hard' needs predict, got None")
+    if predict is None or sampling not in ("hard", "semi_hard"):
+        return None, None
+    confidence = None
+    if predict.ndim == 4:
+        predict = predict.detach()
+        if sampling == "semi_hard":
+            confidence = nearest(predict.softmax(1).amax(1), labels.shape[-2:])
+        predict = predict.argmax(1)
+    return nearest(predict, labels.shape[-2:]), confidence
+
+
+def nearest(maps: Tensor, size: torch.Size) -> Tensor:
+    """[B, H, W] -> [B, h, w], the pixels that F.interpolate(mode="nearest") takes, in their own dtype."""
+    if maps.shape[-2:] == size:
+        return maps
+    rows, columns = (
+        F.interpolate(torch.arange(old, dtype=torch.float32, device=maps.device)[None, None], new).long().flatten()
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return maps[:, rows[:, None], columns]
+
+
+def gathered(rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The rows of all ranks as the contrast set of this rank's, and the numbers by which a row knows itself."""
+    contrast = distributed.gather_rows(rows)
+    numbers = torch.arange(len(contrast), device=rows.device)
+    return {
+        "contrast": contrast,
+        "contrast_labels": distributed.gather_rows(labels),
+        "anchor_ids": numbers[distributed.rank() * len(rows) :][: len(rows)],
+        "contrast_ids": numbers,
+    }
+
+
+def margin_loss(module: Any, rows: Tensor, labels: Tensor, others: dict[str, Tensor], **form: Any) -> Tensor:
+    """The margin form for a module, over all ranks if its `gather` says so."""
+    gathers = module.gather == "all" and distributed.ranks() > 1
+    if gathers and not others:
+        others = gathered(rows, labels)
+    _, stats = kernels.margin_contrast_loss(rows, labels, **others, **form, return_stats=True, backend=module.backend)
+    if gathers:
+        stats = [distributed.sum_over_ranks(value) for value in stats]
+    pull, push, pulled, pushed = stats
+    warn_once(module, pulled)
+    return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)

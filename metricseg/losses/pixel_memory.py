@@ -1,0 +1,134 @@
+"""A bank of rows from earlier images, to contrast pixels with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metricseg_kernels as kernels
+from metricseg import distributed
+
+
+class PixelMemory(nn.Module):
+    """For each class a ring of segment means and a ring of pixels, of unit norm and fixed capacity, without gradient.
+
+    An image gives each class that it has the mean direction of the class's pixels and at most `pixels` of them, chosen
+    uniformly; the oldest rows make room. All shapes are fixed: on CUDA nothing waits for the device.
+
+    An update is held back until the next call of `update` or `flush`: the loss just computed needs the bank that it met
+    until its backward is done, and no image meets its own rows. So of two losses with one bank, the first one's
+    backward comes before the second one's forward. The state dict has no rows held back; saving it flushes.
+
+    Args:
+        num_classes: K; every class is a class like any other.
+        dim: D.
+        size: rows of a ring.
+        pixels: most pixels of one class that one image gives.
+
+    Raises ValueError for an argument below 1.
+
+    Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021. The published code
+    takes other pixels than it means to, overwrites the newest rows, leaves out class 0 and contrasts with rows that it
+    never filled (issues 18, 31, 55, 65); this one follows the paper.
+    """
+
+    bank: Tensor  # [2 K size + 1, D]: rings of means, rings of pixels, and a row that nobody reads
+    written: Tensor  # [2 K] int64, rows that a ring was ever given
+    held: Tensor | None  # [R, D]
+    held_rings: Tensor  # [R] int64, -1 for none
+
+    def __init__(self, num_classes: int, dim: int, size: int = 5000, pixels: int = 10) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("dim", dim), ("size", size), ("pixels", pixels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        self.num_classes, self.size, self.pixels = num_classes, size, pixels
+        self.register_buffer("bank", torch.zeros(2 * num_classes * size + 1, dim))
+        self.register_buffer("written", torch.zeros(2 * num_classes, dtype=torch.int64))
+        self.register_buffer("held", None, persistent=False)
+        self.register_buffer("held_rings", None, persistent=False)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(rows [2 K size, D], a view of the bank; labels [2 K size] int64, -1 where nothing was written yet)."""
+        filled = torch.arange(self.size, device=self.bank.device) < self.written[:, None]  # [2 K, size]
+        classes = torch.arange(self.num_classes, device=self.bank.device).repeat(2)[:, None]
+        return self.bank[:-1], torch.where(filled, classes, -1).reshape(-1)
+
+    @torch.no_grad()
+    def update(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        ignore_index: int = 255,
+        seed: int | None = None,
+        gather: bool = False,
+    ) -> None:
+        """Takes rows of `features` [B, D, h, w] with `labels` [B, h, w], into the bank at the next call.
+
+        Args:
+            seed: of the choice of pixels; None draws one from torch's generator.
+            gather: take the rows of all ranks, so that all have the same bank.
+        """
+        self.flush()
+        rows, rings = self._candidates(features, labels, ignore_index, seed)
+        if gather and distributed.ranks() > 1:
+            rows, rings = distributed.gather_rows(rows), distributed.gather_rows(rings)
+        if self.held is not None and self.held.shape == rows.shape:
+            self.held.copy_(rows)
+            self.held_rings.copy_(rings)
+        else:
+            self.held, self.held_rings = rows, rings
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Puts the rows held back into the bank."""
+        if self.held is None:
+            return
+        rings, order = self.held_rings.sort(stable=True)  # within a ring the rows keep their order
+        counts = torch.zeros_like(self.written).index_add_(0, rings.clamp(min=0), (rings >= 0).long())
+        rank = torch.arange(rings.numel(), device=rings.device) - torch.searchsorted(rings, rings)
+        # of more rows than a ring has, the last ones stay
+        stays = (rings >= 0) & (rank >= counts[rings] - self.size)
+        place = rings * self.size + (self.written[rings] + rank) % self.size
+        place = torch.where(stays, place, self.bank.shape[0] - 1)
+        self.bank.index_copy_(0, place, torch.where(stays[:, None], self.held[order], 0))
+        self.written += counts
+        self.held_rings.fill_(-1)
+
+    def _candidates(
+        self, features: Tensor, labels: Tensor, ignore_index: int, seed: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """(rows [B K + B K pixels, D], their rings, -1 where there is none)."""
+        images, classes = len(features), torch.arange(self.num_classes, device=labels.device)
+        means = []
+        for image, label in zip(features.flatten(2), labels.flatten(1), strict=True):  # [D, n], [n]
+            norm = torch.linalg.vector_norm(image, dim=0, dtype=self.bank.dtype)
+            share = ((label == classes[:, None]) & (label != ignore_index) & (norm > 0)) / norm.clamp(
+                min=1e-12
+            )  # [K, n]
+            means.append(F.normalize(share @ image.to(share.dtype).T, dim=1))
+        chosen = kernels.sample_anchors(
+            labels, max_samples=images * self.num_classes * self.pixels, max_views=self.pixels, min_pixels=0,
+            strategy="random", num_classes=self.num_classes, ignore_index=ignore_index, seed=seed,
+        )  # fmt: skip
+        rows = torch.cat([*means, kernels.gather_pixels(features, chosen.index).to(self.bank.dtype)])
+        rings = torch.cat(
+            [classes.repeat(images), torch.where(chosen.labels < 0, -1, chosen.labels + self.num_classes)]
+        )
+        return rows, torch.where(rows.any(1), rings, -1)
+
+    def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.flush()
+        super()._save_to_state_dict(*arguments, **options)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self.held = None
+        super()._load_from_state_dict(*arguments, **options)
+
+    def extra_repr(self) -> str:
+        """Shown by print."""
+        return f"num_classes={self.num_classes}, dim={self.bank.shape[1]}, size={self.size}, pixels={self.pixels}"
