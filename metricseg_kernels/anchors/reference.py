@@ -46,7 +46,7 @@ def preferred(
     radius: int,
     ignore_index: int,
 ) -> Tensor | None:
-    """[B, h, w] bool: pixels of the group that a strategy takes first; None where there is one group only."""
+    """[B, h, w] uint8: 1 for pixels of the group that a strategy takes first; None where there is one group only."""
     if strategy == "random":
         return None
     if strategy == "boundary":
@@ -55,13 +55,14 @@ def preferred(
         values = labels.float()
         largest = _largest_around(values.masked_fill(ignored, -torch.inf), radius)
         smallest = -_largest_around((-values).masked_fill(ignored, -torch.inf), radius)
-        return largest != smallest
-    wrong = None if predictions is None else predictions != labels
-    if strategy == "hard":
-        return wrong
-    assert confidence is not None
-    unsure = ~(confidence.detach() >= threshold)
-    return unsure if wrong is None else wrong | unsure
+        return (largest != smallest).view(torch.uint8)
+    first = None if predictions is None else predictions != labels
+    if strategy == "semi_hard":
+        assert confidence is not None
+        unsure = ~(confidence.detach() >= threshold)
+        first = unsure if first is None else first | unsure
+    assert first is not None
+    return first.view(torch.uint8)
 
 
 def _largest_around(values: Tensor, radius: int) -> Tensor:

@@ -1,0 +1,152 @@
+// Rows of chosen pixels on the CPU, out of the feature map as it lies and back into its gradient. Forward reads each
+// channel of a pixel where it is (in NCHW a cache line for each, which no layout of the loop avoids) and writes its
+// row. Backward clears the gradient, which is nearly all of its traffic, then each pixel's owner adds up its rows.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "../common/parallel.h"
+#include "../common/torch_map.h"
+
+#define METRICSEG_SIMD baseline
+#include "../common/simd_begin.h"
+
+#include "../common/convert.h"
+
+#include "../common/simd_end.h"
+
+namespace metricseg::anchors {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kRows = 16;                 // a share of the rows
+constexpr int64_t kBytes = int64_t(1) << 20;  // a share of the gradient
+
+const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
+
+// Where pixel i of [B, C, h, w] has its channel 0; null out of range.
+struct Pixels {
+  Map map;
+  int64_t batch, height, width;
+
+  explicit Pixels(const Tensor& features)
+      : map(map_of(features)), batch(features.size(0)), height(features.size(2)), width(features.size(3)) {}
+
+  char* at(int64_t i) const {
+    if (i < 0 || i >= batch * height * width) return nullptr;
+    return map.at(i / (height * width), 0, i / width % height, i % width);
+  }
+};
+
+template <typename T>
+void gather(const Tensor& features, const Tensor& index, bool normalize, double eps, const Tensor& rows,
+            const Tensor& norms) {
+  const Pixels pixels(features);
+  const Map& map = pixels.map;
+  const int64_t channels = features.size(1), count = index.size(0);
+  const int64_t* chosen = integers(index);
+  char* out = static_cast<char*>(rows.mutable_data_ptr());
+  T* lengths = static_cast<T*>(norms.mutable_data_ptr());
+  parallel(count, kRows, [&](int64_t begin, int64_t end) {
+    std::vector<T> row(channels);
+    for (int64_t s = begin; s < end; ++s) {
+      const char* pixel = pixels.at(chosen[s]);
+      T square = T(0);
+      if (pixel != nullptr) {
+        baseline::read(map.type, pixel, map.k, channels, row.data());
+        for (int64_t c = 0; c < channels; ++c) square += row[c] * row[c];
+      } else {
+        std::fill(row.begin(), row.end(), chosen[s] == -1 ? T(0) : std::numeric_limits<T>::quiet_NaN());
+      }
+      lengths[s] = std::sqrt(square);
+      if (normalize && square > T(0)) {  // y = x / max(|x|, eps)
+        const T divisor = std::max(lengths[s], static_cast<T>(eps));
+        for (int64_t c = 0; c < channels; ++c) row[c] /= divisor;
+      }
+      baseline::write(map.type, row.data(), 1, channels, out + s * channels * map.size);
+    }
+  });
+}
+
+// G = sum of the gradients of the rows [begin, end) of one pixel, in the order of `order`; then through the
+// normalisation: (G - y <y, G>) / |x|, or G / eps where |x| < eps, or 0 where |x| = 0.
+template <typename T>
+void pixel_gradient(const Map& grad_rows, const Map& rows, const T* norms, const int64_t* order, int64_t begin,
+                    int64_t end, bool normalize, T eps, std::vector<T>& sum, std::vector<T>& row) {
+  const auto channels = static_cast<int64_t>(sum.size());
+  std::fill(sum.begin(), sum.end(), T(0));
+  for (int64_t i = begin; i < end; ++i) {
+    baseline::read(grad_rows.type, grad_rows.at(0, 0, order[i], 0), grad_rows.x, channels, row.data());
+    for (int64_t c = 0; c < channels; ++c) sum[c] += row[c];
+  }
+  if (!normalize) return;
+  const T norm = norms[order[begin]];
+  T along = T(0);
+  if (norm > eps) {
+    baseline::read(rows.type, rows.at(0, 0, order[begin], 0), rows.x, channels, row.data());
+    for (int64_t c = 0; c < channels; ++c) along += row[c] * sum[c];
+  } else {
+    std::fill(row.begin(), row.end(), T(0));
+  }
+  const T divisor = std::max(norm, eps);
+  for (int64_t c = 0; c < channels; ++c) sum[c] = norm > T(0) ? (sum[c] - row[c] * along) / divisor : T(0);
+}
+
+// [S, C] as a map of S rows and C columns.
+Map matrix(const Tensor& tensor) {
+  Map map;
+  map.data = static_cast<char*>(const_cast<void*>(tensor.const_data_ptr()));
+  map.type = type_of(tensor);
+  map.size = bytes_of(map.type);
+  map.y = tensor.stride(0);
+  map.x = tensor.stride(1);
+  return map;
+}
+
+template <typename T>
+void scatter(const Tensor& grad_rows, const Tensor& rows, const Tensor& norms, const Tensor& index, const Tensor& order,
+             bool normalize, double eps, const Tensor& grad) {
+  const Pixels pixels(grad);
+  const int64_t channels = grad.size(1), count = index.size(0);
+  const int64_t* sorted = integers(index);
+  const Map from = matrix(grad_rows), unit = matrix(rows);
+  const T* lengths = static_cast<const T*>(norms.const_data_ptr());
+  const int64_t bytes = grad.numel() * pixels.map.size;
+  parallel((bytes + kBytes - 1) / kBytes, 1, [&](int64_t begin, int64_t end) {
+    std::memset(pixels.map.data + begin * kBytes, 0, std::min(end * kBytes, bytes) - begin * kBytes);
+  });
+  parallel(count, kRows, [&](int64_t begin, int64_t end) {
+    std::vector<T> sum(channels), row(channels);
+    for (int64_t i = begin; i < end; ++i) {
+      char* pixel = pixels.at(sorted[i]);
+      if (pixel == nullptr || (i > 0 && sorted[i - 1] == sorted[i])) continue;  // another row owns the pixel
+      int64_t last = i + 1;
+      while (last < count && sorted[last] == sorted[i]) ++last;
+      pixel_gradient(from, unit, lengths, integers(order), i, last, normalize, static_cast<T>(eps), sum, row);
+      baseline::write(pixels.map.type, sum.data(), pixels.map.k, channels, pixel);
+    }
+  });
+}
+
+void gather_pixels_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
+  const auto run = type_of(features) == Type::f64 ? gather<double> : gather<float>;
+  run(features, index, normalize, eps, rows, norms);
+}
+
+void gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
+                                   bool normalize, double eps, Tensor grad) {
+  const auto run = type_of(grad) == Type::f64 ? scatter<double> : scatter<float>;
+  run(grad_rows, rows, norms, index, order, normalize, eps, grad);
+}
+
+}  // namespace
+}  // namespace metricseg::anchors
+
+STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
+  m.impl("gather_pixels_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_kernel));
+  m.impl("gather_pixels_backward_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_backward_kernel));
+}
