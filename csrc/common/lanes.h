@@ -88,6 +88,16 @@ METRICSEG_HD Lanes<T> fabs(Lanes<T> a) {
   return Lanes<T>(a.v < -a.v ? -a.v : a.v);
 }
 
+METRICSEG_HD Lanes<float> sqrt(Lanes<float> a) {
+  for (int i = 0; i < Lanes<float>::count; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
+
+METRICSEG_HD Lanes<double> sqrt(Lanes<double> a) {
+  for (int i = 0; i < Lanes<double>::count; ++i) a.v[i] = __builtin_sqrt(a.v[i]);
+  return a;
+}
+
 // Lane i of the result is lane i + step of a, or 0 where a has none.
 template <int step, typename T>
 METRICSEG_HD Lanes<T> shift(Lanes<T> a) {

@@ -3,12 +3,12 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <vector>
 
 #include "../common/parallel.h"
+#include "../common/simd_choice.h"
 #include "../common/torch_map.h"
 #include "cpu_job.h"
 
@@ -18,24 +18,13 @@ namespace {
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// The widest vectors that this processor has; METRICSEG_SIMD=avx2 or baseline narrows them, for tests and comparisons.
-const Workers& choose_workers() {
-#if defined(__x86_64__)
-  const char* wish = std::getenv("METRICSEG_SIMD");
-  const auto allowed = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
-  __builtin_cpu_init();
-  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return avx512_workers;
-  }
-  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2_workers;
-#endif
-  return baseline_workers;
-}
-
 const Workers& workers() {
-  static const Workers& chosen = choose_workers();
+#if defined(__x86_64__)
+  static const Workers& chosen = widest(avx512_workers, avx2_workers, baseline_workers);
   return chosen;
+#else
+  return baseline_workers;
+#endif
 }
 
 // The memory behind a Slots.

@@ -30,7 +30,8 @@ def pairs(
     """Self is a pair of equal labels and equal ids; without ids, and without another set, the diagonal."""
     alone = other_labels is None
     other = labels if other_labels is None else other_labels
-    present = (labels != ignore_label)[:, None] & (other != ignore_label)
+    # as int64: in the dtype of the labels, an ignore_label beyond it would wrap
+    present = (labels.long() != ignore_label)[:, None] & (other.long() != ignore_label)
     same = labels[:, None] == other
     if ids is not None:
         itself = ids[:, None] == (ids if other_ids is None else other_ids)
@@ -82,10 +83,10 @@ def margin_contrast(
     acc = accumulator(anchors.dtype)
     x = anchors.to(acc)
     y = x if contrast is None else contrast.to(acc)
-    # d^2 = |x|^2 + |y|^2 - 2 x.y; what rounding alone can make of d = 0 is 0
+    # d^2 = |x|^2 + |y|^2 - 2 x.y; what rounding alone can make of d = 0 is 0, and NaN stays NaN
     squares = x.square().sum(1)[:, None] + y.square().sum(1)
     d2 = squares - 2 * x @ y.T
-    apart = d2.detach() > 8 * torch.finfo(acc).eps * squares.detach()
+    apart = ~(d2.detach() <= 8 * torch.finfo(acc).eps * squares.detach())
     d = torch.where(apart, torch.where(apart, d2, 1.0).sqrt(), 0.0)
     pull = torch.where(which.positive, (d - positive_margin).relu() ** power, 0.0)
     push = torch.where(which.negative, (margin - d).relu() ** power, 0.0)

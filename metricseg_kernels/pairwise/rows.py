@@ -33,8 +33,10 @@ def dense_ranks(*values: Tensor) -> tuple[Tensor, ...]:
 
 def sort_rows(features: list[Tensor], labels: list[Tensor], ids: list[Tensor] | None, ignore_label: int) -> list[Rows]:
     """The sides of the pairs, one or two, whose labels and ids are compared across."""
+    # as int64: in the dtype of the labels, an ignore_label beyond it would wrap
     groups = [
-        torch.where(label == ignore_label, -1, rank) for label, rank in zip(labels, dense_ranks(*labels), strict=True)
+        torch.where(label.long() == ignore_label, -1, rank)
+        for label, rank in zip(labels, dense_ranks(*labels), strict=True)
     ]
     orders = [group.argsort(stable=True) for group in groups]
     ranked = [None] * len(groups) if ids is None else [r[o] for r, o in zip(dense_ranks(*ids), orders, strict=True)]

@@ -1,0 +1,25 @@
+// Which of a family's vector widths this processor takes.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+
+namespace metricseg {
+
+// The widest vectors that this processor has; METRICSEG_SIMD=avx2 or baseline narrows them, for tests and comparisons.
+#if defined(__x86_64__)
+template <typename Workers>
+const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers& baseline) {
+  const char* wish = std::getenv("METRICSEG_SIMD");
+  const auto allowed = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
+  __builtin_cpu_init();
+  if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return avx512;
+  }
+  if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
+  return baseline;
+}
+#endif
+
+}  // namespace metricseg

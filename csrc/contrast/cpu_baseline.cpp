@@ -1,0 +1,13 @@
+// The tile loops of the contrast family for the baseline of the processor family.
+#define METRICSEG_SIMD baseline
+#include "../common/simd_begin.h"
+
+#include "cpu_rows.h"
+
+#include "../common/simd_end.h"
+
+namespace metricseg::contrast {
+
+const Workers baseline_workers = baseline::workers;
+
+}  // namespace metricseg::contrast

@@ -1,0 +1,229 @@
+"""The contrast family on the CPU: which tiles are met, in which phases.
+
+A set with itself: every tile on or above the diagonal serves its rows and its columns, in each of three passes: sums of
+exponentials (half a product), positives (the tiles that hold any), gradient (half a product, and one with the rows).
+The exponentials are exp(s - bound) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
+temperature is too large for that, and for two sets, complete rows are formed a panel at a time: three products with
+both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 64 MB; the rest grows with A + M.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.library import define_kernel
+from ..pairwise.panels import Side, Tile, add_product, make_side, padded, panels, square_tiles
+from ..pairwise.rows import Rows
+from .op import STATS, Form, coefficients_of
+
+define_kernel(
+    "contrast_tile_kernel(Tensor(a!) s, Tensor x_groups, Tensor y_groups, Tensor? x_ids, Tensor? y_ids, "
+    "Tensor? x_terms, Tensor? y_terms, int form, int phase, float temperature, float margin, float positive_margin, "
+    "bool squared, bool nonzero, Tensor(b!)? x_out, Tensor(c!)? y_out) -> ()"
+)
+
+FORMS = ("negatives", "all", "margin")  # as csrc/contrast/cpu_tile.h counts them
+ROWS, SUM, POSITIVES, WEIGHTS = range(4)
+SPREAD = {torch.float32: 80.0, torch.float64: 600.0}  # exp(-spread) and its inverse are far from the dtype's ends
+
+
+class Stream:
+    """Two sides, and the epilogue on their tiles. Without y the set meets itself."""
+
+    def __init__(self, x: Rows, y: Rows | None, form: Form) -> None:
+        self.form = form
+        self.x = make_side(x, alone=y is None)
+        self.y = None if y is None else make_side(y, alone=False, may_stay=True)
+        self.squares = [(s.rows * s.rows).sum(1) for s in (self.x, self.y) if s is not None]
+
+    @property
+    def other(self) -> Side:
+        """The side of the columns."""
+        return self.x if self.y is None else self.y
+
+    def bound(self) -> float | None:
+        """Of all s_ij, where one bound can serve every row: a set with itself and not too large a spread."""
+        if self.y is not None or self.form.name == "margin" or self.x.size == 0:
+            return None
+        bound = self.squares[0].amax().item() / self.form.temperature * 1.0001
+        return bound if 2 * bound <= SPREAD[self.x.rows.dtype] else None
+
+    def epilogue(self, tile: Tile, phase: int, x_terms: Tensor | None, y_terms: Tensor | None,
+                 x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
+        """One phase on one tile. x_terms, x_out [A, 4]; y_terms, y_out [4, M padded]."""
+        form, x, y = self.form, self.x, self.other
+        columns = slice(tile.y.start, tile.y.start + tile.products.shape[1])
+        torch.ops.metricseg.contrast_tile_kernel(
+            tile.products, x.groups[tile.x], y.groups[columns],
+            None if x.ids is None else x.ids[tile.x], None if y.ids is None else y.ids[columns],
+            None if x_terms is None else x_terms[tile.x], None if y_terms is None else y_terms[:, columns],
+            FORMS.index(form.name), phase, form.temperature, form.margin, form.positive_margin, form.power == 2,
+            form.nonzero, None if x_out is None else x_out[tile.x], None if y_out is None else y_out[:, columns],
+        )  # fmt: skip
+
+    def by_column(self, terms: Tensor) -> Tensor:
+        """[M, 4] -> [4, M padded]."""
+        return torch.nn.functional.pad(terms.t(), (0, padded(len(terms)) - len(terms))).contiguous()
+
+    def zeros_by_column(self) -> Tensor:
+        """[4, M padded]."""
+        return self.x.rows.new_zeros((STATS, padded(self.other.size)))
+
+    def gradient_terms(self, coefficients: Tensor, bound: float | None) -> tuple[Tensor, Tensor | None]:
+        """What `WEIGHTS` takes for rows and columns; the columns' share where a tile of a set with itself serves both.
+
+        (shift, b, a, n) with b exp(s - n) = b exp(shift - n) exp(s - shift); for "margin" (squared norm, a, b, -).
+        """
+        if self.form.name == "margin":
+            rows = torch.cat([self.squares[0][:, None], coefficients[:, :3]], 1)
+            if self.y is None:
+                return rows, self.by_column(rows)
+            columns = self.zeros_by_column()
+            columns[0, : self.y.size] = self.squares[1]
+            return rows, columns
+        n, b, a, _ = coefficients.unbind(1)
+        if bound is None:
+            return torch.stack([n, b, a, n], 1), None
+        rows = torch.stack([torch.full_like(n, bound), b * (bound - n).exp(), a, n], 1)
+        return rows, self.by_column(rows)
+
+    def with_pairs(self, x: slice, y: slice) -> bool:
+        """Whether a tile can hold pairs that take part; the others come first."""
+        return bool(self.x.groups[x.stop - 1] >= 0)
+
+    def with_positives(self, x: slice, y: slice) -> bool:
+        """Whether a tile of the sorted set with itself, on or above the diagonal, can hold positives."""
+        return bool(self.x.groups[x.stop - 1] >= self.x.groups[y.start]) and self.with_pairs(x, y)
+
+    def with_negatives(self, x: slice, y: slice) -> bool:
+        """Whether it can hold negatives."""
+        return bool(self.x.groups[x.start] != self.x.groups[y.stop - 1])
+
+
+def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) -> None:
+    """See op.py."""
+    stream = Stream(x, y, form)
+    if form.name == "margin":
+        _margin_stats(stream, stats)
+    elif (bound := stream.bound()) is not None:
+        _symmetric_stats(stream, bound, stats)
+    else:
+        _no_pairs(stats)
+        for tile in panels(stream.x, stream.other).tiles():
+            stream.epilogue(tile, ROWS, None, None, stats)
+
+
+def _no_pairs(stats: Tensor) -> None:
+    stats.zero_()
+    stats[:, 0] = -torch.inf
+
+
+def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
+    stats.zero_()
+    columns = stream.zeros_by_column()
+    terms = torch.full_like(stats, bound)
+    wanted = stream.with_negatives if stream.form.name == "negatives" else stream.with_pairs
+    products = square_tiles(stream.x, None)
+    for tile in products.tiles(True, wanted):
+        stream.epilogue(tile, SUM, terms, None, stats, columns if tile.x != tile.y else None)
+    sums = stats[:, 0] + columns[0, : len(stats)]
+    stats[:, 0] = 0
+    columns.zero_()
+    terms[:, 3] = bound + sums.log()
+    y_terms = stream.by_column(terms)
+    for tile in products.tiles(True, stream.with_positives):
+        if tile.x == tile.y:
+            stream.epilogue(tile, POSITIVES, terms, None, stats)
+        else:
+            stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns)
+    stats += columns[:, : len(stats)].t()
+    stats[:, 0] = terms[:, 3]
+
+
+def _margin_stats(stream: Stream, stats: Tensor) -> None:
+    stats.zero_()
+    terms, y_terms = stream.gradient_terms(torch.zeros_like(stats), None)
+    columns = stream.zeros_by_column()
+    for tile in square_tiles(stream.x, stream.y).tiles(stream.y is None, stream.with_pairs):
+        twice = stream.y is None and tile.x != tile.y
+        stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns if twice else None)
+    if stream.y is None:
+        stats += columns[:, : len(stats)].t()
+
+
+class Gradient:
+    """Adds up weights times rows, on the sides that are asked for, and writes the sums out.
+
+    dX += W Y, dY += W^T X; where the set meets itself both go to one total. For "margin", whose gradient is
+    sum_j W_ij (x_i - y_j), the products count negative and the sums of the weights times the rows come on top.
+    """
+
+    def __init__(self, stream: Stream, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        self.stream, self.targets = stream, (grad_x, grad_y)
+        self.x_total = None if grad_x is None else torch.zeros_like(stream.x.rows)
+        alone = stream.y is None
+        self.y_total = self.x_total if alone else None if grad_y is None else torch.zeros_like(stream.other.rows)
+        self.margin = stream.form.name == "margin"
+        self.x_sums = stream.x.rows.new_zeros((stream.x.size, STATS)) if self.margin else None
+        self.y_sums = stream.zeros_by_column() if self.margin else None
+
+    def add(self, tile: Tile, x_terms: Tensor, y_terms: Tensor | None, twice: bool) -> None:
+        """One tile; `twice`: its weights serve its columns too."""
+        stream = self.stream
+        stream.epilogue(tile, WEIGHTS, x_terms, y_terms, self.x_sums, self.y_sums if twice else None)
+        weights, sign = tile.products[:, : tile.y.stop - tile.y.start], -1 if self.margin else 1
+        if self.x_total is not None:
+            add_product(self.x_total[tile.x], weights, stream.other.rows[tile.y], sign)
+        if self.y_total is not None and twice:
+            add_product(self.y_total[tile.y], weights.t(), stream.x.rows[tile.x], sign)
+
+    def write(self) -> None:
+        """To the order and dtype of the features."""
+        grad_x, grad_y = self.targets
+        x, y = self.stream.x, self.stream.other
+        if self.x_sums is not None and self.y_sums is not None:
+            column_sums = self.y_sums[0, : y.size, None]
+            if self.x_total is not None:
+                own = self.x_sums[:, :1] + column_sums if self.stream.y is None else self.x_sums[:, :1]
+                self.x_total.addcmul_(own, x.rows)
+            if self.y_total is not None and self.stream.y is not None:
+                self.y_total.addcmul_(column_sums, y.rows)
+        if grad_x is not None and self.x_total is not None:
+            x.fill(grad_x, self.x_total)
+        if grad_y is not None and self.y_total is not None:
+            y.fill(grad_y, self.y_total)
+
+
+def contrast_grad_kernel(
+    x: Rows, y: Rows | None, form: Form, coefficients: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
+) -> None:
+    """See op.py."""
+    stream = Stream(x, y, form)
+    bound = stream.bound()
+    symmetric = y is None and (bound is not None or form.name == "margin")
+    terms, y_terms = stream.gradient_terms(coefficients, bound)
+    products = square_tiles(stream.x, stream.y)
+    gradient = Gradient(stream, grad_x, grad_y)
+    for tile in products.tiles(symmetric, stream.with_pairs):
+        gradient.add(tile, terms, y_terms, twice=not symmetric or tile.x != tile.y)
+        products.spoil()
+    gradient.write()
+
+
+def contrast_both_kernel(
+    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
+) -> None:
+    """See op.py."""
+    stream = Stream(x, y, form)
+    gradient = Gradient(stream, grad_x, grad_y)
+    terms = torch.empty_like(stats)
+    _no_pairs(stats)
+    products = panels(stream.x, stream.other)
+    for tile in products.tiles():
+        stream.epilogue(tile, ROWS, None, None, stats)
+        coefficients = coefficients_of(stats[tile.x], stats.new_ones(2), form)
+        terms[tile.x], _ = stream.gradient_terms(coefficients, None)
+        gradient.add(tile, terms, None, twice=True)
+        products.spoil()
+    gradient.write()
