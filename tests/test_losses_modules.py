@@ -120,7 +120,7 @@ def test_class_weights_are_saved_and_move():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("dice", "cross_entropy, focal, margin_contrast, ohem_cross_entropy, pixel_contrast, sigmoid_focal"),
+        ("dice", "there are contrastive, cross_entropy, focal, margin_contrast, "),
         ({"name": "focal", "gama": 2.0}, "gama"),
         ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
         ({"name": "focal", "class_weight": [1.0, float("nan")]}, "class_weight"),

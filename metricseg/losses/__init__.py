@@ -10,20 +10,24 @@ They follow what training code bases expect of a loss:
 
 from metricseg.losses.base import LOSSES, build_loss
 from metricseg.losses.contrast import MarginContrastLoss, PixelContrastLoss
+from metricseg.losses.metric import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel import CrossEntropyLoss, FocalLoss, OhemCrossEntropyLoss, PixelLoss, SigmoidFocalLoss
 from metricseg.losses.pixel_memory import PixelMemory
 from metricseg.losses.terms import Terms
 
 __all__ = [
     "LOSSES",
+    "ContrastiveLoss",
     "CrossEntropyLoss",
     "FocalLoss",
     "MarginContrastLoss",
+    "NTXentLoss",
     "OhemCrossEntropyLoss",
     "PixelContrastLoss",
     "PixelLoss",
     "PixelMemory",
     "SigmoidFocalLoss",
+    "SupConLoss",
     "Terms",
     "build_loss",
 ]

@@ -6,23 +6,21 @@ sync, the matrix of all pairs never exists, and a batch without any pair gives a
 
 from __future__ import annotations
 
-import os
-import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import metricseg_kernels as kernels
-from metricseg import distributed
 from metricseg.losses.base import LOSSES
+from metricseg.losses.pairs import PairLoss, checks_values
 from metricseg.losses.pixel_memory import PixelMemory
 
 SAMPLINGS = ("hard", "random", "semi_hard", "boundary", "all")
 
 
-class ContrastLoss(nn.Module):
+class ContrastLoss(PairLoss):
     """What the pixel contrast losses share: from an embedding map to rows, warm-up, and the loss's own weight.
 
     Args:
@@ -63,10 +61,9 @@ class ContrastLoss(nn.Module):
         loss_name: str = "loss_contrast",
         backend: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(gather, backend)
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {sampling!r}; it takes one of {', '.join(SAMPLINGS)}")
-        check_gather(gather)
         self.sampling, self.num_classes, self.ignore_index, self.normalize = (
             sampling, num_classes, ignore_index, normalize,
         )  # fmt: skip
@@ -74,10 +71,8 @@ class ContrastLoss(nn.Module):
             "max_samples": max_samples, "max_views": max_views, "min_pixels": min_pixels, "threshold": threshold,
             "radius": radius,
         }  # fmt: skip
-        self.warmup_iters, self.gather = warmup_iters, gather
-        self.loss_weight, self.loss_name, self.backend = loss_weight, loss_name, backend
+        self.warmup_iters, self.loss_weight, self.loss_name = warmup_iters, loss_weight, loss_name
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
-        self.silent = False
 
     def forward(
         self, feats: Tensor, labels: Tensor, predict: Tensor | None = None, *, seed: int | None = None
@@ -117,7 +112,7 @@ class ContrastLoss(nn.Module):
                 labels, predict, strategy=self.sampling, confidence=confidence, num_classes=self.num_classes,
                 ignore_index=self.ignore_index, seed=seed, **self.choice,
             )  # fmt: skip
-        return kernels.gather_pixels(feats, index, normalize=self.normalize), chosen
+        return self.rows_of(feats, index, self.normalize), chosen
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss of rows that are chosen, of a batch or, with `gather`, of those of all ranks."""
@@ -185,31 +180,25 @@ class PixelContrastLoss(ContrastLoss):
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`."""
-        gathers = self.gather == "all" and distributed.ranks() > 1
-        others: dict[str, Tensor] = {}
-        if self.memory is not None:
+        if self.memory is None:
+            against = self.against(rows, labels)
+        else:
             self.memory.flush()
-            others["contrast"], others["contrast_labels"] = self.memory.rows()
-            rows = rows.to(others["contrast"].dtype)
-        elif gathers:
-            others = gathered(rows, labels)
+            against = dict(zip(("contrast", "contrast_labels"), self.memory.rows(), strict=True))
+            rows = rows.to(against["contrast"].dtype)
         loss, stats = kernels.pixel_contrast_loss(
-            rows, labels, **others, temperature=self.temperature, base_temperature=self.base_temperature,
+            rows, labels, **against, temperature=self.temperature, base_temperature=self.base_temperature,
             denominator=self.denominator, reduction="sum", return_stats=True, backend=self.backend,
         )  # fmt: skip
-        count = stats.anchors
-        if gathers:
-            loss, count = distributed.sum_over_ranks(loss), distributed.sum_over_ranks(count)
+        total, count = self.totals(loss, stats.anchors)
         if self.memory is None:
-            warn_once(self, count)
-        return loss / count.clamp(min=1)
+            self.warn_if_none(count)
+        return total / count.clamp(min=1)
 
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
         """The memory takes this batch's rows."""
         if self.memory is not None and self.training:
-            self.memory.update(
-                feats.detach(), labels, ignore_index=self.ignore_index, seed=seed, gather=self.gather == "all"
-            )
+            self.memory.update(feats.detach(), labels, ignore_index=self.ignore_index, seed=seed, gather=self.gathers)
 
 
 @LOSSES.register("margin_contrast")
@@ -244,13 +233,7 @@ class MarginContrastLoss(ContrastLoss):
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """See `metricseg_kernels.margin_contrast_loss`."""
-        return margin_loss(self, rows, labels, {}, **self.form)
-
-
-def check_gather(gather: str | None) -> None:
-    """Raises the ValueError for a value of `gather` that is unknown."""
-    if gather not in (None, "all"):
-        raise ValueError(f'gather is {gather!r}; it takes "all" or None')
+        return self.margin_form(rows, labels, self.against(rows, labels), **self.form)
 
 
 def check_call(feats: Tensor, labels: Tensor, predict: Tensor | None) -> None:
@@ -285,29 +268,11 @@ def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int) -> 
         raise ValueError(f"labels must be ignore_index ({ignore_index}) or in [0, {classes}), got {bad}")
 
 
-def checks_values(value: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, and elsewhere, where the host then waits, with
-    METRICSEG_VALIDATE=1."""
-    eager = not torch.compiler.is_compiling()
-    return eager and (value.device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1")
-
-
-def warn_once(module: Any, pulled: Tensor) -> None:
-    """Says, once for a module, that `pulled`, a count, is 0: the loss is silent about it."""
-    if not module.silent and checks_values(pulled) and not pulled:
-        module.silent = True
-        warnings.warn(
-            f"{type(module).__name__} pulls nothing together in this batch: do any two rows have the same label?",
-            stacklevel=6,
-        )
-
-
 def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> tuple[Tensor | None, Tensor | None]:
     """(predicted classes, their probability if the sampling asks for it), both [B, h, w] as `labels` is."""
-    if sampling == "semi_hard" and (predict is None or predict.ndim != 4):
-        raise ValueError("sampling='semi_hard' needs predict as logits [B, K, h, w], got " + (
-            "None" if predict is None else f"shape {tuple(predict.shape)}"
-        ))  # fmt: skip
+    shape = None if predict is None else tuple(predict.shape)
+    if sampling == "semi_hard" and (shape is None or len(shape) != 4):
+        raise ValueError(f"sampling='semi_hard' needs predict as logits [B, K, h, w], got {shape}")
     if sampling == "hard" and predict is None:
         raise ValueError("sampling='hard' needs predict, got None")
     if predict is None or sampling not in ("hard", "semi_hard"):
@@ -330,28 +295,3 @@ def nearest(maps: Tensor, size: torch.Size) -> Tensor:
         for old, new in zip(maps.shape[-2:], size, strict=True)
     )
     return maps[:, rows[:, None], columns]
-
-
-def gathered(rows: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The rows of all ranks as the contrast set of this rank's, and the numbers by which a row knows itself."""
-    contrast = distributed.gather_rows(rows)
-    numbers = torch.arange(len(contrast), device=rows.device)
-    return {
-        "contrast": contrast,
-        "contrast_labels": distributed.gather_rows(labels),
-        "anchor_ids": numbers[distributed.rank() * len(rows) :][: len(rows)],
-        "contrast_ids": numbers,
-    }
-
-
-def margin_loss(module: Any, rows: Tensor, labels: Tensor, others: dict[str, Tensor], **form: Any) -> Tensor:
-    """The margin form for a module, over all ranks if its `gather` says so."""
-    gathers = module.gather == "all" and distributed.ranks() > 1
-    if gathers and not others:
-        others = gathered(rows, labels)
-    _, stats = kernels.margin_contrast_loss(rows, labels, **others, **form, return_stats=True, backend=module.backend)
-    if gathers:
-        stats = [distributed.sum_over_ranks(value) for value in stats]
-    pull, push, pulled, pushed = stats
-    warn_once(module, pulled)
-    return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)

@@ -75,7 +75,7 @@ class PixelMemory(nn.Module):
         """
         self.flush()
         rows, rings = self._candidates(features, labels, ignore_index, seed)
-        if gather and distributed.ranks() > 1:
+        if gather:
             rows, rings = distributed.gather_rows(rows), distributed.gather_rows(rings)
         if self.held is not None and self.held.shape == rows.shape:
             self.held.copy_(rows)

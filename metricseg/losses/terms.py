@@ -17,15 +17,15 @@ class Terms(nn.Module):
 
         name: terms
         focal: {loss: {name: focal, gamma: 2.0}}
-        contrast: {on: embedding, weight: 0.1, loss: {name: margin_contrast, margin: 1.0}}
-        auxiliary: {on: auxiliary, weight: 0.4, loss: cross_entropy}
+        contrast: {output: embedding, weight: 0.1, loss: {name: margin_contrast, margin: 1.0}}
+        auxiliary: {output: auxiliary, weight: 0.4, loss: cross_entropy}
 
     Args:
-        terms: by name, a mapping of `loss` (see `build_loss`), `on` (the output it takes; "logits" unless given),
+        terms: by name, a mapping of `loss` (see `build_loss`), `output` (the output it takes; "logits" unless given),
             `weight` (its factor; 1) and `stride` (every stride-th cell of the output in both directions; 1).
 
-    A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], predictions [B, h, w]), the
-    predictions being the argmax of the logits; any other as loss(output, labels).
+    A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], logits [B, K, h, w]), whose
+    sampling may ask where the prediction is wrong; any other as loss(output, labels).
 
     Raises ValueError, naming the term, for none at all, an unknown key, a weight that is not finite, or a stride below
     1.
@@ -38,24 +38,23 @@ class Terms(nn.Module):
         self.losses = nn.ModuleDict()
         self.plans: dict[str, tuple[str, float, int]] = {}
         for name, term in terms.items():
-            unknown = set(term) - {"loss", "on", "weight", "stride"}
-            if unknown or "loss" not in term:
-                raise ValueError(f"term {name!r} has the keys {sorted(term)}; it takes loss, on, weight, stride")
-            on, weight, stride = term.get("on", "logits"), float(term.get("weight", 1.0)), term.get("stride", 1)
+            keys = set(term) if isinstance(term, Mapping) else set()
+            if "loss" not in keys or keys - {"loss", "output", "weight", "stride"}:
+                raise ValueError(f"term {name!r} is {term!r}; it takes a mapping with loss, and output, weight, stride")
+            output, weight, stride = term.get("output", "logits"), float(term.get("weight", 1)), term.get("stride", 1)
             if not math.isfinite(weight) or not isinstance(stride, int) or stride < 1:
                 raise ValueError(
                     f"term {name!r} has weight {weight} and stride {stride}; they take a finite factor, an integer >= 1"
                 )
-            self.losses[name], self.plans[name] = build_loss(term["loss"]), (on, weight, stride)
-        outputs = {on for on, _, _ in self.plans.values()}
-        self.needs = tuple(sorted(outputs | ({"logits"} if "embedding" in outputs else set())))
+            self.losses[name], self.plans[name] = build_loss(term["loss"]), (output, weight, stride)
+        needs = {output for output, _, _ in self.plans.values()}
+        self.needs = tuple(sorted(needs | {"logits"} if "embedding" in needs else needs))
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Each term times its weight, by name: scalars whose sum is the loss. `outputs` holds what `needs` names."""
         values = {}
-        for name, loss in self.losses.items():
-            on, weight, stride = self.plans[name]
-            output = outputs[on][..., ::stride, ::stride]
-            predictions = (outputs["logits"][..., ::stride, ::stride].argmax(1),) if on == "embedding" else ()
-            values[name] = weight * loss(output, labels, *predictions)
+        for name, (output, weight, stride) in self.plans.items():
+            features = outputs[output][..., ::stride, ::stride]
+            logits = (outputs["logits"],) if output == "embedding" else ()
+            values[name] = weight * self.losses[name](features, labels, *logits)
         return values

@@ -1,0 +1,86 @@
+"""What losses of pairs share: the rows to compare with, on one rank or on all, and a word where there are none."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import metricseg_kernels as kernels
+from metricseg import distributed
+
+
+class PairLoss(nn.Module):
+    """A loss of rows against rows of its own rank (`gather` None), or of all ranks ("all")."""
+
+    def __init__(self, gather: str | None, backend: str | None) -> None:
+        super().__init__()
+        if gather not in (None, "all"):
+            raise ValueError(f'gather is {gather!r}; it takes "all" or None')
+        self.gather, self.backend, self.silent = gather, backend, False
+
+    @property
+    def gathers(self) -> bool:
+        """Whether there are other ranks to compare with."""
+        return self.gather == "all" and distributed.ranks() > 1
+
+    def against(
+        self,
+        rows: Tensor,
+        labels: Tensor,
+        others: Tensor | None = None,
+        other_labels: Tensor | None = None,
+        same: bool = True,
+    ) -> dict[str, Tensor]:
+        """The contrast set of `rows` as arguments for a kernel: the others, or the rows themselves; of all ranks, if
+        they are gathered. `same`: row i and other i are one item, which is no pair."""
+        if others is None or other_labels is None:
+            if not self.gathers:
+                return {}
+            others, other_labels = rows, labels
+        if self.gathers:
+            others, other_labels = distributed.gather_rows(others), distributed.gather_rows(other_labels)
+        arguments = {"contrast": others, "contrast_labels": other_labels}
+        if same:
+            numbers = torch.arange(len(others), device=rows.device)
+            first = distributed.rank() * len(rows) if self.gathers else 0
+            arguments.update(anchor_ids=numbers[first : first + len(rows)], contrast_ids=numbers)
+        return arguments
+
+    def totals(self, *values: Tensor) -> list[Tensor]:
+        """Each value, summed over the ranks if they are gathered."""
+        return [distributed.sum_over_ranks(v) if self.gathers else v for v in values]
+
+    def rows_of(self, features: Tensor, index: Tensor, normalize: bool = True) -> Tensor:
+        """Chosen pixels of a feature map; the reference's, with its double backward, where the loss is the
+        reference's."""
+        backend = "reference" if self.backend == "reference" else None
+        return kernels.gather_pixels(features, index, normalize=normalize, backend=backend)
+
+    def margin_form(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor], **form: Any) -> Tensor:
+        """The loss of `metricseg_kernels.margin_contrast_loss`, with the sums and counts of all ranks."""
+        _, stats = kernels.margin_contrast_loss(
+            rows, labels, **against, **form, return_stats=True, backend=self.backend
+        )
+        pull, push, pulled, pushed = self.totals(*stats)
+        self.warn_if_none(pulled)
+        return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
+
+    def warn_if_none(self, pulled: Tensor) -> None:
+        """Says once that `pulled`, a count, is 0: the loss is silent about it."""
+        if not self.silent and checks_values(pulled) and not pulled:
+            self.silent = True
+            warnings.warn(
+                f"{type(self).__name__} pulls nothing together in this batch: do any two rows have the same label?",
+                stacklevel=6,
+            )
+
+
+def checks_values(value: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU, and elsewhere, where the host then waits, with
+    METRICSEG_VALIDATE=1."""
+    eager = not torch.compiler.is_compiling()
+    return eager and (value.device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1")
