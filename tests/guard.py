@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 SENTINEL = 119  # a byte: as fp32 5.01e33, as int64 8608480567731124087; no label, no loss
 MARGIN = 256  # bytes on either side
-FIRST_OUTPUT = {"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2}
+FIRST_OUTPUT = {
+    "focal_kernel": 9,
+    "sigmoid_focal_kernel": 7,
+    "kth_largest_kernel": 2,
+    "contrast_stats_kernel": 3,
+    "contrast_grad_kernel": 4,
+    "contrast_both_kernel": 3,
+    "sample_anchors_kernel": 10,
+    "gather_pixels_kernel": 4,
+    "gather_pixels_backward_kernel": 7,
+}
 
 
 class Guarded:
@@ -22,23 +34,28 @@ class Guarded:
     def __getattr__(self, name: str) -> Any:
         def run(*args: Any) -> None:
             self.calls += 1
-            moved = [_embed(a) if isinstance(a, Tensor) else None for a in args]
-            outputs = range(FIRST_OUTPUT[name], len(args))
-            for i in outputs:
-                if moved[i] is not None:
-                    moved[i][0].fill_(float("nan") if args[i].is_floating_point() else -77)
-            before = [None if m is None else m[1].clone() for m in moved]
-            getattr(self._kernels, name)(*(a if m is None else m[0] for a, m in zip(args, moved, strict=True)))
-            for i, m in enumerate(moved):
-                if m is None:
-                    continue
-                inner, storage = m
-                assert (storage[:MARGIN] == SENTINEL).all(), f"{name} wrote before argument {i}"
-                assert (storage[-MARGIN:] == SENTINEL).all(), f"{name} wrote behind argument {i}"
-                if i in outputs:
-                    args[i].copy_(inner)
+            watched = []
+
+            def move(argument: int, leaf: Any) -> Any:
+                if not isinstance(leaf, Tensor):
+                    return leaf
+                inner, storage = _embed(leaf)
+                output = argument >= FIRST_OUTPUT[name]
+                if output:
+                    inner.fill_(float("nan") if leaf.is_floating_point() else -77)
+                watched.append((argument, leaf, inner, storage, None if output else storage.clone()))
+                return inner
+
+            # an argument may be a tuple of tensors
+            moved = [pytree.tree_map(functools.partial(move, i), argument) for i, argument in enumerate(args)]
+            getattr(self._kernels, name)(*moved)
+            for argument, leaf, inner, storage, before in watched:
+                assert (storage[:MARGIN] == SENTINEL).all(), f"{name} wrote before argument {argument}"
+                assert (storage[-MARGIN:] == SENTINEL).all(), f"{name} wrote behind argument {argument}"
+                if before is None:
+                    leaf.copy_(inner)
                 else:
-                    assert torch.equal(storage, before[i]), f"{name} wrote into argument {i}, an input"
+                    assert torch.equal(storage, before), f"{name} wrote into argument {argument}, an input"
 
         return run
 
