@@ -1,4 +1,5 @@
-"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them."""
+"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; features,
+the matrix of all their pairs, masks, and a loss on that."""
 
 from __future__ import annotations
 
@@ -74,3 +75,53 @@ def ohem(x: Tensor, target: Tensor, ignore: int, thresh: float, min_kept: int) -
         keep = valid & (p < hardest.clamp(min=thresh))
     loss = F.cross_entropy(z, target, ignore_index=ignore, reduction="none")
     return (loss * keep).sum() / keep.sum()
+
+
+def contrastive_seg(
+    x: Tensor,
+    labels: Tensor,
+    bank: Tensor | None,
+    bank_labels: Tensor | None,
+    temperature: float,
+    base_temperature: float,
+) -> Tensor:
+    """ContrastiveSeg's loss of unit-norm anchors among themselves, or against a bank: matrices of logits, masks, ratios."""
+    others, other_labels = (x, labels) if bank is None else (bank, bank_labels)
+    logits = (x @ others.T).float() if x.dtype == torch.bfloat16 else x @ others.T
+    logits = logits / temperature
+    logits = logits - logits.max(1, keepdim=True).values.detach()
+    mask = (labels[:, None] == other_labels).to(logits.dtype)
+    negatives = 1 - mask
+    if bank is None:
+        mask = mask * (1 - torch.eye(len(labels), dtype=mask.dtype, device=mask.device))
+    exponentials = torch.exp(logits)
+    log_ratio = logits - torch.log(exponentials + (exponentials * negatives).sum(1, keepdim=True))
+    per_anchor = (mask * log_ratio).sum(1) / mask.sum(1)
+    return -(temperature / base_temperature) * per_anchor.mean()
+
+
+def cdist_margin(x: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Euclidean contrastive loss, each mean over all its pairs."""
+    distance = torch.cdist(x, x)
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=x.device)
+    pull = (distance.square() * positive).sum() / positive.sum()
+    return pull + ((margin - distance).relu().square() * ~same).sum() / (~same).sum()
+
+
+@functools.cache
+def _pml_module(name: str, **arguments: Any) -> Any:
+    from pytorch_metric_learning import distances, losses
+
+    if name == "ContrastiveLoss":
+        arguments["distance"] = distances.LpDistance(normalize_embeddings=False)
+    return getattr(losses, name)(**arguments)
+
+
+def pml_supcon(x: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """It normalises the rows, unit norm or not."""
+    return _pml_module("SupConLoss", temperature=temperature)(x, labels)
+
+
+def pml_contrastive(x: Tensor, labels: Tensor, margin: float) -> Tensor:
+    return _pml_module("ContrastiveLoss", pos_margin=0, neg_margin=margin)(x, labels)
