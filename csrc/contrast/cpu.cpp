@@ -51,7 +51,7 @@ void run(Tile<T> tile, T* y_sums, int64_t y_sums_stride) {
   const Ranges ranges(tile.y_groups, tile.columns);
   tile.lowest = ranges.lowest.data();
   tile.highest = ranges.highest.data();
-  const int64_t units = (tile.rows + kUnitRows - 1) / kUnitRows, unit_values = 4 * tile.columns;
+  const int64_t units = (tile.rows + kUnitRows - 1) / kUnitRows, unit_values = kStats * tile.columns;
   const auto y_out = aligned_values<T>(y_sums ? units * unit_values : 0);
   const Worker<T> worker = workers().worker(T());
   parallel(units, 32768 / (kUnitRows * tile.columns + 1) + 1, [&](int64_t begin, int64_t end) {
@@ -64,7 +64,7 @@ void run(Tile<T> tile, T* y_sums, int64_t y_sums_stride) {
   if (!y_sums) return;
   parallel(tile.columns, 4096, [&](int64_t begin, int64_t end) {
     for (int64_t u = 0; u < units; ++u) {
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < kStats; ++i) {
         const T* const own = y_out.get() + u * unit_values + i * tile.columns;
         for (int64_t j = begin; j < end; ++j) y_sums[i * y_sums_stride + j] += own[j];
       }

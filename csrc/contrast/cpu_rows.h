@@ -53,8 +53,8 @@ class Row {
   const int32_t group, id;
   T* const s;            // [columns]
   const T* const terms;  // [4]
-  T* const out;          // [4]
-  T* const y_out;        // [4, columns] or null
+  T* const out;          // [kStats]
+  T* const y_out;        // [kStats, columns] or null
   const V scale;
 
  public:
@@ -64,7 +64,7 @@ class Row {
         id(tile.x_ids ? tile.x_ids[r] : 0),
         s(tile.s + r * tile.columns),
         terms(tile.x_terms ? tile.x_terms + 4 * r : nullptr),
-        out(tile.x_out ? tile.x_out + 4 * r : nullptr),
+        out(tile.x_out ? tile.x_out + kStats * r : nullptr),
         y_out(y_out),
         scale(tile.inv_temperature) {}
 
@@ -73,11 +73,11 @@ class Row {
     if (tile.phase == Phase::weights) return weights();
     if (group < 0) return;
     if (tile.phase == Phase::sum) {
-      out[0] += sum_exp(terms[0]);
+      out[1] += sum_exp(terms[0]);
     } else if (tile.form == Form::margin) {
       distances();
     } else {
-      positives(terms[3]);
+      positives(terms[0], terms[3]);
     }
   }
 
@@ -113,69 +113,73 @@ class Row {
     return tile.form == Form::all ? p.positive | p.negative : p.negative;
   }
 
-  METRICSEG_HD V similarity(int64_t j) const { return V::load(s + j) * scale; }
+  METRICSEG_HD V product(int64_t j) const { return V::load(s + j); }
   METRICSEG_HD V y_term(int i, int64_t j) const { return V::load(tile.y_terms + i * tile.y_stride + j); }
 
   T largest() const {
     V m(-kInfinity);
     visit([&](int64_t j, bool negative) {
-      const V v = similarity(j);
+      const V v = product(j);
       m = max(negative ? v : select(in_denominator(j), v, V(-kInfinity)), m);
     });
     return largest_of(m);
   }
 
-  // sum exp(s_ij - shift); a tile that serves its columns too adds the same numbers there.
-  T sum_exp(T shift) const {
+  // sum exp(s - m / t); a tile that serves its columns too adds the same numbers there.
+  T sum_exp(T m) const {
     V sum(T(0));
     visit([&](int64_t j, bool negative) {
-      V e = exp_below_zero(similarity(j) - V(shift));
+      V e = exp_below_zero((product(j) - V(m)) * scale);
       if (!negative) e = select(in_denominator(j), e, V(T(0)));
       sum = sum + e;
-      if (y_out) add(y_out + j, e);
+      if (y_out) add(y_out + tile.columns + j, e);
     });
     return sum_of(sum);
   }
 
-  // softplus(z) and sigmoid(z) from one exponential
+  // softplus(z) and sigmoid(z) from one exponential; either may lie where z does
   METRICSEG_HD static void logistic(V z, V& softplus, V& sigmoid) {
     const V e = exp_below_zero(-fabs(z)), one(T(1));
     softplus = max(z, V(T(0))) + log1p(e);
     sigmoid = select(z >= V(T(0)), one, e) / (one + e);
   }
 
-  // count, and sum softplus(n - s), sum sigmoid(n - s); for "all" sum s
-  void positives(T n) const {
+  // n - s = (m - <x, y>) / t + L
+  METRICSEG_HD V above(V m, V log_sum, V product) const { return (m - product) * scale + log_sum; }
+
+  // count, and sum softplus(n - s), sum sigmoid(n - s); for "all" sum (n - s)
+  void positives(T m, T log_sum) const {
     const V zero(T(0)), one(T(1));
     V count = zero, total = zero, sigmoids = zero;
     visit(
         [&](int64_t j, bool) {
           const Mask<T> positive = pairs(j).positive;
-          const V v = similarity(j), counted = select(positive, one, zero);
+          const V counted = select(positive, one, zero);
+          V first = above(V(m), V(log_sum), product(j)), second = zero;
+          if (tile.form == Form::negatives) logistic(first, first, second);
           count = count + counted;
-          V first = v, second = zero;
-          if (tile.form == Form::negatives) logistic(V(n) - v, first, second);
           total = total + select(positive, first, zero);
           sigmoids = sigmoids + select(positive, second, zero);
           if (!y_out) return;
-          if (tile.form == Form::negatives) logistic(y_term(3, j) - v, first, second);
-          add(y_out + tile.columns + j, counted);
-          add(y_out + 2 * tile.columns + j, select(positive, first, zero));
-          add(y_out + 3 * tile.columns + j, select(positive, second, zero));
+          first = above(y_term(0, j), y_term(3, j), product(j));
+          if (tile.form == Form::negatives) logistic(first, first, second);
+          add(y_out + 2 * tile.columns + j, counted);
+          add(y_out + 3 * tile.columns + j, select(positive, first, zero));
+          add(y_out + 4 * tile.columns + j, select(positive, second, zero));
         },
         false);
-    out[1] += sum_of(count);
-    out[2] += sum_of(total);
-    out[3] += sum_of(sigmoids);
+    out[2] += sum_of(count);
+    out[3] += sum_of(total);
+    out[4] += sum_of(sigmoids);
   }
 
   void complete() const {
-    for (int i = 0; i < 4; ++i) out[i] = T(0);
-    out[0] = -kInfinity;
+    out[0] = out[1] = -kInfinity;
+    for (int i = 2; i < kStats; ++i) out[i] = T(0);
     if (group < 0) return;
-    const T shift = largest();
-    out[0] = shift + std::log(sum_exp(shift));
-    positives(out[0]);
+    out[0] = largest();
+    out[1] = std::log(sum_exp(out[0]));
+    positives(out[0], out[1]);
   }
 
   // d = |x - y|, 0 where d^2 is what rounding alone can make of 0
@@ -234,13 +238,13 @@ class Row {
   // the row's share of a coefficient, and the column's where the tile serves both
   METRICSEG_HD V coefficient(int i, int64_t j) const { return tile.y_terms ? V(terms[i]) + y_term(i, j) : V(terms[i]); }
 
-  // "negatives":  W = b exp(s - shift) on negatives, -a sigmoid(n - s) on positives
-  // "all":        W = b exp(s - shift) on all but self, less a on positives
+  // "negatives":  W = b exp(s - m / t) on negatives, -a sigmoid(n - s) on positives
+  // "all":        W = b exp(s - m / t) on all but self, less a on positives
   void softmax_weights() const {
     const V zero(T(0));
     visit([&](int64_t j, bool negative) {
-      const V v = similarity(j);
-      const V push = exp_below_zero(v - V(terms[0])) * coefficient(1, j);
+      const V v = product(j);
+      const V push = exp_below_zero((v - V(terms[0])) * scale) * coefficient(1, j);
       if (negative) return push.store(s + j);
       const Pairs p = pairs(j);
       if (tile.form == Form::all) {
@@ -248,10 +252,10 @@ class Row {
         return (w - select(p.positive, coefficient(2, j), zero)).store(s + j);
       }
       V softplus, sigmoid;
-      logistic(V(terms[3]) - v, softplus, sigmoid);
+      logistic(above(V(terms[0]), V(terms[3]), v), softplus, sigmoid);
       V pull = V(terms[2]) * sigmoid;
       if (tile.y_terms) {
-        logistic(y_term(3, j) - v, softplus, sigmoid);
+        logistic(above(y_term(0, j), y_term(3, j), v), softplus, sigmoid);
         pull = pull + y_term(2, j) * sigmoid;
       }
       select(p.negative, push, select(p.positive, -pull, zero)).store(s + j);

@@ -10,17 +10,18 @@ namespace metricseg::contrast {
 
 constexpr int kMaxLanes = 16;  // the tile's columns are padded to a multiple of it, with group -1
 constexpr int kChunk = 128;    // columns that are told apart at a time: all negative, absent, or mixed
+constexpr int kStats = 5;
 constexpr int kUnitRows = 32;  // rows whose sums over columns are added up together
 
 enum class Form { negatives, all, margin };
 
 // rows       complete rows: their stats from nothing, three sweeps of a row that stays in cache
-// sum        adds sum exp(s - shift) over the pairs of the denominator
+// sum        adds sum exp(s - m / t) over the pairs of the denominator
 // positives  adds the positives' count and sums; for "margin" all four stats
 // weights    puts the gradient's weights in place of S; for "margin" adds their sums
 enum class Phase { rows, sum, positives, weights };
 
-// Per row or column, by form:   (shift, b, a, n)  or, for "margin",  (squared norm, a, b, -)
+// Per row or column, by form:   (m, b, a, L)  or, for "margin",  (squared norm, a, b, -); see contrast/op.py
 template <typename T>
 struct Tile {
   Form form;
@@ -37,8 +38,8 @@ struct Tile {
   const T* x_terms;  // [rows, 4] or null
   const T* y_terms;  // [4, y_stride] or null: the tile serves its rows only
   int64_t y_stride;
-  T* x_out;  // [rows, 4], added to (rows: written)
-  T* y_out;  // [units of rows, 4, columns] or null, added to
+  T* x_out;  // [rows, kStats], added to (rows: written)
+  T* y_out;  // [kStats, columns] of a unit, or null; added to
 
   T inv_temperature, margin, positive_margin;
   bool squared;  // power 2

@@ -2,7 +2,7 @@
 
 A set with itself: every tile on or above the diagonal serves its rows and its columns, in each of three passes: sums of
 exponentials (half a product), positives (the tiles that hold any), gradient (half a product, and one with the rows).
-The exponentials are exp(s - bound) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
+The exponentials are exp(s - bound / t) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
 temperature is too large for that, and for two sets, complete rows are formed a panel at a time: three products with
 both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 64 MB; the rest grows with A + M.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.library import define_kernel
 from ..pairwise.panels import Side, Tile, add_product, make_side, padded, panels, square_tiles
 from ..pairwise.rows import Rows
-from .op import STATS, Form, coefficients_of
+from .op import COEFFICIENTS, STATS, Form, coefficients_of
 
 define_kernel(
     "contrast_tile_kernel(Tensor(a!) s, Tensor x_groups, Tensor y_groups, Tensor? x_ids, Tensor? y_ids, "
@@ -43,15 +43,15 @@ class Stream:
         return self.x if self.y is None else self.y
 
     def bound(self) -> float | None:
-        """Of all s_ij, where one bound can serve every row: a set with itself and not too large a spread."""
+        """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread."""
         if self.y is not None or self.form.name == "margin" or self.x.size == 0:
             return None
-        bound = self.squares[0].amax().item() / self.form.temperature * 1.0001
-        return bound if 2 * bound <= SPREAD[self.x.rows.dtype] else None
+        bound = self.squares[0].amax().item() * 1.0001
+        return bound if 2 * bound / self.form.temperature <= SPREAD[self.x.rows.dtype] else None
 
     def epilogue(self, tile: Tile, phase: int, x_terms: Tensor | None, y_terms: Tensor | None,
                  x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
-        """One phase on one tile. x_terms, x_out [A, 4]; y_terms, y_out [4, M padded]."""
+        """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms [4, M padded], y_out [STATS, M padded]."""
         form, x, y = self.form, self.x, self.other
         columns = slice(tile.y.start, tile.y.start + tile.products.shape[1])
         torch.ops.metricseg.contrast_tile_kernel(
@@ -67,26 +67,22 @@ class Stream:
         return torch.nn.functional.pad(terms.t(), (0, padded(len(terms)) - len(terms))).contiguous()
 
     def zeros_by_column(self) -> Tensor:
-        """[4, M padded]."""
+        """[STATS, M padded]."""
         return self.x.rows.new_zeros((STATS, padded(self.other.size)))
 
-    def gradient_terms(self, coefficients: Tensor, bound: float | None) -> tuple[Tensor, Tensor | None]:
-        """What `WEIGHTS` takes for rows and columns; the columns' share where a tile of a set with itself serves both.
+    def terms(self, coefficients: Tensor, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+        """What an epilogue takes of rows and columns: the coefficients; for "margin" (squared norm, a, b, -).
 
-        (shift, b, a, n) with b exp(s - n) = b exp(shift - n) exp(s - shift); for "margin" (squared norm, a, b, -).
+        `symmetric`: a tile serves its columns too.
         """
-        if self.form.name == "margin":
-            rows = torch.cat([self.squares[0][:, None], coefficients[:, :3]], 1)
-            if self.y is None:
-                return rows, self.by_column(rows)
-            columns = self.zeros_by_column()
-            columns[0, : self.y.size] = self.squares[1]
-            return rows, columns
-        n, b, a, _ = coefficients.unbind(1)
-        if bound is None:
-            return torch.stack([n, b, a, n], 1), None
-        rows = torch.stack([torch.full_like(n, bound), b * (bound - n).exp(), a, n], 1)
-        return rows, self.by_column(rows)
+        if self.form.name != "margin":
+            return coefficients, self.by_column(coefficients) if symmetric else None
+        rows = torch.cat([self.squares[0][:, None], coefficients[:, :3]], 1)
+        if self.y is None:
+            return rows, self.by_column(rows)
+        columns = self.zeros_by_column()
+        columns[0, : self.y.size] = self.squares[1]
+        return rows, columns
 
     def with_pairs(self, x: slice, y: slice) -> bool:
         """Whether a tile can hold pairs that take part; the others come first."""
@@ -116,39 +112,32 @@ def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) ->
 
 def _no_pairs(stats: Tensor) -> None:
     stats.zero_()
-    stats[:, 0] = -torch.inf
+    stats[:, :2] = -torch.inf
 
 
 def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
     stats.zero_()
-    columns = stream.zeros_by_column()
-    terms = torch.full_like(stats, bound)
+    products, columns = square_tiles(stream.x, None), stream.zeros_by_column()
+    terms = stats.new_full((len(stats), COEFFICIENTS), bound)
     wanted = stream.with_negatives if stream.form.name == "negatives" else stream.with_pairs
-    products = square_tiles(stream.x, None)
     for tile in products.tiles(True, wanted):
-        stream.epilogue(tile, SUM, terms, None, stats, columns if tile.x != tile.y else None)
-    sums = stats[:, 0] + columns[0, : len(stats)]
-    stats[:, 0] = 0
+        stream.epilogue(tile, SUM, terms, None, stats, None if tile.x == tile.y else columns)
+    terms[:, 3] = (stats[:, 1] + columns[1, : len(stats)]).log()
     columns.zero_()
-    terms[:, 3] = bound + sums.log()
     y_terms = stream.by_column(terms)
     for tile in products.tiles(True, stream.with_positives):
-        if tile.x == tile.y:
-            stream.epilogue(tile, POSITIVES, terms, None, stats)
-        else:
-            stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns)
+        stream.epilogue(tile, POSITIVES, terms, y_terms, stats, None if tile.x == tile.y else columns)
     stats += columns[:, : len(stats)].t()
-    stats[:, 0] = terms[:, 3]
+    stats[:, :2] = terms[:, 0::3]
 
 
 def _margin_stats(stream: Stream, stats: Tensor) -> None:
     stats.zero_()
-    terms, y_terms = stream.gradient_terms(torch.zeros_like(stats), None)
-    columns = stream.zeros_by_column()
-    for tile in square_tiles(stream.x, stream.y).tiles(stream.y is None, stream.with_pairs):
-        twice = stream.y is None and tile.x != tile.y
-        stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns if twice else None)
-    if stream.y is None:
+    terms, y_terms = stream.terms(torch.zeros_like(stats), symmetric=True)
+    columns, alone = stream.zeros_by_column(), stream.y is None
+    for tile in square_tiles(stream.x, stream.y).tiles(alone, stream.with_pairs):
+        stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns if alone and tile.x != tile.y else None)
+    if alone:
         stats += columns[:, : len(stats)].t()
 
 
@@ -201,8 +190,10 @@ def contrast_grad_kernel(
     """See op.py."""
     stream = Stream(x, y, form)
     bound = stream.bound()
-    symmetric = y is None and (bound is not None or form.name == "margin")
-    terms, y_terms = stream.gradient_terms(coefficients, bound)
+    if bound is not None:  # of rows that move nobody too: one exponential serves both rows of a pair
+        coefficients = torch.cat([torch.full_like(coefficients[:, :1], bound), coefficients[:, 1:]], 1)
+    symmetric = y is None and (form.name == "margin" or bound is not None)
+    terms, y_terms = stream.terms(coefficients, symmetric)
     products = square_tiles(stream.x, stream.y)
     gradient = Gradient(stream, grad_x, grad_y)
     for tile in products.tiles(symmetric, stream.with_pairs):
@@ -217,13 +208,12 @@ def contrast_both_kernel(
     """See op.py."""
     stream = Stream(x, y, form)
     gradient = Gradient(stream, grad_x, grad_y)
-    terms = torch.empty_like(stats)
     _no_pairs(stats)
+    terms = stats.new_empty((len(stats), COEFFICIENTS))
     products = panels(stream.x, stream.other)
     for tile in products.tiles():
         stream.epilogue(tile, ROWS, None, None, stats)
-        coefficients = coefficients_of(stats[tile.x], stats.new_ones(2), form)
-        terms[tile.x], _ = stream.gradient_terms(coefficients, None)
+        terms[tile.x] = coefficients_of(stats[tile.x], stats.new_ones(2), form)
         gradient.add(tile, terms, None, twice=True)
         products.spoil()
     gradient.write()

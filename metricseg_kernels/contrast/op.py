@@ -1,18 +1,22 @@
 """How the private ops of the contrast family fit together: schemas, allocation, fakes, autograd.
 
-Three forms are one stream of tiles with different epilogues. With s_ij = <x_i, y_j> / temperature and
+Three forms are one stream of tiles with different epilogues. With s_ij = <x_i, y_j> / t, t the temperature, and
 d_ij = |x_i - y_j|, a kernel sums over each anchor's row, and this file makes losses of the sums, O(A):
 
-  form         stats of row i                                            terms of row i
-  "negatives"  n = LSE_neg s, P, sum_pos softplus(n - s), sum_pos sig(n - s)    c / P * sum softplus
-  "all"        n = LSE_(not self) s, P, sum_pos s, -                            c (n - sum s / P)
-  "margin"     sum_pos relu(d - m+)^p, its count, sum_neg relu(m - d)^p, its count    both sums
+  form         stats of row i                                                       terms of row i
+  "negatives"  m, L, P, sum_pos softplus(n - s), sum_pos sigmoid(n - s)             c / P * sum softplus
+  "all"        m, L, P, sum_pos (n - s), -                                          c / P * sum
+  "margin"     sum_pos relu(d - m+)^p, its count, sum_neg relu(m- - d)^p, its count, -    both sums
+
+n = m / t + L is the LSE over the negatives, or over all but self; m any number near the largest <x, y> that the kernel
+likes (a maximum, a bound), L = log sum exp((<x, y> - m) / t). Apart, and m before the division, they keep the digits
+that n loses where s is large. L = -inf: no such pair.
 
 Backward recomputes the tiles from four coefficients a row, dX = W Y and dY = W^T X:
 
-  "negatives"  (n, b, a, 0)     W = b exp(s - n) on negatives, -a sigmoid(n - s) on positives
-  "all"        (n, b, a, 0)     W = b exp(s - n) on all but self, less a on positives
-  "margin"     (a, b, 0, 0)     W = a p relu(d - m+)^(p-1) / d on positives, -b p relu(m - d)^(p-1) / d on negatives,
+  "negatives"  (m, b, a, L)     W = b exp(s - m / t) on negatives, -a sigmoid(m / t - s + L) on positives
+  "all"        (m, b, a, L)     W = b exp(s - m / t) on all but self, less a on positives
+  "margin"     (a, b, 0, 0)     W = a p relu(d - m+)^(p-1) / d on positives, -b p relu(m- - d)^(p-1) / d on negatives,
                                 and dX_i = sum_j W_ij (x_i - y_j), dY_j = sum_i W_ij (y_j - x_i)
 
 Stats and coefficients are in the order of the sorted rows, gradients in that of the features. The kernels of a backend,
@@ -33,10 +37,12 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.gradient import scale_gradient
 from ..core.library import define_op
 from ..pairwise.rows import Rows
 
-STATS = 4
+STATS = 5
+COEFFICIENTS = 4
 SIDES = (  # the fields of two Rows; without the second, x meets itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
     "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
@@ -82,28 +88,27 @@ def both_in_one(backend: str, features: Tensor, other: Tensor | None, form: Form
 def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
     """([R, 2] terms, [R, 2] counts) of rows of stats."""
     if form.name == "margin":
-        return stats[:, 0::2].contiguous(), stats[:, 1::2].contiguous()
-    n, count, total, _ = stats.unbind(1)
-    mean = total / count.clamp(min=1)
-    loss = mean if form.name == "negatives" else torch.where(count > 0, n - mean, 0.0)
+        return stats[:, 0:4:2].contiguous(), stats[:, 1:4:2].contiguous()
+    _, _, count, total, _ = stats.unbind(1)
     zero = torch.zeros_like(count)
-    return torch.stack([form.scale * loss, zero], 1), torch.stack([count, zero], 1)
+    return torch.stack([form.scale * total / count.clamp(min=1), zero], 1), torch.stack([count, zero], 1)
 
 
 def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
-    """[R, 4], see above; grad_terms [R, 2] or [2]."""
+    """[R, COEFFICIENTS], see above; grad_terms [R, 2] or [2]."""
     grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
     a, b = grad_terms.unbind(1)
     zero = torch.zeros_like(a)
     if form.name == "margin":
         return torch.stack([a, b, zero, zero], 1)
-    n, count, _, sigmoids = stats.unbind(1)
-    live = (count > 0) & ~torch.isneginf(n)
+    m, log_sum, count, _, sigmoids = stats.unbind(1)
+    # a row without a positive, or without a pair in its denominator, moves nobody: exp(s - inf) = 0
+    live = (count > 0) & ~torch.isneginf(log_sum)
     step = a * (form.scale / form.temperature)
     a = torch.where(live, step / count, 0.0)
-    b = a * sigmoids if form.name == "negatives" else torch.where(live, step, 0.0)
-    # exp(s - inf) = 0: a row without a positive, or without a negative, moves nobody
-    return torch.stack([torch.where(live, n, torch.inf), b, a, zero], 1)
+    b = a * sigmoids if form.name == "negatives" else step
+    b = torch.where(live, b * (-log_sum).exp(), 0.0)
+    return torch.stack([torch.where(live, m, torch.inf), b, a, torch.where(live, log_sum, 0.0)], 1)
 
 
 def _outputs(
@@ -168,8 +173,7 @@ def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
         return (None,) * 14
     wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
     if ctx.both:
-        # a one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once
-        gradients = [(g * grad_terms[:1]).to(g.dtype) for g in ctx.saved_tensors]
+        gradients = [scale_gradient(g, grad_terms[0]) for g in ctx.saved_tensors]
     else:
         stats, *sides = ctx.saved_tensors
         name, numbers, backend = ctx.scalars

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.gradient import scale_gradient
 from ..core.library import define_kernel, define_op
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
@@ -67,11 +68,6 @@ def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
         checks.labels_in_range(bad, example, input.shape[1], ignore_index)
 
 
-def _scaled(grad: Tensor, scale: Tensor, out: Tensor) -> Tensor:
-    # A one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once.
-    return torch.mul(grad, scale.reshape(1), out=out)
-
-
 def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
     """setup_context and backward of a forward op, by the op `name`.
 
@@ -90,7 +86,7 @@ def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grad = None
         if grad_loss is not None and ctx.fused:
-            grad = torch.ops.metricseg.scale_gradient(*ctx.saved_tensors, grad_loss)
+            grad = scale_gradient(*ctx.saved_tensors, grad_loss)
         elif grad_loss is not None:
             grad = getattr(torch.ops.metricseg, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
         return grad, *(None,) * (ctx.inputs - 1)
@@ -166,11 +162,6 @@ define_op(
     "float label_smoothing, int ignore_index, bool align_corners, str backend) -> Tensor",
     _focal_backward,
     lambda grad_loss, input, *_: _like_input(input),
-)
-define_op(
-    "scale_gradient(Tensor grad, Tensor scale) -> Tensor",
-    lambda grad, scale: _scaled(grad, scale, _like_input(grad)),
-    lambda grad, scale: _like_input(grad),
 )
 
 

@@ -1,0 +1,31 @@
+"""Scaling a gradient that forward has made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .library import define_op
+
+
+def _empty_like(grad: Tensor) -> Tensor:
+    return grad.new_empty_strided(grad.shape, grad.stride())
+
+
+def _scale(grad: Tensor, scale: Tensor) -> Tensor:
+    # A one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once.
+    return torch.mul(grad, scale.reshape(1), out=_empty_like(grad))
+
+
+# an op and not a product, so that a second backward raises instead of taking the gradient for a constant
+define_op(
+    "scale_gradient(Tensor grad, Tensor scale) -> Tensor",
+    _scale,
+    lambda grad, scale: _empty_like(grad),
+)
+
+
+def scale_gradient(grad: Tensor, scale: Tensor) -> Tensor:
+    """grad times a 0-d scale, formed in the accumulator dtype."""
+    scaled: Tensor = torch.ops.metricseg.scale_gradient(grad, scale)
+    return scaled
