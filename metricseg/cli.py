@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from metricseg.data.module import SegmentationData
+from metricseg.embedding_pictures import EmbeddingPictures
 from metricseg.pictures import PredictionWriter
 from metricseg.training import SegmentationTask
 
@@ -39,6 +40,7 @@ class SegmentationCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("seed_everything", "model.seed")
         parser.add_lightning_class_args(PredictionWriter, "writer")
+        parser.add_lightning_class_args(EmbeddingPictures, "embedding")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.set_defaults(

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from metricseg.data.stream import seeded
 from metricseg.evaluation import IoU, predict_probabilities
-from metricseg.losses import build_loss
+from metricseg.losses import Terms, build_loss
 from metricseg.models import build_model, compare_weights
 
 
 class SegmentationTask(L.LightningModule):
     """A network from `metricseg.models` trained with a loss from `metricseg.losses`.
 
-    The loss gets the network's low-resolution logits and the full-resolution labels as they are. AdamW, with its own
-    rate for the backbone; both follow (1 - step / steps)^power after a linear warm-up, updated every step.
+    The loss gets the network's low-resolution logits and the full-resolution labels as they are; `Terms` gets the
+    outputs that it needs, and each of its values is logged as train/<name>. AdamW, with its own rate for the backbone;
+    both follow (1 - step / steps)^power after a linear warm-up, updated every step.
 
     Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
     the same steps, to the bit, as one that was not.
@@ -57,6 +58,12 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         self.model = build_model({**model, "num_classes": num_classes})
         self.loss = build_loss(loss)
+        absent = set(self.loss.needs) - set(self.model.offers) if isinstance(self.loss, Terms) else None
+        if absent:
+            raise ValueError(
+                f"the loss needs {', '.join(sorted(absent))}; {type(self.model).__name__} offers "
+                f"{', '.join(self.model.offers)}"
+            )
         self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.power, self.warmup, self.seed = power, warmup, seed
@@ -72,8 +79,13 @@ class SegmentationTask(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Images [B, 3, H, W] and labels [B, H, W] to the loss."""
         images, labels = batch
-        logits = self.model(images.contiguous(memory_format=self.format))
-        loss: Tensor = self.loss(logits, labels)
+        images = images.contiguous(memory_format=self.format)
+        if isinstance(self.loss, Terms):
+            terms = self.loss(self.model.outputs(images, self.loss.needs), labels)
+            self.log_dict({f"train/{name}": value for name, value in terms.items()})
+            loss: Tensor = torch.stack(list(terms.values())).sum()
+        else:
+            loss = self.loss(self.model(images), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

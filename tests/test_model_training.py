@@ -51,6 +51,13 @@ main(sys.argv[1:], trainer_defaults={"callbacks": Kill()})
 """
 
 
+DMLSEG = [
+    "--model.model.name=dmlseg",
+    "--model.loss={name: terms, focal: {loss: focal}, auxiliary: {output: auxiliary, loss: cross_entropy}, "
+    "contrast: {output: embedding, loss: {name: pixel_contrast, min_pixels: 1, max_views: 5, warmup_iters: 2}}}",
+]
+
+
 def arguments(root):
     return [
         "fit", "--config", "scenes", f"--trainer.default_root_dir={root}", "--trainer.logger=false",
@@ -62,16 +69,18 @@ def arguments(root):
     ]  # fmt: skip
 
 
-def test_killed_run_resumes_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("system", [[], DMLSEG], ids=["deeplabv3plus", "dmlseg"])
+def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
     """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
     from metricseg.cli import main
 
-    main(arguments(tmp_path / "whole"))
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments(tmp_path / "killed")], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    main([*arguments(tmp_path / "whole"), *system])
+    killed = [*arguments(tmp_path / "killed"), *system]
+    died = subprocess.run([sys.executable, "-c", KILLED, *killed], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     last = tmp_path / "killed/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=False)["epoch"] == 1
-    main([*arguments(tmp_path / "killed"), f"--ckpt_path={last}"])
+    main([*killed, f"--ckpt_path={last}"])
 
     whole, resumed = (
         torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("whole", "killed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,18 +14,24 @@ MODELS: Registry[Segmenter] = Registry("model")
 
 
 class Segmenter(nn.Module):
-    """A network whose `forward` gives logits at its own feature resolution, for losses that interpolate inside their
-    kernel.
+    """A network whose outputs stand at its own feature resolution, for losses that interpolate inside their kernel.
 
-    A subclass sets `backbone`, whose parameters may get a learning rate of their own, and `num_classes`.
+    A subclass sets `backbone`, whose parameters may get a learning rate of their own, and `num_classes`; and `offers`
+    where it has outputs beside the logits, for training.
     """
 
     backbone: nn.Module
     num_classes: int
+    offers: tuple[str, ...] = ("logits",)
+
+    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> the outputs asked for, each [B, C, h, w]; `names` are some of `offers`. What nobody asks for
+        is not computed."""
+        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> logits [B, K, h, w]."""
-        raise NotImplementedError
+        return self.outputs(images, ("logits",))["logits"]
 
     def predict(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """[B, 3, H, W] -> logits [B, K, *size]; `size` is (H, W) unless given. For inference: training needs no

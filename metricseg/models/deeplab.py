@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,13 @@ class DeepLabV3Plus(Segmenter):
         self.decoder = nn.Sequential(*(separable(a, b) for a, b in pairwise(widths)))
         self.classifier = nn.Conv2d(widths[-1], num_classes, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] -> logits [B, K, H/4, W/4]."""
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] -> the decoder's features [B, C, H/4, W/4] and the encoder's deepest, at its output stride."""
         shallow, deep = self.backbone(images)
         skip = self.skip(shallow)
         fused = torch.cat([resize(self.aspp(deep), skip.shape[-2:]), skip], 1)
-        logits: Tensor = self.classifier(self.decoder(fused))
-        return logits
+        return self.decoder(fused), deep
+
+    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> {"logits": [B, K, H/4, W/4]}."""
+        return {"logits": self.classifier(self.features(images)[0])}
