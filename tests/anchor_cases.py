@@ -24,7 +24,7 @@ class Case(NamedTuple):
     labels: str = "regions"  # regions, noise, ignored, one (class)
     dtype: torch.dtype = torch.int64
     ignore_index: int = 255
-    num_classes: int | None = None
+    num_classes: int | None = 0  # 0: as many as there are; None: the default
     layout: str = "plain"  # plain, strided
     wrong: float = 0.3  # share of pixels that the prediction gets wrong
 
@@ -50,7 +50,7 @@ CASES = [
     Case("no-slot", (2, 8, 9), min_pixels=10_000),
     Case("ignore-0", (2, 16, 24), ignore_index=0),
     Case("ignore-negative", (2, 16, 24), ignore_index=-100, dtype=torch.int32),
-    Case("capacity", (2, 16, 24), num_classes=5),
+    Case("default-capacity", (2, 16, 24), num_classes=None),
     Case("large-capacity", (2, 16, 24), num_classes=65536),
     Case("strided", (2, 16, 24), layout="strided"),
     Case("empty-batch", (0, 8, 9)),
@@ -83,8 +83,14 @@ def make(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
 
 
 def arguments(case: Case, strategy: str, confidence: Tensor) -> dict[str, Any]:
-    names = ("max_samples", "max_views", "min_pixels", "ignore_index", "num_classes")
-    return {**{n: getattr(case, n) for n in names}, "strategy": strategy, "confidence": confidence}
+    names = ("max_samples", "max_views", "min_pixels", "ignore_index")
+    capacity = case.classes if case.num_classes == 0 else case.num_classes
+    return {
+        **{n: getattr(case, n) for n in names},
+        "num_classes": capacity,
+        "strategy": strategy,
+        "confidence": confidence,
+    }
 
 
 def slots_of(case: Case, labels: Tensor) -> dict[tuple[int, int], list[int]]:

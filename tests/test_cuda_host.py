@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import cuda_host
@@ -22,29 +16,17 @@ from test_focal_bad_input import (  # noqa: F401
 from test_focal_contract import *  # noqa: F403
 
 import metricseg_kernels as mk
-from metricseg_kernels.core import backends
 from metricseg_kernels.focal import op
-
-SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
 
 
 @pytest.fixture(scope="module")
 def shim() -> ModuleType:
-    if (reason := cuda_host.why_not()) is not None:
-        pytest.skip(reason)
-    return cuda_host.load("focal")
+    return cuda_host.require("focal")
 
 
 @pytest.fixture
-def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Backend "cuda", its kernels replaced by the shim's."""
-    elsewhere, why_not = op.kernels, backends.why_not
-    shimmed = cuda_host.kernels(shim)
-    monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
-    monkeypatch.setattr(backends, "why_not", lambda name, device: None if name == "cuda" else why_not(name, device))
-    shim.configure(2, SHARED, False)
-    yield "cuda"
-    shim.configure(2, SHARED, False)
+def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
+    return cuda_host.stand_in(monkeypatch, op, shim)
 
 
 @pytest.fixture
@@ -68,7 +50,7 @@ TILED = [
 @pytest.mark.parametrize("case", TILED, ids=lambda c: c.id)
 def test_any_tiling(case: Case, multiprocessors: int, shim: ModuleType, backend: str) -> None:
     """Few blocks of many chunks of columns, or many blocks of one."""
-    shim.configure(multiprocessors, SHARED, False)
+    shim.configure(multiprocessors, cuda_host.SHARED, False)
     against_reference(mk.focal_loss, case, torch.float32, backend, "cpu", weight=None, **options(case))
     against_reference(mk.sigmoid_focal_loss, case, torch.float32, backend, "cpu", gamma=1.5,
                       align_corners=case.align_corners)  # fmt: skip
@@ -80,7 +62,7 @@ def test_order_of_threads_does_not_matter(case: Case, shim: ModuleType, backend:
     input, target, weight = make(case)
     results = []
     for reverse in (False, True):
-        shim.configure(1, SHARED, reverse)
+        shim.configure(1, cuda_host.SHARED, reverse)
         results.append(loss_and_grad(mk.focal_loss, input, target, weight=weight, backend=backend, **options(case)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
@@ -119,10 +101,6 @@ def test_infinite_and_nan_logits_at_label_size(dtype: torch.dtype, backend: str)
 
 
 ASAN_SCRIPT = """
-import sys
-sys.path[:0] = [{tests!r}, {root!r}]
-import cuda_host, numpy as np
-m = cuda_host.load("focal", sanitize=True)
 rng = np.random.default_rng(0)
 for K, h, w, H, W, ac, dtype in [(3, 3, 5, 12, 20, 0, "f4"), (21, 4, 3, 7, 11, 1, "f4"), (45, 2, 2, 2, 2, 0, "f2"),
                                  (5, 6, 9, 4, 3, 0, "f8"), (150, 2, 3, 8, 12, 0, "f4"), (901, 2, 2, 3, 4, 0, "f4"),
@@ -148,18 +126,4 @@ print("clean")
 
 
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
-    """In a process of its own, where the sanitizer is loaded before everything else; numpy arrays in and out."""
-    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not os.path.isabs(library) and ctypes.util.find_library("asan") is None:
-        pytest.skip("g++ has no address sanitizer")
-    tests = Path(__file__).resolve().parent
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": library,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "PYTHONMALLOC": "malloc",
-    }
-    script = ASAN_SCRIPT.format(tests=str(tests), root=str(tests.parent))
-    cuda_host.build("focal", sanitize=True)
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.endswith("clean\n"), result.stderr[-4000:]
+    cuda_host.run_sanitized("focal", ASAN_SCRIPT)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,43 +32,62 @@ def find_nvcc() -> str | None:
     return next((p for p in places if os.path.exists(p)), shutil.which("nvcc"))
 
 
+# What a family's run.cuh offers, called once for every type that it is shipped for.
+USES = {
+    "focal": """
+template <typename T>
+void use(Device& d, Problem<T> p, T* t, double* totals) {
+  softmax_focal(d, p, t, totals);
+  sigmoid_focal(d, p, t, totals);
+  kth_largest(d, static_cast<const T*>(t), 0, 0, t);
+}
+template void use(Device&, Problem<float>, float*, double*);
+template void use(Device&, Problem<double>, double*, double*);
+""",
+    "anchors": """
+template <typename T>
+void use(Device& d, Rows<T> r) {
+  gather_pixels(d, r);
+  gather_pixels_backward(d, r);
+}
+template void use(Device&, Rows<float>);
+template void use(Device&, Rows<double>);
+template void metricseg::anchors::sample_anchors(Device&, const Problem&);
+""",
+}
+
+
 def instantiations(family: str) -> str:
     """A translation unit with every kernel of the family, and no torch: what run.cuh launches, from a device of air."""
     return f"""
 #include "{ROOT}/csrc/{family}/run.cuh"
+#include "{ROOT}/csrc/common/device_limits.h"
 using namespace metricseg;
 using namespace metricseg::{family};
 struct Device {{
   DeviceLimits limits() const;
   template <typename T> T* scratch(int64_t);
+  void clear(void*, int64_t);
   template <typename... P, typename... A>
   void launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared, A... arguments) {{
     kernel<<<blocks, threads, shared>>>(arguments...);
   }}
 }};
-template <typename T>
-void use(Device& d, Problem<T> p, T* t, double* totals) {{
-  softmax_focal(d, p, t, totals);
-  sigmoid_focal(d, p, t, totals);
-  kth_largest(d, static_cast<const T*>(t), 0, 0, t);
-}}
-template void use(Device&, Problem<float>, float*, double*);
-template void use(Device&, Problem<double>, double*, double*);
+{USES[family]}
 """
 
 
-@pytest.fixture(scope="module")
-def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
+@functools.cache
+def compile_family(family: str, folder: Path) -> list[Usage]:
     nvcc = find_nvcc()
     if nvcc is None:
         pytest.skip("no nvcc (CUDA_HOME, /usr/local/cuda, /opt/cuda, PATH)")
-    folder = tmp_path_factory.mktemp("nvcc")
-    source = folder / "kernels.cu"
-    source.write_text(instantiations("focal"))
+    source = folder / f"{family}.cu"
+    source.write_text(instantiations(family))
     command = [
         nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2", "-c", str(source),
         "-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90",
-        "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-Xcompiler", "-Wall", "-o", str(folder / "kernels.o"),
+        "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-Xcompiler", "-Wall", "-o", str(folder / f"{family}.o"),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -83,14 +104,32 @@ def usages(tmp_path_factory: pytest.TempPathFactory) -> list[Usage]:
     return found
 
 
-def test_no_kernel_spills(usages: list[Usage]) -> None:
-    assert not [u for u in usages if u.spilled or u.stack]
+@pytest.fixture(scope="module")
+def usages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Usage]]:
+    """usages(family): what each of its kernels needs on each architecture."""
+    folder = tmp_path_factory.mktemp("nvcc")
+    return lambda family: compile_family(family, folder)
 
 
-def test_the_walk_keeps_its_residence(usages: list[Usage]) -> None:
+@pytest.mark.parametrize("family", USES)
+def test_no_kernel_spills(family: str, usages: Callable[[str], list[Usage]]) -> None:
+    assert not [u for u in usages(family) if u.spilled or u.stack]
+
+
+def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> None:
+    """Kernels that wait for memory: 1,024 threads or more of them on a multiprocessor at a time."""
+    found = usages("anchors")
+    names = ("count", "plan", "collect", "repair", "place", "gather", "scatter")
+    assert {n for n in names for u in found if f"{n}_kernel" in u.kernel} == set(names)
+    for u in found:
+        assert u.registers <= 64, u
+        assert u.shared <= 16 << 10, u
+
+
+def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
     """Blocks of 128 threads on a multiprocessor: what problem.h's resident_blocks promises the launch geometry."""
     walks = {}
-    for u in usages:
+    for u in usages("focal"):
         if match := re.search(r"walk_kernelI([fd])Li(\d+)ELb([01])ENS0_\d+(\w+?Form)E", u.kernel):
             walks[(u.architecture, *match.groups())] = u
     sizes = {("f", "SoftmaxForm"): (4, 12, 20, 28), ("f", "SigmoidForm"): (12,)}
@@ -103,9 +142,9 @@ def test_the_walk_keeps_its_residence(usages: list[Usage]) -> None:
         assert u.shared <= 4096, u  # beside the dynamic shared memory that the geometry lays out
 
 
-def test_the_register_tile_is_most_of_the_registers(usages: list[Usage]) -> None:
+def test_the_register_tile_is_most_of_the_registers(usages: Callable[[str], list[Usage]]) -> None:
     """5 KT values (3 KT without gradient) live in registers; what a lane needs besides is bounded."""
-    for u in usages:
+    for u in usages("focal"):
         if match := re.search(r"walk_kernelIfLi(\d+)ELb([01])ENS0_\d+SoftmaxForm", u.kernel):
             kt, grad = map(int, match.groups())
             assert u.registers - (5 if grad else 3) * kt <= 80, u

@@ -39,6 +39,8 @@ class CudaDevice {
     return static_cast<T*>(scratches_.back().mutable_data_ptr());
   }
 
+  void clear(void* data, int64_t bytes) { check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "memset"); }
+
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), "metricseg: too many blocks: ", blocks);

@@ -3,17 +3,12 @@
 // here is what memory safety rests on.
 #include <torch/csrc/stable/library.h>
 
-#include <optional>
-
+#include "../common/arguments.h"
 #include "../common/launch.h"
 #include "run.cuh"
 
 namespace metricseg::focal {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 Scalar scalar_of(const Tensor& t) {
   switch (t.scalar_type()) {
@@ -37,35 +32,12 @@ Scalar scalar_of(const Tensor& t) {
 }
 
 bool is_float(const Tensor& t) { return scalar_of(t) <= Scalar::kFloat16; }
-bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
-
-template <typename T>
-constexpr ScalarType kTypeOf = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
 // Strides of [B, K, H, W]; of [B, H, W], shared by the classes; of [], shared by all.
 Strides strides_of(const Tensor& t) {
   if (t.dim() == 4) return {t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
   if (t.dim() == 3) return {t.stride(0), 0, t.stride(1), t.stride(2)};
   STD_TORCH_CHECK(t.dim() == 0, "metricseg: a tensor of 0, 3 or 4 dimensions is wanted");
   return {0, 0, 0, 0};
-}
-
-// Null where absent; else on the input's device, of this dtype, and contiguous if it has to be.
-template <typename T>
-T* pointer(const Optional& t, const Tensor& input, ScalarType type, const char* name, bool contiguous = true) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == input.get_device_index(), "metricseg: ", name,
-                  " must be on the device of input");
-  STD_TORCH_CHECK(t->scalar_type() == type, "metricseg: ", name, " has the wrong dtype");
-  STD_TORCH_CHECK(!contiguous || t->is_contiguous(), "metricseg: ", name, " must be contiguous");
-  return static_cast<T*>(t->mutable_data_ptr());
-}
-
-void check_shape(const Optional& t, std::initializer_list<int64_t> shape, const char* name) {
-  if (!t) return;
-  bool same = t->dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == shape.begin()[i];
-  STD_TORCH_CHECK(same, "metricseg: ", name, " has the wrong shape");
 }
 
 template <typename T>

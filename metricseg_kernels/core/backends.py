@@ -18,7 +18,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 #   focal on cuda: no device has run it yet; per-pixel work is CUDA C++'s home, Triton's padding to powers of two
 #                  costs it 1.7 times the exponentials at K = 19 and K = 150.
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
-    "anchors": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "anchors": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")},
     "focal": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")},
     "contrast": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
 }

@@ -1,8 +1,10 @@
-"""The CUDA kernels on the host: builds `focal.cpp` with pybind11 and ninja, and puts torch tensors through it."""
+"""The CUDA kernels on the host: builds `<family>.cpp` with pybind11 and ninja, and puts torch tensors through it."""
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -10,12 +12,16 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pytest
 import torch
 from filelock import FileLock  # torch brings it
 from torch import Tensor
 
+from metricseg_kernels.core import backends
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
 FLAGS = "-std=c++17 -fPIC -fvisibility=hidden"
 FAST = "-O1 -Wall -Wextra -Werror -Wno-unknown-pragmas"
 SANITIZED = "-O0 -g1 -fsanitize=address -fno-omit-frame-pointer"
@@ -80,3 +86,40 @@ def kernels(module: ModuleType) -> SimpleNamespace:
         return lambda *arguments: getattr(module, name)(*map(_array, arguments))
 
     return SimpleNamespace(**{name: wrap(name) for name in dir(module) if name.endswith("_kernel")})
+
+
+def require(family: str) -> ModuleType:
+    """The module of an op family; where it can't be built, the test is skipped with the reason."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    return load(family)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType) -> str:
+    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in their order."""
+    elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
+    monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
+    monkeypatch.setattr(backends, "why_not", lambda name, on: None if name == "cuda" else why_not_elsewhere(name, on))
+    module.configure(2, SHARED, False)
+    return "cuda"
+
+
+def run_sanitized(family: str, script: str) -> None:
+    """Runs a script that prints "clean" under address sanitizer, in a process where it is loaded before all else.
+
+    The script finds the family's module as `m`, and puts numpy arrays through it.
+    """
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not os.path.isabs(library) and ctypes.util.find_library("asan") is None:
+        pytest.skip("g++ has no address sanitizer")
+    environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    output = build(family, sanitize=True)
+    head = f"""
+import importlib.util
+import numpy as np
+spec = importlib.util.spec_from_file_location({family!r}, {str(output)!r})
+m = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(m)
+"""
+    result = subprocess.run([sys.executable, "-c", head + script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.endswith("clean\n"), result.stderr[-4000:]

@@ -1,58 +1,12 @@
 // The CUDA kernels of the focal family behind numpy arrays: the same launches as csrc/focal/cuda.cu, run by the shim.
-// A 16-bit unsigned array stands for bfloat16.
-#include "shim.h"  // before the kernels: it gives their words a meaning
-
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <list>
-#include <optional>
+#include "host.h"
 
 #include "../../csrc/focal/run.cuh"
 
-namespace py = pybind11;
-using namespace metricseg;
 using namespace metricseg::focal;
-using Array = std::optional<py::array>;
 
-struct HostDevice {
-  DeviceLimits device;
-  std::list<std::vector<std::byte>> scratches;
-
-  DeviceLimits limits() const { return device; }
-  template <typename T>
-  T* scratch(int64_t count) {
-    scratches.emplace_back(count * sizeof(T), std::byte{0xff});
-    return reinterpret_cast<T*>(scratches.back().data());
-  }
-  template <typename Kernel, typename... Arguments>
-  void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
-    if (shared > device.shared) throw std::logic_error("more shared memory asked for than a block may have");
-    cuda_host::launch(kernel, blocks, threads, shared, arguments...);
-  }
-};
-
-static Scalar scalar_of(const py::array& a) {
-  const char kind = a.dtype().kind();
-  switch (kind * 16 + a.itemsize()) {
-    case 'f' * 16 + 8:
-      return Scalar::kFloat64;
-    case 'f' * 16 + 4:
-      return Scalar::kFloat32;
-    case 'u' * 16 + 2:
-      return Scalar::kBFloat16;
-    case 'f' * 16 + 2:
-      return Scalar::kFloat16;
-    case 'u' * 16 + 1:
-      return Scalar::kUInt8;
-    case 'i' * 16 + 4:
-      return Scalar::kInt32;
-    case 'i' * 16 + 8:
-      return Scalar::kInt64;
-  }
-  throw py::type_error("unknown dtype");
-}
+// The same types in the same order.
+static Scalar scalar_of(const py::array& a) { return static_cast<Scalar>(static_cast<int>(type_of(a))); }
 
 // The strides of [B, K, H, W], [B, H, W] or [].
 static Strides strides_of(const py::array& a) {
@@ -60,11 +14,6 @@ static Strides strides_of(const py::array& a) {
   if (a.ndim() == 4) return {s(0), s(1), s(2), s(3)};
   if (a.ndim() == 3) return {s(0), 0, s(1), s(2)};
   return {0, 0, 0, 0};
-}
-
-template <typename T>
-static T* pointer(const Array& a) {
-  return a ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
 }
 
 template <typename T>
@@ -90,8 +39,6 @@ static Problem<T> describe(const py::array& input, const py::array& target, cons
   if (grad) p.grad_stride = strides_of(*grad);
   return p;
 }
-
-static bool is_double(const py::array& a) { return scalar_of(a) == Scalar::kFloat64; }
 
 template <typename T>
 static T* sum_of(const Array& loss) {
@@ -125,20 +72,15 @@ static void kth_largest_kernel(HostDevice device, const py::array& values, int64
   kth_largest(device, pointer<T>(values), values.size(), k, pointer<T>(result));
 }
 
-static DeviceLimits limits{2, 160 << 10};
-
 // The instantiation for double where the first array is double, else the one for float.
 template <typename... Rest>
 static auto by_dtype(void (*f64)(HostDevice, const py::array&, Rest...),
                      void (*f32)(HostDevice, const py::array&, Rest...)) {
-  return [=](const py::array& first, Rest... rest) { (is_double(first) ? f64 : f32)({limits, {}}, first, rest...); };
+  return [=](const py::array& first, Rest... rest) { (is_double(first) ? f64 : f32)({}, first, rest...); };
 }
 
 PYBIND11_MODULE(focal, m) {
-  m.def("configure", [](int multiprocessors, int64_t shared, bool reversed) {
-    limits = {multiprocessors, shared};
-    cuda_host::reversed = reversed;
-  });
+  m.def("configure", configure);
   m.def("focal_kernel", by_dtype(focal_kernel<double>, focal_kernel<float>));
   m.def("sigmoid_focal_kernel", by_dtype(sigmoid_focal_kernel<double>, sigmoid_focal_kernel<float>));
   m.def("kth_largest_kernel", by_dtype(kth_largest_kernel<double>, kth_largest_kernel<float>));

@@ -1,0 +1,52 @@
+// Which kernels an op launches, in which order. `Device` is a CUDA stream in the extension and a fiber scheduler in the
+// tests: launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), clear(pointer, bytes).
+#pragma once
+
+#include <algorithm>
+
+#include "gather.cuh"
+#include "sample.cuh"
+
+namespace metricseg::anchors {
+
+constexpr int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
+
+template <typename Device>
+void sample_anchors(Device& device, const Problem& p) {
+  const int64_t cells = p.cells(), most = p.most_cells(), pixels = p.pixels();
+  auto* have = device.template scratch<unsigned>(cells + 4);  // and two words of 8 bytes for `bad`
+  const Scratch s{have + 4,
+                  reinterpret_cast<Count*>(have),
+                  device.template scratch<int>(cells),
+                  device.template scratch<Chosen>(most),
+                  device.template scratch<unsigned>(most),
+                  device.template scratch<int64_t>(1),
+                  device.template scratch<Candidate>(capacity(p.rules.max_samples, most))};
+  device.clear(have, (cells + 4) * sizeof(unsigned));
+  if (pixels > 0) device.launch(count_kernel, blocks_for(pixels, kThreads * kRun), kThreads, 0, p, s);
+  device.launch(plan_kernel, 1, kPlanThreads, 0, p, s);
+  if (pixels == 0 || most == 0) return;
+  device.launch(collect_kernel, blocks_for(pixels, kThreads), kThreads, 0, p, s);
+  device.launch(repair_kernel, most, kThreads, 0, p, s);
+  const int64_t fullest = capacity(std::min(p.rules.max_samples, p.rules.max_views));
+  const int parts = static_cast<int>(std::clamp<int64_t>(blocks_for(fullest, kThreads), 1, 64));
+  device.launch(place_kernel, most * parts, kThreads, 0, p, s, parts);
+}
+
+// A thread per channel, up to 256.
+inline int threads_for(int64_t channels) {
+  return static_cast<int>(std::clamp<int64_t>((channels + kWarp - 1) / kWarp * kWarp, kWarp, 256));
+}
+
+template <typename T, typename Device>
+void gather_pixels(Device& device, const Rows<T>& r) {
+  if (r.count > 0) device.launch(gather_kernel<T>, r.count, threads_for(r.channels), 0, r);
+}
+
+template <typename T, typename Device>
+void gather_pixels_backward(Device& device, const Rows<T>& r) {
+  device.clear(r.map.data, r.batch * r.channels * r.height * r.width * r.map.size);
+  if (r.count > 0) device.launch(scatter_kernel<T>, r.count, threads_for(r.channels), 0, r);
+}
+
+}  // namespace metricseg::anchors

@@ -1,0 +1,276 @@
+// The choice of anchors on CUDA: a memset and five launches, no atomic whose order shows, no word to the host.
+//
+//   count    a thread takes a run of 16 pixels and adds to its cells' counters once per change of cell
+//   plan     one block: which slots, how many pixels of each cell, and a limit under which a cell very likely has
+//   enough collect  a thread per pixel draws its key and appends it to its cell's candidates where it is below the
+//   limit repair   a block per cell, where luck was bad: bisects the limit over the image place    a thread per
+//   candidate counts the smaller keys of its cell: its row
+//
+// Labels (8 bytes, or 1) and the group (1 byte) are read twice, where once is the least; all else is of the size of the
+// result. Candidates come in any order and leave by key, and keys are distinct: the same bits every time.
+#pragma once
+
+#include <limits>
+
+#include "../common/reduce.cuh"
+#include "../common/tensor_map.h"
+#include "rules.h"
+
+namespace metricseg::anchors {
+
+constexpr int kThreads = 256, kPlanThreads = 512, kRun = 16;
+using Count = unsigned long long;
+
+struct Problem {
+  Map labels, first;  // [B, h, w]; first is uint8, absent where all pixels are in group 0
+  int64_t batch, height, width, classes, ignore_index, ignore_label;
+  const int64_t* seed;  // []
+  Rules rules;
+  double deviations;  // of slack in the limits: speed, not results
+  int64_t* index;     // [S]
+  int64_t* sampled;   // [S]
+  int64_t* count;     // []
+  int64_t* bad;       // [2]
+
+  METRICSEG_HD int64_t pixels() const { return batch * height * width; }
+  METRICSEG_HD int64_t cells() const { return 2 * batch * classes; }
+  METRICSEG_HD int64_t most_cells() const { return cells() < rules.max_samples ? cells() : rules.max_samples; }
+};
+
+// A cell that gives pixels: rows [place, place + n) of the result.
+struct Chosen {
+  int64_t cell, n, place;
+  uint64_t limit;
+};
+
+struct Candidate {
+  uint64_t key;
+  int64_t pixel;
+};
+
+// Room for the candidates of a cell that gives n; those of chosen cell r begin where r cells with `place` rows end.
+METRICSEG_HD int64_t capacity(int64_t n, int64_t cells = 1) { return 2 * n + 96 * cells; }
+
+struct Scratch {
+  unsigned* have;         // [2 B K] pixels of each cell, zero at first
+  Count* bad;             // [2] labels out of range and the largest of them, its sign bit flipped; zero at first
+  int* rank;              // [2 B K] a cell's place in `chosen`, or -1
+  Chosen* chosen;         // [most_cells]
+  unsigned* found;        // [most_cells] candidates
+  int64_t* used;          // [] chosen cells
+  Candidate* candidates;  // [capacity(S, most_cells)]
+};
+
+constexpr int64_t kIgnored = -1, kOutOfRange = -2;
+constexpr uint64_t kSign = uint64_t(1) << 63;
+
+struct Position {
+  int64_t b, y, x;
+};
+
+__device__ __forceinline__ int64_t load_label(const Map& labels, Position at) {
+  const char* label = labels.at(at.b, 0, at.y, at.x);
+  if (labels.type == Type::u8) return *reinterpret_cast<const uint8_t*>(label);
+  if (labels.type == Type::i32) return *reinterpret_cast<const int32_t*>(label);
+  return *reinterpret_cast<const int64_t*>(label);
+}
+
+// An image has less than 2^32 pixels: divisions of 32 bits within it.
+__device__ __forceinline__ Position position_in(const Problem& p, int64_t image, uint32_t i) {
+  const auto width = static_cast<uint32_t>(p.width);
+  return {image, i / width, i % width};
+}
+
+__device__ __forceinline__ Position position_of(const Problem& p, int64_t pixel) {
+  const int64_t area = p.height * p.width, image = pixel / area;
+  return position_in(p, image, static_cast<uint32_t>(pixel - image * area));
+}
+
+__device__ __forceinline__ int64_t cell_of(const Problem& p, Position at) {
+  const int64_t label = load_label(p.labels, at);
+  if (label == p.ignore_index) return kIgnored;
+  if (label < 0 || label >= p.classes) return kOutOfRange;
+  const bool second = p.first && *p.first.at(at.b, 0, at.y, at.x) == 0;
+  return 2 * (at.b * p.classes + label) + second;
+}
+
+// The sum over the block, in every thread.
+__device__ __forceinline__ int64_t block_sum(int64_t value) {
+  __shared__ int64_t parts[kWarp];
+  value = group_sum(value, kWarp);
+  __syncthreads();  // the parts of the sum before have been read
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  int64_t sum = 0;
+  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += parts[w];
+  return sum;
+}
+
+// The smallest limit that n keys do not exceed; count_below(limit) is this thread's share of those that don't.
+template <typename F>
+__device__ __forceinline__ uint64_t bisect(int64_t n, F count_below) {
+  uint64_t low = 0, high = ~uint64_t(0);
+  while (low < high) {
+    const uint64_t middle = low + (high - low) / 2;
+    if (block_sum(count_below(middle)) >= n) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+__global__ void __launch_bounds__(kThreads) count_kernel(Problem p, Scratch s) {
+  const int64_t begin = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * kRun;
+  const int64_t end = begin + kRun < p.pixels() ? begin + kRun : p.pixels();
+  Position at = position_of(p, begin);
+  int64_t cell = kIgnored;
+  unsigned run = 0;
+  for (int64_t pixel = begin; pixel < end; ++pixel) {
+    const int64_t next = cell_of(p, at);
+    if (next == kOutOfRange) {
+      atomicAdd(&s.bad[0], Count(1));
+      atomicMax(&s.bad[1], static_cast<Count>(load_label(p.labels, at)) ^ static_cast<Count>(kSign));
+    }
+    if (next != cell) {
+      if (cell >= 0) atomicAdd(&s.have[cell], run);
+      cell = next;
+      run = 0;
+    }
+    ++run;
+    if (++at.x == p.width) at = position_of(p, pixel + 1);
+  }
+  if (cell >= 0) atomicAdd(&s.have[cell], run);
+}
+
+// What comes before this thread in the block, each thread giving `value`.
+__device__ __forceinline__ Count exclusive_scan(Count value) {
+  __shared__ Count sums[2][kPlanThreads];
+  const int thread = threadIdx.x;
+  int from = 0;
+  sums[0][thread] = value;
+  for (int step = 1; step < kPlanThreads; step *= 2, from ^= 1) {
+    __syncthreads();
+    sums[from ^ 1][thread] = sums[from][thread] + (thread >= step ? sums[from][thread - step] : 0);
+  }
+  return sums[from][thread] - value;
+}
+
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(Problem p, Scratch s) {
+  const int64_t slots = p.batch * p.classes;
+  const auto have = [&](int64_t slot, int group) { return static_cast<int64_t>(s.have[2 * slot + group]); };
+  const auto open = [&](int64_t slot) { return p.rules.open(have(slot, 0), have(slot, 1)); };
+  int64_t mine = 0;
+  for (int64_t slot = threadIdx.x; slot < slots; slot += kPlanThreads) mine += open(slot);
+  const int64_t all = block_sum(mine);
+  const Keys keys = Keys::make(*p.seed, kSlots);
+  uint64_t limit = ~uint64_t(0);
+  if (all > p.rules.max_samples) {
+    limit = bisect(p.rules.max_samples, [&](uint64_t middle) {
+      int64_t below = 0;
+      for (int64_t slot = threadIdx.x; slot < slots; slot += kPlanThreads) below += open(slot) && keys(slot) <= middle;
+      return below;
+    });
+  }
+
+  // each thread a strip of slots: first how many rows and cells they need, then where these are
+  const int64_t views = p.rules.views(all), strip = (slots + kPlanThreads - 1) / kPlanThreads;
+  const int64_t begin = threadIdx.x * strip, end = begin + strip < slots ? begin + strip : slots;
+  const auto quota = [&](int64_t slot, int group) -> int64_t {
+    if (!open(slot) || keys(slot) > limit) return 0;
+    const int64_t from_0 = p.rules.first(have(slot, 0), have(slot, 1), views);
+    if (group == 0) return from_0;
+    return have(slot, 1) < views - from_0 ? have(slot, 1) : views - from_0;
+  };
+  constexpr int kRows = 32;  // rows in the upper half of a word, cells in the lower
+  Count needed = 0;
+  for (int64_t cell = 2 * begin; cell < 2 * end; ++cell) {
+    const int64_t n = quota(cell / 2, cell % 2);
+    needed += (static_cast<Count>(n) << kRows) + (n > 0);
+  }
+  const Count before = exclusive_scan(needed);
+  int64_t place = static_cast<int64_t>(before >> kRows);
+  int rank = static_cast<int>(before & 0xffffffffu);
+  for (int64_t cell = 2 * begin; cell < 2 * end; ++cell) {
+    const int64_t n = quota(cell / 2, cell % 2);
+    s.rank[cell] = n > 0 ? rank : -1;
+    if (n == 0) continue;
+    s.chosen[rank] = {cell, n, place, likely_limit(s.have[cell], n, p.deviations)};
+    s.found[rank++] = 0;
+    place += n;
+  }
+
+  const int64_t rows = block_sum(static_cast<int64_t>(needed >> kRows));
+  const int64_t used = block_sum(static_cast<int64_t>(needed & 0xffffffffu));
+  for (int64_t row = rows + threadIdx.x; row < p.rules.max_samples; row += kPlanThreads) {
+    p.index[row] = -1;
+    p.sampled[row] = p.ignore_label;
+  }
+  if (threadIdx.x == 0) {
+    *p.count = rows;
+    *s.used = used;
+    p.bad[0] = static_cast<int64_t>(s.bad[0]);
+    p.bad[1] = s.bad[0] > 0 ? static_cast<int64_t>(s.bad[1] ^ static_cast<Count>(kSign)) : 0;
+  }
+}
+
+// Appends a pixel to its cell's candidates; beyond their room it is counted only.
+__device__ __forceinline__ void append(const Scratch& s, int rank, Candidate candidate) {
+  const Chosen& chosen = s.chosen[rank];
+  const unsigned at = atomicAdd(&s.found[rank], 1u);
+  if (at < capacity(chosen.n)) s.candidates[capacity(chosen.place, rank) + at] = candidate;
+}
+
+__global__ void __launch_bounds__(kThreads) collect_kernel(Problem p, Scratch s) {
+  const int64_t pixel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
+  if (pixel >= p.pixels()) return;
+  const int64_t cell = cell_of(p, position_of(p, pixel));
+  const int rank = cell < 0 ? -1 : s.rank[cell];
+  if (rank < 0) return;
+  const uint64_t key = Keys::make(*p.seed, kPixels)(pixel);
+  if (key <= s.chosen[rank].limit) append(s, rank, {key, pixel});
+}
+
+// A cell with too few candidates, or more than there is room for, gets exactly as many as it gives.
+__global__ void __launch_bounds__(kThreads) repair_kernel(Problem p, Scratch s) {
+  const int rank = blockIdx.x;
+  if (rank >= *s.used) return;
+  const Chosen chosen = s.chosen[rank];
+  const unsigned found = s.found[rank];
+  if (found >= chosen.n && found <= capacity(chosen.n)) return;
+  const Keys keys = Keys::make(*p.seed, kPixels);
+  const int64_t image = chosen.cell / (2 * p.classes), area = p.height * p.width, begin = image * area;
+  const auto mine = [&](int64_t i) { return cell_of(p, position_in(p, image, i)) == chosen.cell; };
+  const uint64_t limit = bisect(chosen.n, [&](uint64_t middle) {
+    int64_t below = 0;
+    for (int64_t i = threadIdx.x; i < area; i += kThreads) below += keys(begin + i) <= middle && mine(i);
+    return below;
+  });
+  if (threadIdx.x == 0) s.found[rank] = 0;
+  __syncthreads();
+  for (int64_t i = threadIdx.x; i < area; i += kThreads) {
+    const uint64_t key = keys(begin + i);
+    if (key <= limit && mine(i)) append(s, rank, {key, begin + i});
+  }
+}
+
+// `parts` blocks share the candidates of a cell.
+__global__ void __launch_bounds__(kThreads) place_kernel(Problem p, Scratch s, int parts) {
+  const int rank = blockIdx.x / parts;
+  if (rank >= *s.used) return;
+  const Chosen chosen = s.chosen[rank];
+  const Candidate* candidates = s.candidates + capacity(chosen.place, rank);
+  const int found = static_cast<int>(s.found[rank]);
+  for (int i = blockIdx.x % parts * kThreads + threadIdx.x; i < found; i += parts * kThreads) {
+    const Candidate candidate = candidates[i];
+    int64_t smaller = 0;
+    for (int j = 0; j < found; ++j) smaller += candidates[j].key < candidate.key;
+    if (smaller < chosen.n) {
+      p.index[chosen.place + smaller] = candidate.pixel;
+      p.sampled[chosen.place + smaller] = chosen.cell / 2 % p.classes;
+    }
+  }
+}
+
+}  // namespace metricseg::anchors
