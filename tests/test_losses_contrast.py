@@ -211,6 +211,7 @@ def test_warmup_is_counted_in_training_and_saved(make):
 @pytest.mark.parametrize("sampling", ["hard", "semi_hard", "boundary", "all"])
 def test_one_graph(make, sampling):
     """torch.compile finds no break and no host sync."""
+    torch.compiler.reset()
     feats, labels, logits = batch(dtype=torch.float32)
     loss = make(sampling=sampling, max_views=9, warmup_iters=0)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")

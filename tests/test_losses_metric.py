@@ -107,6 +107,16 @@ def test_huge_zero_and_duplicated_embeddings(loss, dtype):
 
 
 @pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
+def test_one_graph(loss):
+    """torch.compile finds no break and no host sync."""
+    torch.compiler.reset()
+    x, labels = torch.randn(12, 5), torch.arange(12) // 3
+    compiled = torch.compile(loss(), fullgraph=True, backend="aot_eager")
+    for arguments in ((x, labels), (x, labels, None, x.flip(0), labels)):
+        torch.testing.assert_close(compiled(*arguments), loss()(*arguments))
+
+
+@pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
 def test_no_positive_is_said_once(loss):
     module, x = loss(), embeddings(4, 0)
     with pytest.warns(UserWarning, match="pulls nothing together"):

@@ -193,6 +193,15 @@ def test_half_precision_embeddings_meet_a_single_precision_bank():
     assert value.isfinite() and value > 0 and features.grad.isfinite().all() and features.grad.any()
 
 
+def test_one_graph():
+    """torch.compile finds no break and no host sync."""
+    torch.compiler.reset()
+    loss, expected = loss_with_memory().float(), loss_with_memory().float()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        torch.testing.assert_close(compiled(*images(step), seed=step), expected(*images(step), seed=step))
+
+
 @pytest.mark.gpu
 def test_the_host_never_waits():
     loss = loss_with_memory().float().cuda()

@@ -67,7 +67,7 @@ class ContrastLoss(PairLoss):
         self.sampling, self.num_classes, self.ignore_index, self.normalize = (
             sampling, num_classes, ignore_index, normalize,
         )  # fmt: skip
-        self.choice = {
+        self.choice: dict[str, Any] = {
             "max_samples": max_samples, "max_views": max_views, "min_pixels": min_pixels, "threshold": threshold,
             "radius": radius,
         }  # fmt: skip
@@ -229,7 +229,12 @@ class MarginContrastLoss(ContrastLoss):
             raise ValueError(f"power is {power}; it takes 1 or 2")
         if average not in ("pairs", "nonzero"):
             raise ValueError(f'average is {average!r}; it takes "pairs" or "nonzero"')
-        self.form = {"margin": margin, "positive_margin": positive_margin, "power": power, "average": average}
+        self.form: dict[str, Any] = {
+            "margin": margin,
+            "positive_margin": positive_margin,
+            "power": power,
+            "average": average,
+        }
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """See `metricseg_kernels.margin_contrast_loss`."""

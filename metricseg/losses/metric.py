@@ -79,7 +79,7 @@ class EmbeddingLoss(PairLoss):
         index = torch.arange(len(value), device=value.device)
         return self.rows_of(value[:, :, None, None], index), labels.long()
 
-    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor]) -> Tensor:
+    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """The loss of rows of unit norm, against what `PairLoss.against` gave."""
         raise NotImplementedError
 
@@ -102,7 +102,7 @@ class SupConLoss(EmbeddingLoss):
         super().__init__(**options)
         self.temperature = temperature
 
-    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor]) -> Tensor:
+    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`."""
         losses, stats = kernels.pixel_contrast_loss(
             rows, labels, **against, temperature=self.temperature, denominator="all", ignore_label=NO_LABEL,
@@ -133,7 +133,7 @@ class NTXentLoss(EmbeddingLoss):
         super().__init__(**options)
         self.temperature = temperature
 
-    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor]) -> Tensor:
+    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`, whose loss of an anchor is the mean over its positives."""
         losses, stats = kernels.pixel_contrast_loss(
             rows, labels, **against, temperature=self.temperature, ignore_label=NO_LABEL, reduction="none",
@@ -162,7 +162,7 @@ class ContrastiveLoss(EmbeddingLoss):
         super().__init__(**options)
         self.pos_margin, self.neg_margin = pos_margin, neg_margin
 
-    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor]) -> Tensor:
+    def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """See `metricseg_kernels.margin_contrast_loss`."""
         return self.margin_form(
             rows, labels, against, margin=self.neg_margin, positive_margin=self.pos_margin, power=1, average="nonzero",

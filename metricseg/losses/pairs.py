@@ -34,7 +34,7 @@ class PairLoss(nn.Module):
         others: Tensor | None = None,
         other_labels: Tensor | None = None,
         same: bool = True,
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Any]:
         """The contrast set of `rows` as arguments for a kernel: the others, or the rows themselves; of all ranks, if
         they are gathered. `same`: row i and other i are one item, which is no pair."""
         if others is None or other_labels is None:
@@ -43,7 +43,7 @@ class PairLoss(nn.Module):
             others, other_labels = rows, labels
         if self.gathers:
             others, other_labels = distributed.gather_rows(others), distributed.gather_rows(other_labels)
-        arguments = {"contrast": others, "contrast_labels": other_labels}
+        arguments: dict[str, Any] = {"contrast": others, "contrast_labels": other_labels}
         if same:
             numbers = torch.arange(len(others), device=rows.device)
             first = distributed.rank() * len(rows) if self.gathers else 0
@@ -60,7 +60,7 @@ class PairLoss(nn.Module):
         backend = "reference" if self.backend == "reference" else None
         return kernels.gather_pixels(features, index, normalize=normalize, backend=backend)
 
-    def margin_form(self, rows: Tensor, labels: Tensor, against: dict[str, Tensor], **form: Any) -> Tensor:
+    def margin_form(self, rows: Tensor, labels: Tensor, against: dict[str, Any], **form: Any) -> Tensor:
         """The loss of `metricseg_kernels.margin_contrast_loss`, with the sums and counts of all ranks."""
         _, stats = kernels.margin_contrast_loss(
             rows, labels, **against, **form, return_stats=True, backend=self.backend

@@ -104,22 +104,20 @@ class PixelMemory(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(rows [B K + B K pixels, D], their rings, -1 where there is none)."""
         images, classes = len(features), torch.arange(self.num_classes, device=labels.device)
-        means = []
+        wide = torch.promote_types(self.bank.dtype, torch.float32)
+        sums = []
         for image, label in zip(features.flatten(2), labels.flatten(1), strict=True):  # [D, n], [n]
-            norm = torch.linalg.vector_norm(image, dim=0, dtype=self.bank.dtype)
-            share = ((label == classes[:, None]) & (label != ignore_index) & (norm > 0)) / norm.clamp(
-                min=1e-12
-            )  # [K, n]
-            means.append(F.normalize(share @ image.to(share.dtype).T, dim=1))
+            norm = torch.linalg.vector_norm(image, dim=0, dtype=wide)
+            mask = (label == classes[:, None]) & (label != ignore_index) & (norm > 0)  # [K, n]
+            sums.append((mask / norm.clamp(min=1e-12)) @ image.to(wide).T)
         chosen = kernels.sample_anchors(
             labels, max_samples=images * self.num_classes * self.pixels, max_views=self.pixels, min_pixels=0,
             strategy="random", num_classes=self.num_classes, ignore_index=ignore_index, seed=seed,
         )  # fmt: skip
-        rows = torch.cat([*means, kernels.gather_pixels(features, chosen.index).to(self.bank.dtype)])
-        rings = torch.cat(
-            [classes.repeat(images), torch.where(chosen.labels < 0, -1, chosen.labels + self.num_classes)]
-        )
-        return rows, torch.where(rows.any(1), rings, -1)
+        pixels = kernels.gather_pixels(features, chosen.index, normalize=False)
+        rows = F.normalize(torch.cat([*sums, pixels.to(wide)]), dim=1).to(self.bank.dtype)
+        of_pixels = torch.where(chosen.labels < 0, -1, chosen.labels + self.num_classes)
+        return rows, torch.where(rows.any(1), torch.cat([classes.repeat(images), of_pixels]), -1)
 
     def _save_to_state_dict(self, *arguments: Any, **options: Any) -> None:
         self.flush()
