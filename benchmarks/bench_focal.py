@@ -55,6 +55,10 @@ class FocalProblem:
         """One per class and pixel, in forward; a gradient needs no others."""
         return self.shape.classes * self.shape.pixels
 
+    def least_flops(self, phase: str) -> int:
+        """No matrix products."""
+        return 0
+
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The reference in fp64. The per-pixel part runs band by band of label rows, to need less memory and time."""
         logits = self.logits.detach().double().requires_grad_()
@@ -207,6 +211,13 @@ def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> No
     if results[name].error is not None:
         raise results[name].error
     figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
-    figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "pixels": shape.pixels}
-    figures |= {"logits_mib": problem.logits.nbytes / 2**20, "interpolates": shape.interpolates}
+    figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype}
+    figures |= {
+        "series": shape.name if shape.interpolates else None,
+        "size": shape.pixels,
+        "size_label": " x ".join(map(str, shape.labels)),
+        "floor_mib": problem.logits.nbytes / 2**20,
+        "title": f"{loss.replace('_', ' ')} loss at label resolution, forward + backward: batch {shape.batch}, "
+        f"{shape.classes} classes, logits at a quarter of the label size, {shape.dtype}",
+    }
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

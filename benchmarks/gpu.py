@@ -138,7 +138,7 @@ PARTS = (
     Part("build", 150, build),
     Part("tests", 150, tests),
     Part("sanitizer", 100, sanitizer),
-    Part("bench", 220, bench),
+    Part("bench", 260, bench),
     Part("train", 90, train),
 )
 
@@ -219,7 +219,43 @@ def visit_all(out: Path, names: list[str], again: bool) -> int:
 
 
 def small_cases(backend: str) -> None:
-    """Each kernel of a backend once or twice on small input: up, down, none to interpolate, bad labels, odd strides."""
+    """Each kernel of a backend once or twice on small input."""
+    from metricseg_kernels.core import backends
+
+    focal_cases(backend)
+    if backend in backends.ORDER["contrast"]["cuda"]:
+        contrast_cases(backend)
+
+
+def contrast_cases(backend: str) -> None:
+    """A set with itself and two sets, no size a multiple of a tile, rows that take no part, ids, odd strides."""
+    import torch
+
+    import metricseg_kernels as mk
+
+    for rows, columns, dim, dtype in ((150, None, 20, torch.float32), (131, 77, 64, torch.bfloat16)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2 * rows, dim, generator=generator).to("cuda", dtype)[::2].requires_grad_()
+        labels = torch.randint(-1, 4, (rows,), generator=generator).to("cuda")
+        sets: list[Any] = [x, labels, None, None]
+        ids: dict[str, Any] = {"anchor_ids": torch.arange(rows, device="cuda")}
+        if columns is not None:
+            y = torch.randn(columns, dim, generator=generator).to("cuda", dtype).requires_grad_()
+            sets[2:] = y, torch.randint(-1, 4, (columns,), generator=generator).to("cuda")
+            ids["contrast_ids"] = torch.arange(columns, device="cuda")
+        losses = [
+            mk.pixel_contrast_loss(*sets, backend=backend),
+            mk.pixel_contrast_loss(*sets, denominator="all", reduction="none", backend=backend, **ids).mean(),
+            mk.margin_contrast_loss(*sets, margin=9.0, backend=backend),
+        ]
+        sum(losses).backward()
+        torch.cuda.synchronize()
+        assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
+        print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
+
+
+def focal_cases(backend: str) -> None:
+    """Up, down, none to interpolate, bad labels, odd strides."""
     import torch
 
     import metricseg_kernels as mk

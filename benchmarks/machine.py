@@ -94,6 +94,29 @@ def exp_rate(device: str) -> float:
     return values.numel() / _best(device, lambda: torch.exp(values, out=out), repeats=40)
 
 
+def arithmetic(x: torch.Tensor) -> str:
+    """What matrix products of such a tensor are computed in: the name of its dtype, or "tf32"."""
+    if x.dtype == torch.float32 and x.is_cuda and torch.get_float32_matmul_precision() != "highest":
+        return "tf32"
+    return str(x.dtype).removeprefix("torch.")
+
+
+def matmul_rates(device: str) -> dict[str, float]:
+    """Operations per second, two per multiply-add, of large square matrix products, by `arithmetic`."""
+    size = 8192 if device == "cuda" else 2048
+    kinds = {"float32": (torch.float32, "highest")}
+    if device == "cuda":
+        kinds |= {"tf32": (torch.float32, "high"), "bfloat16": (torch.bfloat16, "highest")}
+    before, rates = torch.get_float32_matmul_precision(), {}
+    for name, (dtype, precision) in kinds.items():
+        torch.set_float32_matmul_precision(precision)
+        x = torch.randn(size, size, device=device, dtype=dtype)
+        out = torch.empty_like(x)
+        rates[name] = 2 * size**3 / _best(device, lambda x=x, out=out: torch.mm(x, x, out=out), repeats=1)
+    torch.set_float32_matmul_precision(before)
+    return rates
+
+
 if triton is not None:
 
     @triton.jit
@@ -109,6 +132,7 @@ if triton is not None:
 
 @functools.cache
 def limits(device: str = DEVICE) -> dict[str, Any]:
-    """{"bytes_per_s", "exp_per_s", "exp_by"}, measured here and now, once per run."""
+    """{"bytes_per_s", "exp_per_s", "exp_by", "flops_per_s"}, measured here and now, once per run."""
     by = "in registers" if device == "cuda" and triton is not None else "torch.exp in cache"
-    return {"bytes_per_s": copy_rate(device), "exp_per_s": exp_rate(device), "exp_by": by}
+    rates = {"bytes_per_s": copy_rate(device), "exp_per_s": exp_rate(device), "exp_by": by}
+    return rates | {"flops_per_s": matmul_rates(device)}

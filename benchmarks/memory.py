@@ -22,11 +22,12 @@ Step = Callable[[], Any]
 _MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def _serve(pipe: Any, threads: int, make_step: Callable[..., Step], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Any, threads: int, make_step: Callable[..., Step], arguments: tuple[Any, ...], warm: bool) -> None:
     try:
         torch.set_num_threads(threads)
         step = make_step(*arguments)
-        step()
+        if not warm:
+            step()
         pipe.send(resident_peak(step))
     except Exception as error:
         pipe.send(error)
@@ -47,10 +48,12 @@ class FreshProcesses:
             os.environ.clear()
             os.environ.update(kept)
 
-    def peak(self, make_step: Callable[..., Step], *arguments: Any, timeout: float = 120) -> int:
-        """Peak extra bytes of `make_step(*arguments)()`, after one run of it as a warm-up."""
+    def peak(self, make_step: Callable[..., Step], *arguments: Any, timeout: float = 120, warm: bool = False) -> int:
+        """Peak extra bytes of `make_step(*arguments)()`, after one run as a warm-up unless the step is made `warm`."""
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), make_step, arguments))
+        process = self.context.Process(
+            target=_serve, args=(sender, torch.get_num_threads(), make_step, arguments, warm)
+        )
         process.start()
         sender.close()
         try:

@@ -1,5 +1,5 @@
-"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; features,
-the matrix of all their pairs, masks, and a loss on that."""
+"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; or the
+matrix of all pairs of features, masks, and a loss on that."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def contrastive_seg(
     temperature: float,
     base_temperature: float,
 ) -> Tensor:
-    """ContrastiveSeg's loss of unit-norm anchors among themselves, or against a bank: matrices of logits, masks, ratios."""
+    """ContrastiveSeg's loss of unit-norm anchors among themselves, or against a bank."""
     others, other_labels = (x, labels) if bank is None else (bank, bank_labels)
     logits = (x @ others.T).float() if x.dtype == torch.bfloat16 else x @ others.T
     logits = logits / temperature
@@ -110,18 +110,54 @@ def cdist_margin(x: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 @functools.cache
-def _pml_module(name: str, **arguments: Any) -> Any:
+def _pml_module(name: str, distance: str, **arguments: Any) -> Any:
     from pytorch_metric_learning import distances, losses
 
-    if name == "ContrastiveLoss":
-        arguments["distance"] = distances.LpDistance(normalize_embeddings=False)
-    return getattr(losses, name)(**arguments)
+    return getattr(losses, name)(distance=getattr(distances, distance)(normalize_embeddings=False), **arguments)
 
 
 def pml_supcon(x: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """It normalises the rows, unit norm or not."""
-    return _pml_module("SupConLoss", temperature=temperature)(x, labels)
+    return _pml_module("SupConLoss", "DotProductSimilarity", temperature=temperature)(x, labels)
 
 
 def pml_contrastive(x: Tensor, labels: Tensor, margin: float) -> Tensor:
-    return _pml_module("ContrastiveLoss", pos_margin=0, neg_margin=margin)(x, labels)
+    return _pml_module("ContrastiveLoss", "LpDistance", pos_margin=0, neg_margin=margin)(x, labels)
+
+
+def contrastive_seg_anchors(
+    labels: Tensor, predictions: Tensor, ignore: int, max_samples: int, max_views: int
+) -> tuple[Tensor, Tensor]:
+    """ContrastiveSeg's choice, a loop over images and classes: (pixels of the batch, their classes)."""
+    labels, predictions = labels.flatten(1), predictions.flatten(1)
+    classes = []
+    for image in labels:
+        present = [c for c in torch.unique(image).tolist() if c != ignore]
+        classes.append([c for c in present if (image == c).nonzero().shape[0] > max_views])
+    slots = sum(map(len, classes))
+    if slots == 0:
+        return labels.new_empty(0), labels.new_empty(0)
+    views = min(max_samples // slots, max_views)
+    chosen, chosen_classes = [], []
+    for i, present in enumerate(classes):
+        for c in present:
+            hard = ((labels[i] == c) & (predictions[i] != c)).nonzero()[:, 0]
+            easy = ((labels[i] == c) & (predictions[i] == c)).nonzero()[:, 0]
+            from_hard = min(len(hard), max(views // 2, views - len(easy)))
+            hard = hard[torch.randperm(len(hard), device=hard.device)[:from_hard]]
+            easy = easy[torch.randperm(len(easy), device=easy.device)[: views - from_hard]]
+            chosen.append(torch.cat((hard, easy)) + i * labels.shape[1])
+            chosen_classes.append(torch.full_like(chosen[-1], c))
+    return torch.cat(chosen), torch.cat(chosen_classes)
+
+
+def permuted_rows(features: Tensor, index: Tensor) -> Tensor:
+    """A channels-last copy of the map, its rows, then their norms."""
+    rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])[index]
+    return F.normalize(rows.float(), dim=1).to(features.dtype)
+
+
+def indexed_rows(features: Tensor, index: Tensor) -> Tensor:
+    """The map indexed as it lies, without a copy of it."""
+    _, _, height, width = features.shape
+    rows = features[index // (height * width), :, index // width % height, index % width]
+    return F.normalize(rows.float(), dim=1).to(features.dtype)

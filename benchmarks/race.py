@@ -7,6 +7,7 @@ On CUDA a lap's time lies between two events, after a write that empties the L2 
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
@@ -25,10 +26,11 @@ BUDGET = {"cpu": 8.0, "cuda": 1.5}  # seconds of laps per race
 LAPS = {"cpu": (5, 40), "cuda": (10, 100)}
 # Relative error of the loss, relative L2 error of a gradient. Peers round interpolated logits to the input's dtype.
 TOLERANCE = {
-    torch.float64: (1e-9, 1e-9),
-    torch.float32: (1e-4, 1e-4),
-    torch.bfloat16: (1e-2, 5e-2),
-    torch.float16: (5e-3, 1e-2),
+    "float64": (1e-9, 1e-9),
+    "float32": (1e-4, 1e-4),
+    "tf32": (5e-3, 1e-2),
+    "bfloat16": (1e-2, 5e-2),
+    "float16": (5e-3, 1e-2),
 }
 
 
@@ -39,7 +41,7 @@ class Problem(Protocol):
     leaves: tuple[Tensor, ...]
 
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The loss and the gradients of the leaves, in fp64."""
+        """The loss, or what the contestants' `checked` gives, and the gradients of the leaves, in fp64."""
 
     def least_bytes(self, phase: str) -> int:
         """Bytes that any implementation has to move."""
@@ -47,15 +49,24 @@ class Problem(Protocol):
     def least_exponentials(self) -> int:
         """Exponentials that any implementation has to compute, in either phase."""
 
+    def least_flops(self, phase: str) -> int:
+        """Operations of matrix products that any implementation has to do, two per multiply-add."""
+
 
 @dataclass(frozen=True)
 class Contestant:
-    """`loss(problem)` is the whole forward pass. `missing`: why it can't run here."""
+    """`loss(problem)` is the whole forward pass. `missing`: why it can't run here.
+
+    checked: what is held against the truth in the place of a loss whose truth would take too long.
+    bare: work without a result, `bare(problem, phase)`: a limit to compare with, which there is nothing to check of.
+    """
 
     name: str
     loss: Callable[[Any], Tensor]
     ours: bool = False
     missing: str | None = None
+    checked: Callable[[Any], Tensor] | None = None
+    bare: Callable[[Any, str], None] | None = None
 
 
 @dataclass
@@ -78,6 +89,8 @@ class WrongResult(AssertionError):
 
 def make_step(problem: Problem, contestant: Contestant, phase: str) -> Callable[[], None]:
     """One lap's work: the loss alone, or the loss and its gradient in fresh memory."""
+    if contestant.bare is not None:
+        return functools.partial(contestant.bare, problem, phase)
 
     def forward() -> None:
         with torch.no_grad():
@@ -97,13 +110,13 @@ def forget_gradients(problem: Problem) -> None:
 def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[float, float]:
     """(relative error of the loss, largest relative L2 error of a gradient); beyond the tolerance, WrongResult."""
     forget_gradients(problem)
-    loss = contestant.loss(problem)
+    loss = (contestant.checked or contestant.loss)(problem)
     loss.backward()
     true_loss, true_gradients = truth
     loss_error = float((loss.detach().double() - true_loss).abs() / true_loss.abs())
     errors = [relative_l2(leaf.grad, true) for leaf, true in zip(problem.leaves, true_gradients, strict=True)]
     forget_gradients(problem)
-    loss_tolerance, gradient_tolerance = TOLERANCE[problem.leaves[0].dtype]
+    loss_tolerance, gradient_tolerance = TOLERANCE[machine.arithmetic(problem.leaves[0])]
     if not (loss_error <= loss_tolerance and max(errors) <= gradient_tolerance):  # NaN fails too
         raise WrongResult(
             f"{contestant.name} on {problem.name}: loss off by {loss_error:.1e} (may be {loss_tolerance:.0e}), "
@@ -147,8 +160,13 @@ def run(
     peak: Callable[[Contestant, str], int] | None = None,
     phases: Sequence[str] = PHASES,
     budget: float | None = None,
+    laps: tuple[int, int] | None = None,
 ) -> dict[str, Result]:
-    """Checks, measures memory (`peak(contestant, phase)`), then times. Contestants that are missing take no part."""
+    """Checks, measures memory (`peak(contestant, phase)`), then times. Contestants that are missing take no part.
+
+    laps: at least and at most so many, within the budget. With a single one the check is the warm-up.
+    """
+    laps = laps or LAPS[device]
     results: dict[str, Result] = {}
     truth = problem.truth()
     steps: list[tuple[str, str, Callable[[], None]]] = []
@@ -157,11 +175,13 @@ def run(
             continue
         result = results[contestant.name] = Result()
         try:
-            result.loss_error, result.gradient_error = check(problem, contestant, truth)
+            if contestant.bare is None:
+                result.loss_error, result.gradient_error = check(problem, contestant, truth)
             calls = [(contestant.name, phase, make_step(problem, contestant, phase)) for phase in phases]
             for _, phase, call in calls:
-                call()  # warm-up
-                forget_gradients(problem)
+                if laps[1] > 1:
+                    call()  # warm-up
+                    forget_gradients(problem)
                 if peak is not None:
                     result.peak_bytes[phase] = peak(contestant, phase)
                     forget_gradients(problem)
@@ -170,7 +190,7 @@ def run(
             result.error = error
             forget_gradients(problem)
     del truth
-    _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget)
+    _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget, laps)
     return results
 
 
@@ -180,9 +200,10 @@ def _laps(
     results: dict[str, Result],
     device: str,
     budget: float,
+    laps: tuple[int, int],
 ) -> None:
     clock = Clock(device)
-    fewest, most = LAPS[device]
+    fewest, most = laps
     start, lap = time.perf_counter(), 0
     gc.collect()
     gc.disable()
@@ -206,23 +227,28 @@ def report(
     """The figures of one contestant's phase: against the limits, and for ours against each peer."""
     result, limits = results[name], machine.limits(device)
     seconds = result.median(phase)
-    least_bytes, least_exp = problem.least_bytes(phase), problem.least_exponentials()
-    limit = max(least_bytes / limits["bytes_per_s"], least_exp / limits["exp_per_s"])
+    least_bytes, least_exp, flops = problem.least_bytes(phase), problem.least_exponentials(), problem.least_flops(phase)
+    rate = limits["flops_per_s"].get(machine.arithmetic(problem.leaves[0]), float("inf"))
+    limit = max(least_bytes / limits["bytes_per_s"], least_exp / limits["exp_per_s"], flops / rate)
     figures: dict[str, Any] = {
         "contestant": name,
         "phase": phase,
         "peak_mib": result.peak_bytes[phase] / 2**20 if phase in result.peak_bytes else None,
         "gb_per_s": least_bytes / seconds / 1e9,
         "gexp_per_s": least_exp / seconds / 1e9,
+        "gflop_per_s": flops / seconds / 1e9,
         "limit_ms": limit * 1e3,
         "times_limit": seconds / limit,
         "loss_error": result.loss_error,
         "gradient_error": result.gradient_error,
     }
     by_name = {contestant.name: contestant for contestant in contestants}
-    figures["ours"] = by_name[name].ours
+    figures["ours"], figures["bare"] = by_name[name].ours, by_name[name].bare is not None
     if figures["ours"]:
-        peers = {n: r for n, r in results.items() if not by_name[n].ours and phase in r.times}
+        others = {n: r for n, r in results.items() if not by_name[n].ours and phase in r.times}
+        peers = {n: r for n, r in others.items() if by_name[n].bare is None}
+        bare = {n: r for n, r in others.items() if by_name[n].bare is not None}
+        figures["times_bare"] = {n: seconds / r.median(phase) for n, r in bare.items()}
         figures["times_as_fast_as"] = {n: r.median(phase) / seconds for n, r in peers.items()}
         if result.peak_bytes.get(phase, 0) > 0:
             own = result.peak_bytes[phase]

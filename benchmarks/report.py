@@ -23,9 +23,20 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 Row = dict[str, Any]
 
-FIGURES = ("gb_per_s", "gexp_per_s", "limit_ms", "times_limit", "loss_error", "gradient_error")
-RATIOS = ("times_as_fast_as", "memory_of")
-COLORS = {"eager": "#7f7f7f", "torch.compile": "#c07a2c", "ours": "#1f5fa8", "triton": "#2a9d8f", "bound": "#b0b0b0"}
+FIGURES = ("gb_per_s", "gexp_per_s", "gflop_per_s", "limit_ms", "times_limit", "loss_error", "gradient_error")
+RATIOS = ("times_as_fast_as", "memory_of", "times_bare")
+AXES = {
+    "focal": ("label size", "the logits"),
+    "contrast": ("anchors", "the features"),
+}  # what size and floor_mib are of
+COLORS = {
+    "eager": "#7f7f7f",
+    "torch.compile": "#c07a2c",
+    "ours": "#1f5fa8",
+    "triton": "#2a9d8f",
+    "bare products": "#a58fbf",
+    "bound": "#b0b0b0",
+}
 
 
 def read(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
@@ -60,7 +71,9 @@ def describe(about: dict[str, Any]) -> str:
     return (
         f"{device}; {', '.join(versions)}; {about['date']}; commit {about['commit']}. "
         f"Limits measured in the same run: {limits['bytes_per_s'] / 1e9:.3g} GB/s (copy), "
-        f"{limits['exp_per_s'] / 1e9:.3g} G exponentials/s (fp32, {limits['exp_by']})."
+        f"{limits['exp_per_s'] / 1e9:.3g} G exponentials/s (fp32, {limits['exp_by']}), matrix products "
+        + ", ".join(f"{rate / 1e12:.3g} TFLOP/s ({kind})" for kind, rate in limits["flops_per_s"].items())
+        + "."
     )
 
 
@@ -76,10 +89,11 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def ratio_table(rows: list[Row]) -> str:
-    """Ours against each peer of one loss: time and memory of the peer over ours."""
-    peers = list(dict.fromkeys(row["contestant"] for row in rows if not row["ours"]))
+    """Ours against each peer of one loss: time and memory of the peer over ours; our time over that of bare work."""
+    peers = list(dict.fromkeys(row["contestant"] for row in rows if not (row["ours"] or row.get("bare"))))
+    bare = list(dict.fromkeys(row["contestant"] for row in rows if row.get("bare")))
     header = ["shape", "phase", "ours", "ms", "MiB", *(f"faster than {p}" for p in peers)]
-    header += [*(f"memory of {p}" for p in peers), "time over limit"]
+    header += [*(f"memory of {p}" for p in peers), *(f"time over {b}" for b in bare), "time over limit"]
     body = []
     for row in rows:
         if not row["ours"]:
@@ -88,17 +102,21 @@ def ratio_table(rows: list[Row]) -> str:
         cells += [number(row["median_ms"]), number(row["peak_mib"])]
         cells += [number(row["times_as_fast_as"].get(p), "x") for p in peers]
         cells += [number(row.get("memory_of", {}).get(p), "x") for p in peers]
+        cells += [number(row.get("times_bare", {}).get(b), "x") for b in bare]
         body.append([*cells, number(row["times_limit"], "x")])
     return table(header, body)
 
 
 def full_table(rows: list[Row]) -> str:
-    header = ["loss", "shape", "phase", "contestant", "median ms", "min ms", "rounds", "peak MiB", "GB/s", "Gexp/s"]
-    header += ["gradient error"]
+    header = ["loss", "shape", "phase", "contestant", "median ms", "min ms", "rounds", "peak MiB"]
+    rates_of = [("GB/s", "gb_per_s"), ("Gexp/s", "gexp_per_s"), ("GFLOP/s", "gflop_per_s")]
+    rates_of = [(unit, key) for unit, key in rates_of if any(row.get(key) for row in rows)]
+    header += [*(unit for unit, _ in rates_of), "gradient error"]
     body = []
     for row in rows:
         rates = [number(row[k]) for k in ("median_ms", "min_ms")] + [str(row["rounds"]), number(row["peak_mib"])]
-        rates += [number(row["gb_per_s"]), number(row["gexp_per_s"]), f"{row['gradient_error']:.0e}"]
+        rates += [number(row.get(key)) for _, key in rates_of]
+        rates.append("not a loss" if row.get("bare") else f"{row['gradient_error']:.0e}")
         body.append([row["loss"], row["shape"], row["phase"], row["contestant"], *rates])
     return table(header, body)
 
@@ -110,7 +128,8 @@ def markdown(op: str, about: dict[str, Any], rows: list[Row], plots: list[str]) 
         "Written by `make bench`. A row's loss and gradient were checked against the reference in fp64 before it was "
         "timed. Times are medians of rounds in which the contestants took turns. MiB: peak memory that one call takes "
         "beyond what was there before, measured. Faster than, memory of: the peer's figure over ours. Time over "
-        "limit: time over the larger of least bytes / copy rate and least exponentials / exponential rate.",
+        "limit: time over the largest of least bytes / copy rate, least exponentials / exponential rate and least "
+        "operations of matrix products / matrix rate.",
         *(f"![time and memory over size]({plot})" for plot in plots),
     ]
     for loss in dict.fromkeys(row["loss"] for row in rows):
@@ -121,12 +140,12 @@ def markdown(op: str, about: dict[str, Any], rows: list[Row], plots: list[str]) 
 
 
 def series_over_size(rows: list[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows of one shape in at least three sizes, by (shape, loss, dtype)."""
+    """Rows of one series in at least three sizes, by (series, loss, dtype)."""
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["phase"] == "step" and row["interpolates"]:
-            groups[row["shape"].split("-")[0], row["loss"], row["dtype"]].append(row)
-    return {key: part for key, part in groups.items() if len({row["pixels"] for row in part}) >= 3}
+        if row["phase"] == "step" and row["series"]:
+            groups[row["series"], row["loss"], row["dtype"]].append(row)
+    return {key: part for key, part in groups.items() if len({row["size"] for row in part}) >= 3}
 
 
 def _color(row: Row) -> str:
@@ -139,14 +158,15 @@ def _lines(ax: Any, rows: list[Row], key: str, bound_key: str, bound_name: str) 
     """One line per contestant with its name at the end, and the bound, dashed."""
     ends = []
     for name in dict.fromkeys(row["contestant"] for row in rows):
-        line = sorted((r["pixels"], r[key], r) for r in rows if r["contestant"] == name and (r[key] or 0) > 0)
+        line = [(r["size"], r[key], r) for r in rows if r["contestant"] == name and (r[key] or 0) > 0]
+        line.sort(key=lambda point: point[:2])
         if not line:
             continue
         x, y, part = zip(*line, strict=True)
         ours = part[0]["ours"]
         ax.plot(x, y, color=_color(part[0]), lw=2.6 if ours else 1.8, marker="o", ms=5, zorder=3 if ours else 2)
         ends.append((y[-1], x[-1], name, _color(part[0]), "bold" if ours else "normal"))
-    bound = sorted({(row["pixels"], row[bound_key]) for row in rows})
+    bound = sorted({(row["size"], row[bound_key]) for row in rows})
     ax.plot(*zip(*bound, strict=True), color=COLORS["bound"], lw=1.4, ls=(0, (4, 3)), zorder=1)
     ends.append((bound[-1][1], bound[-1][0], bound_name, "#808080", "normal"))
     _end_labels(ax, ends)
@@ -167,33 +187,28 @@ def _end_labels(ax: Any, ends: list[tuple[float, int, str, str, str]]) -> None:
 
 def _axes(ax: Any, rows: list[Row], title: str) -> None:
     ax.set(xscale="log", yscale="log")
-    sizes = {row["pixels"]: row["shape"].split("-")[2] for row in rows}
-    ax.set_xticks(list(sizes), [label.replace("x", " x ") for label in sizes.values()])
+    sizes = {row["size"]: row["size_label"] for row in rows}
+    ax.set_xticks(list(sizes), list(sizes.values()))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_tick_params(which="minor", length=0)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("label size")
+    ax.set_xlabel(AXES[rows[0]["op"]][0])
     ax.set_title(title, loc="left", fontsize=11)
     ax.grid(True, which="major", color="#e6e6e6", lw=0.8)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def plot(op: str, about: dict[str, Any], key: tuple[str, str, str], rows: list[Row], path: Path) -> None:
-    """Time and memory over size, log-log, of one shape."""
-    batch, classes, *_ = rows[0]["shape"].split("-")[1].split("x")
+def plot(about: dict[str, Any], rows: list[Row], path: Path) -> None:
+    """Time and memory over size, log-log, of one series."""
     device = about["device"] if about["device"] != "cpu" else f"{about['cpu']}, {about['threads']} threads"
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), dpi=130)
     figure.subplots_adjust(left=0.06, right=0.88, top=0.80, bottom=0.13, wspace=0.50)
-    figure.suptitle(
-        f"{key[1].replace('_', ' ')} loss at label resolution, forward + backward: "
-        f"batch {batch}, {classes} classes, logits at a quarter of the label size, {key[2]}",
-        x=0.06, ha="left", fontsize=12, fontweight="bold",
-    )  # fmt: skip
+    figure.suptitle(rows[0]["title"], x=0.06, ha="left", fontsize=12, fontweight="bold")
     figure.text(0.06, 0.895, f"{device}, torch {about['torch'].split('+')[0]}", fontsize=9.5, color="#606060")
     for ax, title in ((left, "time, ms"), (right, "peak extra memory, MiB")):
         _axes(ax, rows, title)
     _lines(left, rows, "median_ms", "limit_ms", "limit")
-    _lines(right, rows, "peak_mib", "logits_mib", "the logits")
+    _lines(right, rows, "peak_mib", "floor_mib", AXES[rows[0]["op"]][1])
     figure.savefig(path)
     plt.close(figure)
 
@@ -208,7 +223,7 @@ def write(raw: dict[str, Any], out: Path | None = None) -> list[Path]:
         plots = []
         for key, part in series_over_size(rows).items():
             plots.append(folder / ("-".join((op, *key)) + ".png"))
-            plot(op, about, key, part, plots[-1])
+            plot(about, part, plots[-1])
         (folder / f"{op}.json").write_text(results_json(about, rows))
         (folder / f"{op}.md").write_text(markdown(op, about, rows, [p.name for p in plots]))
         written += [folder / f"{op}.json", folder / f"{op}.md", *plots]

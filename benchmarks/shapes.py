@@ -77,3 +77,90 @@ GPU = Set(
     side=_both(_CITYSCAPES_8),
     sweep=tuple(replace(_CITYSCAPES_8.smaller(factor), dtype="bfloat16") for factor in (0.25, 0.5, 2.0)),
 )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Anchors [anchors, dim] against themselves, or against a bank [bank, dim] that learns nothing."""
+
+    name: str
+    anchors: int
+    dim: int
+    bank: int | None = None
+    classes: int = 19
+    dtype: str = "float32"
+    precision: str = "highest"  # torch.set_float32_matmul_precision
+
+    def __str__(self) -> str:
+        dtype = self.dtype.replace("float", "fp").replace("bfp", "bf")
+        arithmetic = dtype if self.precision == "highest" else "tf32"
+        return f"{self.name}-{self.anchors}x{self.columns}x{self.dim}-{arithmetic}"
+
+    @property
+    def columns(self) -> int:
+        return self.anchors if self.bank is None else self.bank
+
+    @property
+    def pairs(self) -> int:
+        return self.anchors * self.columns
+
+
+# ContrastiveSeg's 1,024 sampled pixels of 256 channels, alone and against its memory; every pixel of a 128 x 256 grid
+SAMPLED, MEMORY = Rows("sampled", 1024, 256), Rows("memory", 1024, 256, bank=190_000)
+PIXELS, EVERY_PIXEL = Rows("pixels", 8192, 256), Rows("pixels", 65_536, 64)
+EUCLIDEAN = Rows("pixels", 2048, 64)
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """`main`: against the peers; `alone`: too large for them; `euclidean`: for the losses of distances;
+    `sweep`: one of `main` over size."""
+
+    main: tuple[Rows, ...]
+    alone: tuple[Rows, ...]
+    euclidean: tuple[Rows, ...]
+    sweep: tuple[Rows, ...]
+
+
+CONTRAST_CPU = ContrastSet(
+    main=(SAMPLED, MEMORY, PIXELS),
+    alone=(EVERY_PIXEL,),
+    euclidean=(EUCLIDEAN,),
+    sweep=tuple(replace(PIXELS, anchors=rows) for rows in (1024, 2048, 4096, 16_384)),
+)
+
+_LARGE = replace(PIXELS, anchors=32_768)
+CONTRAST_GPU = ContrastSet(
+    main=(SAMPLED, MEMORY, replace(_LARGE, dtype="bfloat16"), replace(_LARGE, precision="high")),
+    alone=(
+        replace(EVERY_PIXEL, anchors=262_144, dtype="bfloat16"),
+        replace(EVERY_PIXEL, anchors=262_144, precision="high"),
+    ),
+    euclidean=(replace(EUCLIDEAN, anchors=16_384),),
+    sweep=tuple(replace(PIXELS, anchors=rows, dtype="bfloat16") for rows in (4096, 8192, 16_384, 131_072)),
+)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Features [batch, channels, *cells], with labels and predictions [batch, *cells]."""
+
+    name: str
+    batch: int
+    channels: int
+    classes: int
+    cells: tuple[int, int]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        dtype = self.dtype.replace("float", "fp").replace("bfp", "bf")
+        return f"{self.name}-{self.batch}x{self.channels}x{self.cells[0]}x{self.cells[1]}-{dtype}"
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.cells[0] * self.cells[1]
+
+
+# 1,024 anchors are chosen from these
+ANCHORS_CPU = (Maps("cityscapes", 8, 256, 19, (128, 256)), Maps("ade20k", 16, 256, 150, (64, 64)))
+ANCHORS_GPU = (*ANCHORS_CPU, replace(ANCHORS_CPU[0], dtype="bfloat16"))

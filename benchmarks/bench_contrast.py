@@ -1,0 +1,307 @@
+"""The contrast family against what people write instead, and against bare matrix products of the same size.
+
+Every row of a loss computes the same loss and gradient, checked against the reference in fp64 before any time is taken.
+Features are of unit norm, a class direction plus noise; labels are int64, all of them valid, since the peers know no
+other. Every anchor of 65,536 or more is timed with the mean over all; what is checked there, since the truth of all
+takes too long, is the sum over 256 anchors and its gradient in all rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import machine
+import memory
+import peers
+import pytest
+import race
+import shapes
+import torch
+import torch.nn.functional as F
+from race import Contestant
+from shapes import Rows
+from torch import Tensor
+
+import metricseg_kernels as mk
+from metricseg_kernels.contrast import reference
+from metricseg_kernels.core import backends
+
+TEMPERATURE, BASE_TEMPERATURE, MARGIN = 0.1, 0.07, 1.0  # ContrastiveSeg's; Jia et al.'s
+LOSSES = {
+    "negatives": "ContrastiveSeg",
+    "all": "SupCon",
+    "margin": "power 2, mean of pairs",
+    "hinge": "power 1, nonzero",
+}
+TRUTH_OF_ALL = {"cpu": 2e8, "cuda": 2e9}  # pairs
+PEERS_FIT = {"cpu": 2e8, "cuda": 1.1e9}  # pairs; eager PyTorch takes about 28 bytes for each
+
+
+class ContrastProblem:
+    """One loss on one shape."""
+
+    def __init__(self, shape: Rows, loss: str, device: str) -> None:
+        self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(shape.classes, shape.dim, generator=generator)
+
+        def some(rows: int) -> tuple[Tensor, Tensor]:
+            labels = torch.randint(shape.classes, (rows,), generator=generator)
+            noise = torch.randn(rows, shape.dim, generator=generator)
+            features = F.normalize(0.4 * directions[labels] + noise, dim=1)
+            return features.to(device, getattr(torch, shape.dtype)), labels.to(device)
+
+        self.anchors, self.labels = some(shape.anchors)
+        self.bank, self.bank_labels = (None, None) if shape.bank is None else some(shape.bank)
+        self.leaves = (self.anchors.requires_grad_(),)
+        self.sample = None
+        if shape.pairs > TRUTH_OF_ALL[device]:
+            self.sample = torch.randperm(shape.anchors, generator=generator)[:256].to(device)
+
+    @property
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """The contrast rows and their labels."""
+        if self.bank is None or self.bank_labels is None:
+            return self.anchors, self.labels
+        return self.bank, self.bank_labels
+
+    def least_bytes(self, phase: str) -> int:
+        """Features and labels read once; in a step the gradient written once."""
+        bank = 0 if self.bank is None or self.bank_labels is None else self.bank.nbytes + self.bank_labels.nbytes
+        return self.anchors.nbytes * (2 if phase == "step" else 1) + self.labels.nbytes + bank
+
+    def least_exponentials(self) -> int:
+        """One per pair; (i, j) and (j, i) of a set with itself share one."""
+        if self.loss in ("margin", "hinge"):
+            return 0
+        return self.shape.pairs // (2 if self.bank is None else 1)
+
+    def least_flops(self, phase: str) -> int:
+        """X Y^T, of which a set with itself needs one half; in a step W Y, which W_ij + W_ji makes all of it."""
+        product = 2 * self.shape.pairs * self.shape.dim
+        return (product // 2 if self.bank is None else product) + (product if phase == "step" else 0)
+
+    def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The reference in fp64, a block of anchors against all rows at a time: memory grows with the rows."""
+        x = self.anchors.detach().double().requires_grad_()
+        y = x if self.bank is None else self.bank.double()
+        everyone = torch.arange(len(x), device=x.device)
+        parts: list[Any] = [
+            [0.0, torch.zeros_like(x), 0.0] for _ in range(2)
+        ]  # sum, its gradient, what a mean divides by
+        for rows in (everyone if self.sample is None else self.sample).split(max(1, 2**22 // len(y))):
+            for part, (total, count) in zip(parts, self._block(x, y, rows), strict=False):
+                part[0] += total.detach()
+                part[1] += torch.autograd.grad(total, x, retain_graph=True)[0]
+                part[2] += count
+        means = [(total / count, grad / count) for total, grad, count in parts if count]
+        if self.sample is not None:
+            return parts[0][0], (parts[0][1],)
+        return sum(m[0] for m in means), (sum(m[1] for m in means),)
+
+    def _block(self, x: Tensor, y: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(sum, count) of each mean of the loss, over some anchors."""
+        labels = self.columns[1]
+        alone = self.bank is None
+        ids = (rows, torch.arange(len(y), device=x.device)) if alone else (None, None)
+        which = reference.pairs(self.labels[rows], labels, *ids, -1)
+        if self.loss in ("negatives", "all"):
+            losses, positives = reference.pixel_contrast(x[rows], y, which, TEMPERATURE, self.scale, self.loss)
+            return [(losses.sum(), (positives > 0).sum())]
+        power, nonzero = (2, False) if self.loss == "margin" else (1, True)
+        pull, push, pulled, pushed = reference.margin_contrast(x[rows], y, which, MARGIN, 0.0, power, nonzero)
+        return [(pull, pulled), (push, pushed)]
+
+    @property
+    def scale(self) -> float:
+        """temperature / base_temperature, which only ContrastiveSeg has."""
+        return TEMPERATURE / BASE_TEMPERATURE if self.loss == "negatives" else 1.0
+
+    @functools.cached_property
+    def buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where bare products go."""
+        x, (y, _) = self.anchors.detach(), self.columns
+        return x.new_empty(len(x), len(y)), torch.empty_like(x), torch.empty_like(y)
+
+
+def ours(backend: str, **kwargs: Any) -> Callable[[ContrastProblem], Tensor]:
+    """The package's function for a problem's loss."""
+
+    def loss(problem: ContrastProblem) -> Tensor:
+        sets = problem.anchors, problem.labels, problem.bank, problem.bank_labels
+        if problem.loss == "margin":
+            return mk.margin_contrast_loss(*sets, margin=MARGIN, backend=backend)
+        if problem.loss == "hinge":
+            return mk.margin_contrast_loss(*sets, margin=MARGIN, power=1, average="nonzero", backend=backend)
+        return mk.pixel_contrast_loss(
+            *sets, temperature=TEMPERATURE, base_temperature=TEMPERATURE / problem.scale, denominator=problem.loss,
+            backend=backend, **kwargs,
+        )  # fmt: skip
+
+    return loss
+
+
+def of_sample(backend: str) -> Callable[[ContrastProblem], Tensor]:
+    """What is checked: the loss, or where only a sample of anchors has a truth, the sum over them."""
+
+    def loss(problem: ContrastProblem) -> Tensor:
+        if problem.sample is None:
+            return ours(backend)(problem)
+        return ours(backend, reduction="none")(problem)[problem.sample].sum()
+
+    return loss
+
+
+def bare_products(problem: ContrastProblem, phase: str) -> None:
+    """S = X Y^T; in a step S Y, and S^T X where the columns learn."""
+    x, (y, _), (s, over_rows, over_columns) = problem.anchors.detach(), problem.columns, problem.buffers
+    y = y.detach()
+    torch.mm(x, y.T, out=s)
+    if phase == "step":
+        torch.mm(s, y, out=over_rows)
+        if problem.bank is None:
+            torch.mm(s.T, x, out=over_columns)
+
+
+@functools.cache
+def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
+    """The peers of a loss, then our backends, then the products that they are held against."""
+
+    def seg(p: ContrastProblem, function: Callable[..., Tensor] = peers.contrastive_seg) -> Tensor:
+        return function(p.anchors, p.labels, p.bank, p.bank_labels, TEMPERATURE, BASE_TEMPERATURE)
+
+    no_pml = peers.why_missing("pytorch_metric_learning")
+    rivals: dict[str, list[Contestant]] = {
+        "negatives": [
+            Contestant("eager", seg),
+            Contestant("torch.compile", lambda p: seg(p, peers.compiled(peers.contrastive_seg))),
+        ],
+        "all": [
+            Contestant("PML SupConLoss", lambda p: peers.pml_supcon(p.anchors, p.labels, TEMPERATURE), missing=no_pml)
+        ],
+        "margin": [Contestant("cdist", lambda p: peers.cdist_margin(p.anchors, p.labels, MARGIN))],
+        "hinge": [
+            Contestant(
+                "PML ContrastiveLoss", lambda p: peers.pml_contrastive(p.anchors, p.labels, MARGIN), missing=no_pml
+            )
+        ],
+    }
+    own = [
+        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not(n, device), checked=of_sample(n))
+        for n in backends.ORDER["contrast"][device]
+        if n != "reference"
+    ]
+    return (*rivals[loss], *own, Contestant("bare products", ours("reference"), bare=bare_products))
+
+
+def entrants(shape: Rows, loss: str) -> tuple[Contestant, ...]:
+    """Who runs on a shape: ours on all; whoever writes the matrix of all pairs where it fits."""
+    everyone = contestants(loss)
+    if shape.pairs <= PEERS_FIT[machine.DEVICE]:
+        return everyone
+    return tuple(contestant for contestant in everyone if contestant.ours)
+
+
+def problems(device: str = machine.DEVICE) -> Iterator[tuple[Rows, str, tuple[str, ...]]]:
+    """(shape, loss, phases). The sweep is for plots."""
+    sets = shapes.CONTRAST_CPU if device == "cpu" else shapes.CONTRAST_GPU
+    for shape in sets.main:
+        yield shape, "negatives", race.PHASES if device == "cuda" or shape is shapes.SAMPLED else ("step",)
+    for shape in (*sets.alone, *sets.sweep):
+        yield shape, "negatives", ("step",)
+    for shape in sets.euclidean:
+        for loss in ("all", "margin", "hinge"):
+            yield shape, loss, ("step",)
+
+
+def laps(shape: Rows, device: str) -> tuple[int, int] | None:
+    """Few of what takes seconds."""
+    if device == "cuda":
+        return (3, 20) if shape.pairs > 1e8 else None
+    return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else (3, 20) if shape.pairs > 1e7 else None
+
+
+def rows() -> Iterator[Any]:
+    for shape, loss, phases in problems():
+        for phase in phases:
+            for contestant in entrants(shape, loss):
+                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
+                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
+
+
+def fresh_step(shape: Rows, loss: str, contestant: str, phase: str, warm_up: Rows | None = None) -> memory.Step:
+    """A step made from nothing, for a fresh process; warm_up: a smaller shape to have been run once."""
+    chosen = next(c for c in contestants(loss, "cpu") if c.name == contestant)
+    if warm_up is not None:
+        fresh_step(warm_up, loss, contestant, phase)()
+    problem = ContrastProblem(shape, loss, "cpu")
+    step = race.make_step(problem, chosen, phase)
+
+    def lap() -> None:
+        step()
+        race.forget_gradients(problem)
+
+    return lap
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
+    """(problem, results) of all contestants."""
+    device = machine.DEVICE
+    problem = ContrastProblem(shape, loss, device)
+    warm_up = shapes.SAMPLED if laps(shape, device) == (1, 1) else None
+
+    def peak(contestant: Contestant, phase: str) -> int:
+        if device == "cuda":
+            return race.cuda_peak(problem, contestant, phase)
+        assert processes is not None
+        arguments = fresh_step, shape, loss, contestant.name, phase, warm_up
+        return processes.peak(*arguments, warm=warm_up is not None)
+
+    measures = device == "cuda" or processes is not None
+    with precision(shape.precision):
+        results = race.run(
+            problem, entrants(shape, loss), device, peak if measures else None, phases, laps=laps(shape, device)
+        )
+    return problem, results
+
+
+@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
+def test_contrast(shape, loss, phase, name, phases, request, finished, enter) -> None:
+    entered = entrants(shape, loss)
+    missing = next(c.missing for c in entered if c.name == name)
+    if missing is not None:
+        pytest.skip(f"{name}: {missing}")
+    if (shape, loss) not in finished:
+        finished.clear()  # the tensors of the race before
+        processes = request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None
+        finished[shape, loss] = run_race(shape, loss, phases, processes)
+    problem, results = finished[shape, loss]
+    if results[name].error is not None:
+        raise results[name].error
+    with precision(shape.precision):
+        figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
+    arithmetic = shape.dtype if shape.precision == "highest" else "tf32"
+    figures |= {"op": "contrast", "shape": str(shape), "loss": loss, "dtype": arithmetic}
+    figures |= {
+        "series": f"d{shape.dim}" if shape.bank is None and loss == "negatives" else None,
+        "size": shape.anchors,
+        "size_label": f"{shape.anchors:,}",
+        "floor_mib": problem.anchors.nbytes / 2**20,
+        "title": f"contrast of every pixel with every pixel ({LOSSES[loss]}), forward + backward: "
+        f"{shape.dim} channels, {shape.classes} classes, {arithmetic}",
+    }
+    enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")
