@@ -9,11 +9,13 @@ both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from ..core.library import define_kernel
-from ..pairwise.panels import Side, Tile, add_product, make_side, padded, panels, square_tiles
+from ..pairwise.panels import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
 from ..pairwise.rows import Rows
 from .op import COEFFICIENTS, STATS, Form, coefficients_of
 
@@ -26,6 +28,16 @@ define_kernel(
 FORMS = ("negatives", "all", "margin")  # as csrc/contrast/cpu_tile.h counts them
 ROWS, SUM, POSITIVES, WEIGHTS = range(4)
 SPREAD = {torch.float32: 80.0, torch.float64: 600.0}  # exp(-spread) and its inverse are far from the dtype's ends
+
+
+def enclose(side: Side, classes: int) -> tuple[Tensor, Tensor]:
+    """A ball around the rows of each group: means [K, D], radii [K]; -inf where a group has no row."""
+    taking_part = side.groups[: side.size] >= 0
+    rows, groups = side.rows[taking_part], side.groups[: side.size][taking_part].long()
+    count = rows.new_zeros(classes).index_add_(0, groups, rows.new_ones(len(rows)))
+    means = rows.new_zeros((classes, rows.shape[1])).index_add_(0, groups, rows) / count.clamp(min=1)[:, None]
+    radii = rows.new_full((classes,), -torch.inf)
+    return means, radii.scatter_reduce_(0, groups, (rows - means[groups]).norm(dim=1), "amax")
 
 
 class Stream:
@@ -88,6 +100,28 @@ class Stream:
         """Whether a tile can hold pairs that take part; the others come first."""
         return bool(self.x.groups[x.stop - 1] >= 0)
 
+    @functools.cached_property
+    def gaps(self) -> Tensor | None:
+        """How far the groups of the rows lie from those of the columns at least, [K, K]; None where it does not pay."""
+        classes = int(max(side.groups.amax() for side in (self.x, self.other))) + 1
+        if self.other.order is None or not 0 < classes <= BLOCK:
+            return None
+        (x_means, x_radii), (y_means, y_radii) = (enclose(side, classes) for side in (self.x, self.other))
+        return torch.cdist(x_means, y_means) - x_radii[:, None] - y_radii
+
+    def far(self, x: slice, y: slice) -> bool:
+        """Whether "margin" leaves a tile alone: negatives only, all beyond the margin and a thousandth for rounding."""
+        if self.gaps is None:
+            return False
+        rows, columns = self.x.groups[x].clamp(min=0), self.other.groups[y].clamp(min=0)
+        if rows[0] <= columns[-1] and columns[0] <= rows[-1]:
+            return False
+        return bool(self.gaps[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].amin() > 1.001 * self.form.margin)
+
+    def near(self, x: slice, y: slice) -> bool:
+        """Whether a tile can move a row."""
+        return self.with_pairs(x, y) and not (self.form.name == "margin" and self.far(x, y))
+
     def with_positives(self, x: slice, y: slice) -> bool:
         """Whether a tile of the sorted set with itself, on or above the diagonal, can hold positives."""
         return bool(self.x.groups[x.stop - 1] >= self.x.groups[y.start]) and self.with_pairs(x, y)
@@ -135,7 +169,18 @@ def _margin_stats(stream: Stream, stats: Tensor) -> None:
     stats.zero_()
     terms, y_terms = stream.terms(torch.zeros_like(stats), symmetric=True)
     columns, alone = stream.zeros_by_column(), stream.y is None
-    for tile in square_tiles(stream.x, stream.y).tiles(alone, stream.with_pairs):
+
+    def near(x: slice, y: slice) -> bool:
+        if stream.near(x, y):
+            return True
+        if not stream.form.nonzero and stream.with_pairs(x, y):  # far pairs count, though they add nothing
+            x_present, y_present = stream.x.groups[x] >= 0, stream.other.groups[y] >= 0
+            stats[x, 3] += x_present * y_present.sum()
+            if alone:
+                columns[3, y] += y_present * x_present.sum()
+        return False
+
+    for tile in square_tiles(stream.x, stream.y).tiles(alone, near):
         stream.epilogue(tile, POSITIVES, terms, y_terms, stats, columns if alone and tile.x != tile.y else None)
     if alone:
         stats += columns[:, : len(stats)].t()
@@ -194,9 +239,11 @@ def contrast_grad_kernel(
         coefficients = torch.cat([torch.full_like(coefficients[:, :1], bound), coefficients[:, 1:]], 1)
     symmetric = y is None and (form.name == "margin" or bound is not None)
     terms, y_terms = stream.terms(coefficients, symmetric)
-    products = square_tiles(stream.x, stream.y)
+    # the tiles of the stats: another shape could round its products otherwise
+    square = symmetric or form.name == "margin"
+    products = square_tiles(stream.x, stream.y) if square else panels(stream.x, stream.other)
     gradient = Gradient(stream, grad_x, grad_y)
-    for tile in products.tiles(symmetric, stream.with_pairs):
+    for tile in products.tiles(symmetric, stream.near):
         gradient.add(tile, terms, y_terms, twice=not symmetric or tile.x != tile.y)
         products.spoil()
     gradient.write()

@@ -86,7 +86,8 @@ def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         grad = None
         if grad_loss is not None and ctx.fused:
-            grad = scale_gradient(*ctx.saved_tensors, grad_loss)
+            (made,) = ctx.saved_tensors
+            grad = scale_gradient(made, grad_loss)
         elif grad_loss is not None:
             grad = getattr(torch.ops.metricseg, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
         return grad, *(None,) * (ctx.inputs - 1)
