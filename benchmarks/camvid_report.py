@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import machine
+from camvid_recipe import laps
 from camvid_systems import System
 
 COLOURS = {"smp": "#d55e00", "metricseg": "#0072b2"}
@@ -22,29 +21,11 @@ def time_steps(systems: dict[str, tuple[System, Any]], batch: Any, count: int, o
     Writes `camvid_steps.json`: median and range of wall seconds, median of processor seconds (all threads), and the
     ratio of the first to each.
     """
-    wall: dict[str, list[float]] = {name: [] for name in systems}
-    cpu: dict[str, list[float]] = {name: [] for name in systems}
-    for _ in range(count + 2):
-        for name, (system, optimizer) in systems.items():
-            system.model.train()
-            begin, used = time.perf_counter(), time.process_time()
-            optimizer.zero_grad(set_to_none=True)
-            system.loss(*batch).backward()
-            optimizer.step()
-            wall[name].append(time.perf_counter() - begin)
-            cpu[name].append(time.process_time() - used)
-    first = statistics.median(wall[next(iter(systems))][2:])
+    times = laps(systems, batch, count)
+    first = times[next(iter(systems))]["seconds"]
     report: dict[str, Any] = {"machine": machine.record(), "batch": list(batch[0].shape), "steps": count}
-    for name in systems:
-        kept = wall[name][2:]
-        median = statistics.median(kept)
-        report[name] = {
-            "seconds": round(median, 3),
-            "least": round(min(kept), 3),
-            "most": round(max(kept), 3),
-            "processor_seconds": round(statistics.median(cpu[name][2:]), 3),
-            "times_as_fast": round(first / median, 2),
-        }
+    for name, measured in times.items():
+        report[name] = {**measured, "times_as_fast": round(first / measured["seconds"], 2)}
     (out / "camvid_steps.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 

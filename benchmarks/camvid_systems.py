@@ -25,6 +25,7 @@ class System:
     rest: list[nn.Parameter]
     loss: Callable[[Tensor, Tensor], Tensor]
     predict: Callable[[Tensor], Tensor]
+    device: str = "cpu"
 
 
 def smp_system(weights: Path) -> System:

@@ -1,0 +1,166 @@
+"""The training recipe that the CamVid comparisons share: batches, epochs with checkpoints, validation.
+
+Every system sees the same pictures in the same order with the same augmentation (random scale 0.6 to 1.6, 320 x 320
+crop, flip, batch 8), AdamW with 3e-4 for the backbone and 1e-3 for the rest, weight decay 1e-2, poly 0.9, output
+stride 16.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from camvid_systems import System
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from metricseg.data import Augmented, CamVid, EpochSampler, eval_transform, train_transform
+from metricseg.data.stream import seeded
+from metricseg.evaluation import IoU
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def train_loader(root: Path, seed: int, workers: int = 0) -> DataLoader[Any]:
+    """The training batches, (float32 [8, 3, 320, 320], uint8 [8, 320, 320])."""
+    data = Augmented(CamVid(root, "train"), train_transform((320, 320), scale=(0.6, 1.6), mean=HALF, std=HALF), seed)
+    return DataLoader(data, 8, sampler=EpochSampler(len(data), seed), drop_last=True, num_workers=workers)
+
+
+@torch.inference_mode()
+def validate(system: System, root: Path) -> list[float]:
+    """IoU of each class over the validation pictures at their own size, in [0, 1]."""
+    system.model.eval()
+    transform, iou = eval_transform(mean=HALF, std=HALF), IoU(len(CamVid.classes)).to(system.device)
+    for sample in tqdm(CamVid(root, "val"), desc="validate", mininterval=5):
+        image, labels = transform(*sample)
+        iou.update(system.predict(image[None].to(system.device)).argmax(1), labels[None].to(system.device))
+    return iou.compute().tolist()
+
+
+class Clock:
+    """Seconds on the wall and seconds of processor time (user + system, all threads) since it was made, added to
+    earlier ones."""
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
+        self.wall0, self.cpu0 = time.perf_counter() - wall, time.process_time() - cpu
+
+    def read(self) -> tuple[float, float]:
+        """(wall, processor) seconds."""
+        return time.perf_counter() - self.wall0, time.process_time() - self.cpu0
+
+
+def train_epoch(system: System, loader: DataLoader[Any], optimizer: Any, schedule: Any, name: str) -> float:
+    """One pass over the training pictures; the mean loss."""
+    system.model.train()
+    total = 0.0
+    bar = tqdm(loader, desc=name, mininterval=5)
+    for images, labels in bar:
+        optimizer.zero_grad(set_to_none=True)
+        loss = system.loss(images.to(system.device), labels.to(system.device))
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return total / len(loader)
+
+
+def laps(systems: dict[str, tuple[System, Any]], batch: Any, count: int) -> dict[str, dict[str, float]]:
+    """Times `count` training steps (loss, backward, optimizer) of each system, all of them in turn, after two that are
+    not counted: median, least and most wall seconds, and the median of processor seconds, all threads."""
+    wall: dict[str, list[float]] = {name: [] for name in systems}
+    cpu: dict[str, list[float]] = {name: [] for name in systems}
+    for _ in range(count + 2):
+        for name, (system, optimizer) in systems.items():
+            clock = Clock()
+            step(system, optimizer, batch)
+            for kept, seconds in zip((wall[name], cpu[name]), clock.read(), strict=True):
+                kept.append(seconds)
+    return {
+        name: {
+            "seconds": round(statistics.median(wall[name][2:]), 3),
+            "least": round(min(wall[name][2:]), 3),
+            "most": round(max(wall[name][2:]), 3),
+            "processor_seconds": round(statistics.median(cpu[name][2:]), 3),
+        }
+        for name in systems
+    }
+
+
+def step(system: System, optimizer: Any, batch: Any) -> None:
+    """A training step, to its end."""
+    system.model.train()
+    optimizer.zero_grad(set_to_none=True)
+    system.loss(*batch).backward()
+    optimizer.step()
+    if system.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A table as CSV, rewritten whole."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def prepare(make: Callable[[], System], seed: int, steps: int) -> tuple[System, Any, Any]:
+    """A seeded system with its optimizer and poly schedule over `steps` steps."""
+    torch.manual_seed(seeded(seed))
+    system = make()
+    optimizer = torch.optim.AdamW(
+        [{"params": system.backbone, "lr": 3e-4}, {"params": system.rest, "lr": 1e-3}], weight_decay=1e-2
+    )
+    return system, optimizer, torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, 0.9)
+
+
+def train(
+    make: Callable[[], System],
+    loader: DataLoader[Any],
+    root: Path,
+    epochs: int,
+    seed: int,
+    eval_every: int,
+    checkpoint: Path,
+    curve: Path,
+) -> None:
+    """A whole run, or the rest of one: `checkpoint` is written after each epoch and resumed from; `curve` is its CSV.
+
+    The last epoch is always validated.
+    """
+    system, optimizer, schedule = prepare(make, seed, epochs * len(loader))
+    state = {"model": system.model, "optimizer": optimizer, "schedule": schedule}
+    rows: list[dict[str, Any]] = []
+    if checkpoint.exists():
+        kept = torch.load(checkpoint, weights_only=True, map_location=system.device)
+        rows = kept["rows"]
+        for key, part in state.items():
+            part.load_state_dict(kept[key])
+    clock = Clock(rows[-1]["train_seconds"], rows[-1]["train_cpu_seconds"]) if rows else Clock()
+    for epoch in range(len(rows), epochs):
+        torch.manual_seed(seeded(seed, epoch))
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        loss = train_epoch(system, loader, optimizer, schedule, f"{checkpoint.stem} {epoch + 1}/{epochs}")
+        wall, cpu = clock.read()
+        due = (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
+        iou = validate(system, root) if due else None
+        clock = Clock(wall, cpu)
+        rows.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": round(loss, 5),
+                "val_miou": round(sum(iou) / len(iou), 5) if iou else "",
+                "train_seconds": round(wall, 1),
+                "train_cpu_seconds": round(cpu, 1),
+                **{c: round(iou[k], 4) if iou else "" for k, c in enumerate(CamVid.classes)},
+            }
+        )
+        write_rows(curve, rows)
+        torch.save({**{key: part.state_dict() for key, part in state.items()}, "rows": rows}, checkpoint)
