@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from metricseg import distributed
 from metricseg.losses import ContrastiveLoss, MarginContrastLoss, NTXentLoss, PixelContrastLoss, SupConLoss
 
 BATCH, CLASSES, DIM = 4, 4, 6
@@ -93,6 +94,11 @@ def main(out):
         values = [torch.empty_like(value) for _ in range(ranks)]
         dist.all_gather(values, value.detach())
         results[name, kind, dtype] = torch.stack(values), [p.grad for p in net.parameters()]
+    try:
+        distributed.gather_rows(torch.zeros(1 + rank, 2))
+        raise AssertionError("unequal numbers of rows went unnoticed")
+    except ValueError as error:
+        assert f"equally many rows to be gathered, got {list(range(1, ranks + 1))}" in str(error)
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()

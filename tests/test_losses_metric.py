@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from metricseg.losses import ContrastiveLoss, NTXentLoss, SupConLoss, build_loss
 
@@ -74,6 +75,14 @@ def test_references_with_the_same_labels(loss, options):
     inputs = [embeddings(len(labels), 0), embeddings(len(labels), 1)]
     compare(loss, options, inputs, labels, labels)
     compare(loss, options, inputs, labels, labels.clone())
+
+
+def test_a_lone_pair_is_a_pair():
+    """Theirs is 0 where there is at most one positive and one negative pair in all."""
+    inputs = embeddings(1, 0), embeddings(2, 1)
+    value = ContrastiveLoss(neg_margin=3.0)(inputs[0], torch.tensor([0]), None, inputs[1], torch.tensor([0, 1]))
+    d = torch.cdist(*(F.normalize(x) for x in inputs))[0]
+    torch.testing.assert_close(value, d[0] + 3 - d[1])
 
 
 @pytest.mark.parametrize(("loss", "options"), LOSSES)

@@ -1,11 +1,14 @@
 """Loss modules over `metricseg_kernels`, each built by name from a configuration. Needs torch and numpy alone.
 
-They follow what training code bases expect of a loss:
+Those of logits [B, K, h, w] against labels [B, H, W] follow what training code bases expect of a loss:
 
 - plain PyTorch and Lightning: `loss(logits, labels)`.
 - mmsegmentation: `loss_weight`, `loss_name`, and a forward that takes `weight`, `avg_factor`, `reduction_override`,
   `ignore_index`.
 - segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
+
+Those of pixel embeddings [B, D, h, w] take ContrastiveSeg's call, `loss(embeddings, labels, predictions)`; those of
+embeddings [N, D] pytorch-metric-learning's, `loss(embeddings, labels, None, ref_emb, ref_labels)`.
 """
 
 from metricseg.losses.base import LOSSES, build_loss
