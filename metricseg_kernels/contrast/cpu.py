@@ -47,12 +47,17 @@ class Stream:
         self.form = form
         self.x = make_side(x, alone=y is None)
         self.y = None if y is None else make_side(y, alone=False, may_stay=True)
-        self.squares = [(s.rows * s.rows).sum(1) for s in (self.x, self.y) if s is not None]
 
     @property
     def other(self) -> Side:
         """The side of the columns."""
         return self.x if self.y is None else self.y
+
+    @functools.cached_property
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of rows and columns, [A] and [M]."""
+        x, y = (torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)]) for s in (self.x, self.other))
+        return x, y
 
     def bound(self) -> float | None:
         """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread."""
