@@ -225,6 +225,8 @@ def small_cases(backend: str) -> None:
     focal_cases(backend)
     if backend in backends.ORDER["contrast"]["cuda"]:
         contrast_cases(backend)
+    if backend in backends.ORDER["anchors"]["cuda"]:
+        anchors_cases(backend)
 
 
 def contrast_cases(backend: str) -> None:
@@ -252,6 +254,32 @@ def contrast_cases(backend: str) -> None:
         torch.cuda.synchronize()
         assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
         print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
+
+
+def anchors_cases(backend: str) -> None:
+    """Every strategy, more slots than samples, labels and indices out of range, a pixel twice, odd strides."""
+    import torch
+
+    import metricseg_kernels as mk
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (3, 19, 46), generator=generator).to("cuda")[..., ::2]
+    labels[0, 0, :3], labels[1, 2, 3] = 255, 2**40
+    predictions = torch.randint(5, labels.shape, generator=generator).to("cuda")
+    confidence = torch.rand(labels.shape, generator=generator).to("cuda")
+    for strategy, samples in (("hard", 200), ("random", 7), ("semi_hard", 200), ("boundary", 31)):
+        kwargs = {"strategy": strategy, "max_samples": samples, "max_views": 20, "seed": 1, "backend": backend}
+        index, sampled, count = mk.sample_anchors(labels, predictions, confidence=confidence, **kwargs)
+        used = index[: int(count)]
+        assert count > 0 and bool((labels.flatten()[used] == sampled[: int(count)]).all())
+        for dtype, layout in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+            x = torch.randn(3, 37, 19, 23, generator=generator).to("cuda", dtype, memory_format=layout).requires_grad_()
+            pixels = torch.cat([index, index[:5], index.new_tensor([-1, -2, 2**50])])
+            rows = mk.gather_pixels(x, pixels, backend=backend)
+            rows.sum().backward()
+            torch.cuda.synchronize()
+            assert bool(rows[:-2].isfinite().all() and rows[-2:].isnan().all() and x.grad.isfinite().all())
+        print(f"{backend} anchors {strategy}: done", flush=True)
 
 
 def focal_cases(backend: str) -> None:
