@@ -143,14 +143,14 @@ def loss_with_memory(**options):
 
 
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
-def test_the_loss_is_the_published_one_against_what_is_filled(denominator):
+def test_the_loss_is_the_published_one_against_what_is_filled(denominator, backend, device):
     """No column is masked: no row of the bank is a pixel of this batch. Backward comes after the bank took its rows."""
-    loss = loss_with_memory(denominator=denominator)
+    loss = loss_with_memory(denominator=denominator, backend=backend).to(device)
     memory = PixelMemory(K, D, SIZE, PIXELS).double()
     for step in range(5):
         features, labels = images(step, dtype=torch.float64)
         features.requires_grad_()
-        value = loss(features, labels, seed=step)
+        value = loss(features.to(device), labels.to(device), seed=step).cpu()
         (gradient,) = torch.autograd.grad(value, features)
         rings = filled(memory)
         rows = torch.cat(list(rings.values()))
@@ -173,6 +173,15 @@ def test_only_training_fills_the_memory():
     assert not loss.memory.written.any()
 
 
+def test_a_second_forward_before_the_backward_of_the_first_is_an_error():
+    """Or, with a backend whose forward makes the gradient, right; never a gradient against other rows."""
+    loss = loss_with_memory(backend="reference")
+    batches = [images(step, dtype=torch.float64) for step in range(3)]
+    first, _ = [loss(f.requires_grad_(), y) for f, y in batches][1:]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.backward()
+
+
 def test_a_resumed_loss_goes_on():
     loss, resumed = loss_with_memory(), loss_with_memory()
     for step in range(2):
@@ -183,8 +192,9 @@ def test_a_resumed_loss_goes_on():
         assert loss(*batch, seed=step) == resumed(*batch, seed=step)
 
 
-def test_half_precision_embeddings_meet_a_single_precision_bank():
-    loss = loss_with_memory().float()
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_half_precision_embeddings_meet_a_single_precision_bank(backend):
+    loss = loss_with_memory(backend=backend).float()
     for step in range(2):
         features, labels = images(step)
         features = features.bfloat16().requires_grad_()
@@ -196,10 +206,12 @@ def test_half_precision_embeddings_meet_a_single_precision_bank():
 def test_one_graph():
     """torch.compile finds no break and no host sync."""
     torch.compiler.reset()
-    loss, expected = loss_with_memory().float(), loss_with_memory().float()
+    loss = loss_with_memory().float()
+    loss(*images(0), seed=0)
+    expected = copy.deepcopy(loss)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    for step in range(3):
-        torch.testing.assert_close(compiled(*images(step), seed=step), expected(*images(step), seed=step))
+    for step in (1, 2):
+        torch.testing.assert_close(compiled(*images(step), seed=1), expected(*images(step), seed=1))
 
 
 @pytest.mark.gpu

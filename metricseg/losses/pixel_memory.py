@@ -37,7 +37,7 @@ class PixelMemory(nn.Module):
 
     bank: Tensor  # [2 K size + 1, D]: rings of means, rings of pixels, and a row that nobody reads
     written: Tensor  # [2 K] int64, rows that a ring was ever given
-    held: Tensor | None  # [R, D]
+    held: Tensor | None  # [R, D]; stays where it is, so that a captured CUDA graph finds it
     held_rings: Tensor  # [R] int64, -1 for none
 
     def __init__(self, num_classes: int, dim: int, size: int = 5000, pixels: int = 10) -> None:
@@ -50,6 +50,7 @@ class PixelMemory(nn.Module):
         self.register_buffer("written", torch.zeros(2 * num_classes, dtype=torch.int64))
         self.register_buffer("held", None, persistent=False)
         self.register_buffer("held_rings", None, persistent=False)
+        self.holds = False
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(rows [2 K size, D], a view of the bank; labels [2 K size] int64, -1 where nothing was written yet)."""
@@ -82,12 +83,14 @@ class PixelMemory(nn.Module):
             self.held_rings.copy_(rings)
         else:
             self.held, self.held_rings = rows, rings
+        self.holds = True
 
     @torch.no_grad()
     def flush(self) -> None:
         """Puts the rows held back into the bank."""
-        if self.held is None:
+        if self.held is None or not self.holds:
             return
+        self.holds = False
         rings, order = self.held_rings.sort(stable=True)  # within a ring the rows keep their order
         counts = torch.zeros_like(self.written).index_add_(0, rings.clamp(min=0), (rings >= 0).long())
         rank = torch.arange(rings.numel(), device=rings.device) - torch.searchsorted(rings, rings)
@@ -97,7 +100,6 @@ class PixelMemory(nn.Module):
         place = torch.where(stays, place, self.bank.shape[0] - 1)
         self.bank.index_copy_(0, place, torch.where(stays[:, None], self.held[order], 0))
         self.written += counts
-        self.held_rings.fill_(-1)
 
     def _candidates(
         self, features: Tensor, labels: Tensor, ignore_index: int, seed: int | None
@@ -124,7 +126,7 @@ class PixelMemory(nn.Module):
         super()._save_to_state_dict(*arguments, **options)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self.held = None
+        self.holds = False
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
