@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,9 +34,28 @@ def _patch_interpreter_once_per_launch() -> None:
     function.run, function.__call__ = run_forgetting, call
 
 
+def _patch_interpreter_dot() -> None:
+    """A device sums each element of tl.dot in one order, whatever the tile; BLAS sums it as shape and position suggest.
+
+    In fp64, rounded once, an element has one value again: the one that a later kernel recomputes in another tile.
+    """
+    from triton.runtime import interpreter
+
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, d, *options):
+        if any(t.data.dtype not in (np.float16, np.float32) for t in (a, b, d)):
+            return dot(self, a, b, d, *options)
+        wide = np.matmul(a.data, b.data, dtype=np.float64) + d.data
+        return interpreter.TensorHandle(wide.astype(d.data.dtype), d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     with contextlib.suppress(ImportError, AttributeError):
         _patch_interpreter_once_per_launch()
+        _patch_interpreter_dot()
 
 
 @pytest.fixture(params=["reference", "cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])

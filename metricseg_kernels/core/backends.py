@@ -20,7 +20,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "anchors": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")},
     "focal": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")},
-    "contrast": {"cpu": ("cpu", "reference"), "cuda": ("reference",)},
+    "contrast": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
 }
 
 

@@ -1,0 +1,21 @@
+"""Formulas on blocks that several families' Triton kernels share."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def exp(x):
+    """e^x; in fp32 by the one instruction that flushes subnormal results to 0."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        return tl.exp2(1.4426950408889634 * x)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) with full relative accuracy: the rounding of w = 1 + x is undone by the factor x / (w - 1)."""
+    w = 1.0 + x
+    d = w - 1.0
+    return tl.where(d == 0.0, x, tl.log(w) * (x / tl.where(d == 0.0, 1.0, d)))
