@@ -6,6 +6,8 @@ import pytest
 import torch
 from anchor_cases import BACKENDS, CASES, NAMED, STRATEGIES, Case, arguments, make, published_quota, slots_of
 from conftest import device_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import reference
@@ -35,6 +37,24 @@ def test_the_same_choice_on_every_backend(case: Case, strategy: str, backend: st
         )
         for theirs, ours in zip(truth, got, strict=True):
             assert ours.dtype == torch.int64 and torch.equal(ours.cpu(), theirs)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_map(data: st.DataObject) -> None:
+    """Shapes, classes, shares and capacities that no table thought of."""
+    if (reason := backends.why_not("cpu", "cpu")) is not None:
+        pytest.skip(reason)
+    number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    case = Case(
+        str(number(0, 10**9)), (number(1, 4), number(1, 20), number(1, 20)), classes=number(1, 9),
+        max_samples=number(1, 200), max_views=number(1, 40), min_pixels=number(0, 20),
+        labels=data.draw(st.sampled_from(["regions", "noise", "one"])), wrong=data.draw(st.floats(0, 1)),
+    )  # fmt: skip
+    labels, predictions, confidence = make(case)
+    kwargs = arguments(case, data.draw(st.sampled_from(STRATEGIES)), confidence) | {"seed": number(-(2**63), 2**63 - 1)}
+    truth, got = (mk.sample_anchors(labels, predictions, backend=b, **kwargs) for b in ("reference", "cpu"))
+    assert all(torch.equal(a, b) for a, b in zip(truth, got, strict=True))
 
 
 @by_strategy
@@ -156,8 +176,8 @@ def test_semi_hard_is_wrong_or_unsure() -> None:
     wrong = predictions != labels
     for threshold in (0.0, 0.3, 1.1):
         unsure = (confidence < threshold) | confidence.isnan()
-        for given, expected in ((predictions, wrong | unsure), (None, unsure)):
-            first = reference.preferred("semi_hard", labels, given, confidence, threshold, 2, 255)
+        for guess, expected in ((predictions, wrong | unsure), (None, unsure)):
+            first = reference.preferred("semi_hard", labels, guess, confidence, threshold, 2, 255)
             assert torch.equal(first.bool(), expected)
 
 

@@ -9,6 +9,8 @@ from guard import Guarded
 from test_anchors import backend  # noqa: F401
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import op, reference
@@ -105,6 +107,30 @@ def test_no_shape_depends_on_data(strategy: str) -> None:
             assert index.shape == sampled.shape == (40,) and count.shape == () and rows.shape == (40, 6)
             (grad,) = torch.autograd.grad(rows.sum(), features)
             assert grad.shape == features.shape
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses tensors on the host: a copy of one to or from the device is what makes the host wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves((args, kwargs, out))
+        assert all(t.device.type == "cuda" for t in leaves if isinstance(t, Tensor)), f"{function} meets the host"
+        return out
+
+
+@by_strategy
+def test_the_reference_stays_on_the_device(strategy: str) -> None:
+    """It is what runs on CUDA where the extension has no kernels."""
+    with FakeTensorMode(), OnDevice():
+        labels = torch.zeros(2, 16, 24, dtype=torch.long, device="cuda")
+        confidence, features = (torch.zeros(size, device="cuda") for size in ((2, 16, 24), (2, 6, 16, 24)))
+        first = reference.preferred(strategy, labels, labels, confidence, 0.7, 2, 255)
+        seed = torch.zeros((), dtype=torch.long, device="cuda")
+        index, *_ = reference.sample(labels, first, seed, 40, 6, 6, strategy == "hard", 256, 255, -1)
+        assert reference.gather(features, index, True, 1e-12).shape == (40, 6)
+        with pytest.raises(AssertionError, match="meets the host"):
+            torch.tensor([1, 2]).to("cuda")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
