@@ -107,7 +107,9 @@ def draw(
     scaled = ((points - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
 
     table = colours(palette)
-    figure, axes = plt.subplots(len(shown), 4, figsize=(11, 2.6 * len(shown)), squeeze=False)
+    height, width = shown[0][0].shape[-2:]
+    size = (11, 0.4 + 2.75 * height / width * len(shown))
+    figure, axes = plt.subplots(len(shown), 4, figsize=size, squeeze=False, layout="constrained")
     maps = scaled.split([embedding[0].numel() for *_, embedding in shown])
     for line, (image, labels, predicted, embedding), colour in zip(axes, shown, maps, strict=True):
         picture = (image - image.amin()) / (image.amax() - image.amin()).clamp(min=1e-12)
@@ -119,7 +121,6 @@ def draw(
             axis.set_axis_off()
     for axis, title in zip(axes[0], ("picture", "labels", "prediction", "embedding, 3 components"), strict=True):
         axis.set_title(title, fontsize=10)
-    figure.tight_layout()
     figure.savefig(map_path, dpi=100)
     plt.close(figure)
 
