@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "../common/parallel.h"
@@ -23,7 +24,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kRows = 16;                 // a share of the rows
+constexpr int64_t kTile = 16;
 constexpr int64_t kBytes = int64_t(1) << 20;  // a share of the gradient
 
 const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
@@ -42,32 +43,117 @@ struct Pixels {
   }
 };
 
+// f(S*) with the type that is stored; fp64 meets fp64 only.
+template <typename T, typename F>
+void with_storage(Type type, const F& f) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    f(static_cast<double*>(nullptr));
+  } else if (type == Type::bf16) {
+    f(static_cast<baseline::BFloat16*>(nullptr));
+  } else if (type == Type::f16) {
+    f(static_cast<baseline::Float16*>(nullptr));
+  } else {
+    f(static_cast<float*>(nullptr));
+  }
+}
+
+// move(pixel, channel) for the pixels of a tile: channels first where they lie together, else pixels first.
+template <typename F>
+void sweep_tile(int64_t pixels, int64_t channels, bool channels_first, const F& move) {
+  if (channels_first) {
+    for (int64_t r = 0; r < pixels; ++r) {
+      for (int64_t c = 0; c < channels; ++c) move(r, c);
+    }
+  } else {
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t r = 0; r < pixels; ++r) move(r, c);
+    }
+  }
+}
+
+// Pixels of a map, and their values as rows [n, C] of T.
+template <typename T>
+struct Tile {
+  const Map& map;
+  int64_t channels, n = 0;
+  char* pixels[kTile] = {};
+  std::vector<T> values;
+
+  Tile(const Map& from, int64_t width) : map(from), channels(width), values(kTile * width) {}
+
+  T* add(char* pixel) {
+    pixels[n] = pixel;
+    return values.data() + n++ * channels;
+  }
+  void read() {
+    with_storage<T>(map.type, [&](auto* stored) {
+      using S = std::remove_pointer_t<decltype(stored)>;
+      sweep_tile(n, channels, map.k == 1, [&](int64_t r, int64_t c) {
+        values[r * channels + c] = baseline::widen(reinterpret_cast<const S*>(pixels[r])[c * map.k]);
+      });
+    });
+  }
+  void write() {
+    with_storage<T>(map.type, [&](auto* stored) {
+      using S = std::remove_pointer_t<decltype(stored)>;
+      sweep_tile(n, channels, map.k == 1, [&](int64_t r, int64_t c) {
+        baseline::narrow(values[r * channels + c], reinterpret_cast<S*>(pixels[r]) + c * map.k);
+      });
+    });
+    n = 0;
+  }
+};
+
+// f(begin, end) on the tiles of [0, n), which threads share.
+template <typename F>
+void parallel_tiles(int64_t n, const F& f) {
+  parallel((n + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) { f(begin * kTile, std::min(end * kTile, n)); });
+}
+
+// y = x / max(|x|, eps), 0 for 0; in place. -> |x|
+template <typename T>
+T normalize_row(T* row, int64_t channels, bool normalize, T eps) {
+  T square = T(0);
+  for (int64_t c = 0; c < channels; ++c) square += row[c] * row[c];
+  const T norm = std::sqrt(square);
+  if (normalize && square > T(0)) {
+    const T divisor = std::max(norm, eps);
+    for (int64_t c = 0; c < channels; ++c) row[c] /= divisor;
+  }
+  return norm;
+}
+
 template <typename T>
 void gather(const Tensor& features, const Tensor& index, bool normalize, double eps, const Tensor& rows,
             const Tensor& norms) {
   const Pixels pixels(features);
-  const Map& map = pixels.map;
-  const int64_t channels = features.size(1), count = index.size(0);
+  const Type type = pixels.map.type;
+  const int64_t channels = features.size(1), row_bytes = channels * pixels.map.size;
   const int64_t* chosen = integers(index);
   char* out = static_cast<char*>(rows.mutable_data_ptr());
   T* lengths = static_cast<T*>(norms.mutable_data_ptr());
-  parallel(count, kRows, [&](int64_t begin, int64_t end) {
-    std::vector<T> row(channels);
-    for (int64_t s = begin; s < end; ++s) {
-      const char* pixel = pixels.at(chosen[s]);
-      T square = T(0);
-      if (pixel != nullptr) {
-        baseline::read(map.type, pixel, map.k, channels, row.data());
-        for (int64_t c = 0; c < channels; ++c) square += row[c] * row[c];
-      } else {
-        std::fill(row.begin(), row.end(), chosen[s] == -1 ? T(0) : std::numeric_limits<T>::quiet_NaN());
+  parallel_tiles(index.size(0), [&](int64_t begin, int64_t end) {
+    Tile<T> tile(pixels.map, channels);
+    std::vector<T> absent(channels);
+    for (int64_t s = begin; s < end; s += kTile) {
+      const int64_t last = std::min(s + kTile, end);
+      tile.n = 0;
+      for (int64_t i = s; i < last; ++i) {
+        if (char* pixel = pixels.at(chosen[i])) tile.add(pixel);
       }
-      lengths[s] = std::sqrt(square);
-      if (normalize && square > T(0)) {  // y = x / max(|x|, eps)
-        const T divisor = std::max(lengths[s], static_cast<T>(eps));
-        for (int64_t c = 0; c < channels; ++c) row[c] /= divisor;
+      tile.read();
+      T* row = tile.values.data();
+      for (int64_t i = s; i < last; ++i) {
+        if (pixels.at(chosen[i]) != nullptr) {
+          lengths[i] = normalize_row(row, channels, normalize, static_cast<T>(eps));
+          baseline::write(type, row, 1, channels, out + i * row_bytes);
+          row += channels;
+        } else {
+          std::fill(absent.begin(), absent.end(), chosen[i] == -1 ? T(0) : std::numeric_limits<T>::quiet_NaN());
+          lengths[i] = T(0);
+          baseline::write(type, absent.data(), 1, channels, out + i * row_bytes);
+        }
       }
-      baseline::write(map.type, row.data(), 1, channels, out + s * channels * map.size);
     }
   });
 }
@@ -76,21 +162,20 @@ void gather(const Tensor& features, const Tensor& index, bool normalize, double 
 // normalisation: (G - y <y, G>) / |x|, or G / eps where |x| < eps, or 0 where |x| = 0.
 template <typename T>
 void pixel_gradient(const Map& grad_rows, const Map& rows, const T* norms, const int64_t* order, int64_t begin,
-                    int64_t end, bool normalize, T eps, std::vector<T>& sum, std::vector<T>& row) {
-  const auto channels = static_cast<int64_t>(sum.size());
-  std::fill(sum.begin(), sum.end(), T(0));
-  for (int64_t i = begin; i < end; ++i) {
-    baseline::read(grad_rows.type, grad_rows.at(0, 0, order[i], 0), grad_rows.x, channels, row.data());
+                    int64_t end, bool normalize, T eps, int64_t channels, T* sum, T* row) {
+  baseline::read(grad_rows.type, grad_rows.at(0, 0, order[begin], 0), grad_rows.x, channels, sum);
+  for (int64_t i = begin + 1; i < end; ++i) {
+    baseline::read(grad_rows.type, grad_rows.at(0, 0, order[i], 0), grad_rows.x, channels, row);
     for (int64_t c = 0; c < channels; ++c) sum[c] += row[c];
   }
   if (!normalize) return;
   const T norm = norms[order[begin]];
   T along = T(0);
   if (norm > eps) {
-    baseline::read(rows.type, rows.at(0, 0, order[begin], 0), rows.x, channels, row.data());
+    baseline::read(rows.type, rows.at(0, 0, order[begin], 0), rows.x, channels, row);
     for (int64_t c = 0; c < channels; ++c) along += row[c] * sum[c];
   } else {
-    std::fill(row.begin(), row.end(), T(0));
+    std::fill(row, row + channels, T(0));
   }
   const T divisor = std::max(norm, eps);
   for (int64_t c = 0; c < channels; ++c) sum[c] = norm > T(0) ? (sum[c] - row[c] * along) / divisor : T(0);
@@ -119,16 +204,19 @@ void scatter(const Tensor& grad_rows, const Tensor& rows, const Tensor& norms, c
   parallel((bytes + kBytes - 1) / kBytes, 1, [&](int64_t begin, int64_t end) {
     std::memset(pixels.map.data + begin * kBytes, 0, std::min(end * kBytes, bytes) - begin * kBytes);
   });
-  parallel(count, kRows, [&](int64_t begin, int64_t end) {
-    std::vector<T> sum(channels), row(channels);
+  parallel_tiles(count, [&](int64_t begin, int64_t end) {
+    Tile<T> tile(pixels.map, channels);
+    std::vector<T> row(channels);
     for (int64_t i = begin; i < end; ++i) {
       char* pixel = pixels.at(sorted[i]);
       if (pixel == nullptr || (i > 0 && sorted[i - 1] == sorted[i])) continue;  // another row owns the pixel
       int64_t last = i + 1;
       while (last < count && sorted[last] == sorted[i]) ++last;
-      pixel_gradient(from, unit, lengths, integers(order), i, last, normalize, static_cast<T>(eps), sum, row);
-      baseline::write(pixels.map.type, sum.data(), pixels.map.k, channels, pixel);
+      pixel_gradient(from, unit, lengths, integers(order), i, last, normalize, static_cast<T>(eps), channels,
+                     tile.add(pixel), row.data());
+      if (tile.n == kTile) tile.write();
     }
+    tile.write();
   });
 }
 
