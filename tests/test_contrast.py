@@ -18,6 +18,7 @@ from contrast_cases import (
     loss_and_grads,
     make,
     options,
+    skip_slow,
 )
 from contrast_literal import literal_margin_contrast, literal_pixel_contrast
 
@@ -25,8 +26,7 @@ import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 
 FAMILY = "contrast"
-PER_ROW = [n for n in ("primes", "two-sets", "some-ignored", "own-classes", "one-row", "no-anchors", "ids-of-two-sets",
-                       "strided", "cold", "nineteen-classes", "ignored")]  # fmt: skip
+PER_ROW = ["two-sets", "some-ignored", "own-classes", "one-row", "no-anchors", "ids-of-two-sets", "cold", "ignored"]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.rows <= 60], ids=lambda c: c.id)
@@ -54,6 +54,7 @@ def test_reference_is_the_formula(form: str, case: Case) -> None:
 @pytest.mark.parametrize("case", CASE_PARAMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradients(form: str, case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
+    skip_slow(case, dtype, backend, device)
     loss, grads = against_reference(form, case, dtype, backend, device)
     assert loss.isfinite() and all(g.isfinite().all() for g in grads)
     if case.id in EMPTY:
@@ -73,13 +74,12 @@ def test_loss_per_anchor(form: str, name: str, backend: str, device: str) -> Non
     """reduction="none", in the order of the anchors, with an upstream gradient per anchor."""
     case = NAMED[name]
     upstream = torch.randn(case.rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device)
-    for dtype in (torch.float64, torch.float32):
-        against_reference(form, case, dtype, backend, device, upstream=upstream, reduction="none")
+    against_reference(form, case, torch.float32, backend, device, upstream=upstream, reduction="none")
 
 
 @pytest.mark.parametrize("form", ["negatives", "all"])
 def test_sum_and_stats(form: str, backend: str, device: str) -> None:
-    for name in ("some-ignored", "two-sets", "own-classes", "ids-of-one-set"):
+    for name in ("some-ignored", "two-sets", "own-classes"):
         case = NAMED[name]
         sets = make(case, torch.float64, device)
         kwargs = {**options(case, form), "return_stats": True}
@@ -97,9 +97,8 @@ def test_sum_and_stats(form: str, backend: str, device: str) -> None:
 @pytest.mark.parametrize("positive_margin", [0.0, 0.9])
 def test_margin_forms(average: str, power: int, positive_margin: float, backend: str, device: str) -> None:
     kwargs = {"average": average, "power": power, "positive_margin": positive_margin}
-    for name in ("nineteen-classes", "two-sets", "duplicates"):
-        for dtype in (torch.float64, torch.float32):
-            against_reference("margin", NAMED[name], dtype, backend, device, **kwargs)
+    for name in ("some-ignored", "two-sets", "duplicates"):
+        against_reference("margin", NAMED[name], torch.float32, backend, device, **kwargs)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -116,7 +115,7 @@ def test_more_rows_than_a_panel(form: str, case: Case, backend: str, device: str
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["nineteen-classes", "two-sets", "ids-of-two-sets"])
+@pytest.mark.parametrize("name", ["some-ignored", "ids-of-two-sets"])
 def test_order_of_the_rows_means_nothing(form: str, name: str, backend: str, device: str) -> None:
     case = NAMED[name]
     sets = make(case, torch.float64, device)

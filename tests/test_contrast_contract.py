@@ -156,6 +156,8 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
     """Every element of every output is written, nothing beside it, and no input."""
     if backend == "reference":
         pytest.skip("plain PyTorch")
+    if (backend, device) == ("triton", "cpu") and case.id not in contrast_cases.IN_EVERY_DTYPE:
+        pytest.skip("some cases only where Triton is interpreted")
     sets = make(case, device=device)
 
     def work() -> list[Tensor]:
@@ -176,7 +178,7 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["nineteen-classes", "two-sets", "many-channels", "duplicates", "strided"])
+@pytest.mark.parametrize("name", ["nineteen-classes", "two-sets", "many-channels"])
 @pytest.mark.parametrize("form", FORMS)
 def test_same_bits_twice(form: str, name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
