@@ -1,4 +1,5 @@
-// Which of a family's vector widths this processor takes.
+// Which of a family's vector widths this processor takes: METRICSEG_WIDEST, where its three tables of loops are in
+// scope.
 #pragma once
 
 #include <cstdlib>
@@ -8,6 +9,7 @@ namespace metricseg {
 
 // The widest vectors that this processor has; METRICSEG_SIMD=avx2 or baseline narrows them, for tests and comparisons.
 #if defined(__x86_64__)
+#define METRICSEG_WIDEST ::metricseg::widest(avx512_workers, avx2_workers, baseline_workers)
 template <typename Workers>
 const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers& baseline) {
   const char* wish = std::getenv("METRICSEG_SIMD");
@@ -20,6 +22,8 @@ const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers&
   if (allowed("avx2") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
   return baseline;
 }
+#else
+#define METRICSEG_WIDEST baseline_workers
 #endif
 
 }  // namespace metricseg

@@ -19,12 +19,8 @@ using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
 const Workers& workers() {
-#if defined(__x86_64__)
-  static const Workers& chosen = widest(avx512_workers, avx2_workers, baseline_workers);
+  static const Workers& chosen = METRICSEG_WIDEST;
   return chosen;
-#else
-  return baseline_workers;
-#endif
 }
 
 // The memory behind a Slots.
