@@ -130,6 +130,20 @@ def test_uniform_within_a_group(wrong: int) -> None:
         assert abs(together.mean() - p) < 1e-4 and 0.8 < spread < 1.2
 
 
+def test_too_few_candidates_are_made_good() -> None:
+    """Images of which the cpu backend's first limit, three deviations beyond the quota, lets fewer than that through."""
+    images, pixels, views, seed = 400, 1024, 64, 3
+    keys = reference.keys(torch.tensor(seed), reference.PIXELS, images * pixels).view(images, pixels)
+    limit = (views + 3 * (views**0.5 + 2.5)) / pixels * 2**64 - 2**63
+    assert ((keys.double() <= limit).sum(1) < views).any()
+    chosen = mk.sample_anchors(
+        torch.zeros(images, 32, 32, dtype=torch.uint8), max_samples=images * views, max_views=views, num_classes=1,
+        strategy="random", seed=seed,
+    )  # fmt: skip
+    smallest = keys.topk(views, largest=False).indices + pixels * torch.arange(images)[:, None]
+    assert torch.equal(chosen.index, smallest.flatten())
+
+
 def test_seeds_choose_independently() -> None:
     """Two seeds agree as often as chance has it, neighbouring ones and ones that differ in high bits."""
     labels = torch.zeros(100, 6, 10, dtype=torch.long)

@@ -1,7 +1,7 @@
-// The choice of anchors on the CPU, without a sort of the pixels. One pass over the labels counts the pixels of every
-// cell; the counts settle how many each cell gives. A second pass draws each pixel's key and keeps the few below a
-// limit under which a cell very likely has enough; those are sorted. Images are shared out to torch's threads; labels
-// are read twice, where once is the least.
+// The choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each
+// pixel (4 bytes, kept) and counts the pixels of every cell; the counts settle how many each cell gives. A second pass,
+// over the numbers, draws each pixel's key and keeps the few below a limit under which a cell very likely has enough;
+// those are sorted. Images are shared out to torch's threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -19,7 +19,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr double kDeviations = 6.0;
+constexpr double kDeviations = 3.0;  // a miss, once in hundreds of calls, costs one more walk over an image
 
 struct Job {
   Map labels, first;  // [B, h, w]; first is uint8, absent where all pixels are in group 0
@@ -43,54 +43,81 @@ struct Candidate {
   bool operator<(const Candidate& other) const { return cell != other.cell ? cell < other.cell : key < other.key; }
 };
 
-// f(pixel of the batch, cell of the image) for each pixel of an image; 2 K stands for ignored, bad(label) comes first
-// where it should not be.
-template <typename Label, typename F, typename OnBad>
-void walk_labels(const Job& job, int64_t image, const F& f, const OnBad& bad) {
-  int64_t pixel = image * job.height * job.width;
-  for (int64_t y = 0; y < job.height; ++y) {
-    const auto* labels = reinterpret_cast<const Label*>(job.labels.at(image, 0, y, 0));
-    const auto* first = job.first ? reinterpret_cast<const uint8_t*>(job.first.at(image, 0, y, 0)) : nullptr;
-    for (int64_t x = 0; x < job.width; ++x, ++pixel) {
-      const int64_t label = labels[x * job.labels.x];
-      const bool inside = label >= 0 && label < job.classes, ignored = label == job.ignore_index;
-      if (!inside && !ignored) bad(label);
-      const int64_t group = first != nullptr && first[x * job.first.x] == 0;
-      f(pixel, inside && !ignored ? 2 * label + group : 2 * job.classes);
+// cells[x] = 2 label + group for a row of an image, 2 K for what takes no part. -> whether a label is out of range
+template <typename Label>
+bool number_row(const Job& job, const char* row, int64_t stride, int32_t* cells) {
+  const auto* labels = reinterpret_cast<const Label*>(row);
+  const auto classes = static_cast<uint64_t>(job.classes);
+  bool bad = false;
+  const auto number = [&](int64_t x, int64_t label) {
+    const bool inside = static_cast<uint64_t>(label) < classes, ignored = label == job.ignore_index;
+    bad |= !inside & !ignored;
+    cells[x] = static_cast<int32_t>(inside & !ignored ? 2 * label : 2 * job.classes);
+  };
+  if (stride == 1) {
+    for (int64_t x = 0; x < job.width; ++x) number(x, labels[x]);
+  } else {
+    for (int64_t x = 0; x < job.width; ++x) number(x, labels[x * stride]);
+  }
+  return bad;
+}
+
+template <typename Label>
+Bad look_closer(const Job& job, const char* row, int64_t stride) {
+  Bad bad;
+  for (int64_t x = 0; x < job.width; ++x) {
+    const int64_t label = reinterpret_cast<const Label*>(row)[x * stride];
+    if ((label >= 0 && label < job.classes) || label == job.ignore_index) continue;
+    bad = {bad.count + 1, std::max(bad.largest, label)};
+  }
+  return bad;
+}
+
+template <typename Label>
+Bad number_image(const Job& job, int64_t image, int32_t* cells) {
+  Bad all;
+  for (int64_t y = 0; y < job.height; ++y, cells += job.width) {
+    const char* labels = job.labels.at(image, 0, y, 0);
+    if (number_row<Label>(job, labels, job.labels.x, cells)) {
+      const Bad bad = look_closer<Label>(job, labels, job.labels.x);
+      all = {all.count + bad.count, std::max(all.largest, bad.largest)};
+    }
+    if (!job.first) continue;
+    const auto* first = reinterpret_cast<const uint8_t*>(job.first.at(image, 0, y, 0));
+    for (int64_t x = 0; x < job.width; ++x) {
+      cells[x] += first[x * job.first.x] == 0 && cells[x] < static_cast<int32_t>(2 * job.classes);
     }
   }
+  return all;
 }
 
-template <typename F, typename OnBad>
-void walk(const Job& job, int64_t image, const F& f, const OnBad& bad) {
-  switch (job.labels.type) {
-    case Type::u8:
-      return walk_labels<uint8_t>(job, image, f, bad);
-    case Type::i32:
-      return walk_labels<int32_t>(job, image, f, bad);
-    default:
-      return walk_labels<int64_t>(job, image, f, bad);
-  }
-}
-
-// counts [B, 2 K + 1]; the last of each image counts its ignored pixels
-std::vector<int64_t> count_cells(const Job& job, std::vector<Bad>& bad) {
-  const int64_t cells = 2 * job.classes + 1;
-  std::vector<int64_t> counts(job.images * cells, 0);
+// cells [B, h, w] and counts [B, 2 K + 1]; the last of each image counts the pixels that take no part
+Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
+  const int64_t width = 2 * job.classes + 1, area = job.height * job.width;
+  std::vector<Bad> seen(job.images);
   parallel(job.images, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> other(width);
     for (int64_t image = begin; image < end; ++image) {
-      Bad seen;
-      int64_t* mine = counts.data() + image * cells;
-      walk(
-          job, image, [&](int64_t, int64_t cell) { ++mine[cell]; },
-          [&](int64_t label) {
-            ++seen.count;
-            seen.largest = std::max(seen.largest, label);
-          });
-      bad[image] = seen;
+      int32_t* mine = cells + image * area;
+      const auto number = job.labels.type == Type::u8    ? number_image<uint8_t>
+                          : job.labels.type == Type::i32 ? number_image<int32_t>
+                                                         : number_image<int64_t>;
+      seen[image] = number(job, image, mine);
+      // two counters for each cell, or neighbours wait for each other
+      int64_t* even = counts.data() + image * width;
+      std::fill(other.begin(), other.end(), 0);
+      int64_t i = 0;
+      for (; i + 1 < area; i += 2) {
+        ++even[mine[i]];
+        ++other[mine[i + 1]];
+      }
+      if (i < area) ++even[mine[i]];
+      for (int64_t cell = 0; cell < width; ++cell) even[cell] += other[cell];
     }
   });
-  return counts;
+  Bad all;
+  for (const Bad& one : seen) all = {all.count + one.count, std::max(all.largest, one.largest)};
+  return all;
 }
 
 // plan [B, 2 K + 1]: what each cell gives, and where it goes. -> rows in use
@@ -126,29 +153,27 @@ int64_t settle_quotas(const Job& job, const Rules& rules, const Keys& slot_keys,
   return rows;
 }
 
-// The pixels of one image: index and sampled at the places of its cells. plan and counts [2 K + 1] are the image's.
-void choose_pixels(const Job& job, int64_t image, const Cell* plan, const int64_t* counts, int64_t* index,
-                   int64_t* sampled) {
-  const int64_t cells = 2 * job.classes + 1;
-  std::vector<uint64_t> limits(cells, 0);
-  for (int64_t cell = 0; cell < cells; ++cell) {
+// The pixels of one image: index and sampled at the places of its cells. cells [h, w], plan and counts [2 K + 1] are
+// the image's.
+void choose_pixels(const Job& job, int64_t image, const int32_t* cells, const Cell* plan, const int64_t* counts,
+                   int64_t* index, int64_t* sampled) {
+  const int64_t width = 2 * job.classes + 1, area = job.height * job.width;
+  std::vector<uint64_t> limits(width, 0);
+  for (int64_t cell = 0; cell < width; ++cell) {
     if (plan[cell].n > 0) limits[cell] = likely_limit(counts[cell], plan[cell].n, kDeviations);
   }
   std::vector<Candidate> candidates;
   for (bool enough = false; !enough;) {
     candidates.clear();
     const Keys keys = job.keys;
-    walk(
-        job, image,
-        [&](int64_t pixel, int64_t cell) {
-          const uint64_t key = keys(pixel);
-          if (key <= limits[cell]) candidates.push_back({cell, key, pixel});
-        },
-        [](int64_t) {});
+    for (int64_t i = 0; i < area; ++i) {
+      const uint64_t key = keys(image * area + i);
+      if (key <= limits[cells[i]]) candidates.push_back({cells[i], key, image * area + i});
+    }
     std::sort(candidates.begin(), candidates.end());
     enough = true;
     std::size_t at = 0;
-    for (int64_t cell = 0; cell < cells; ++cell) {
+    for (int64_t cell = 0; cell < width; ++cell) {
       const std::size_t begin = at;
       while (at < candidates.size() && candidates[at].cell == cell) ++at;
       if (static_cast<int64_t>(at - begin) < plan[cell].n) {
@@ -171,9 +196,10 @@ void sample_anchors_kernel(Tensor labels, std::optional<Tensor> first, Tensor se
   const Job job{map_of(labels), map_of(first), labels.size(0), labels.size(1),
                 labels.size(2), num_classes,   ignore_index,   Keys::make(drawn, kPixels)};
   const Rules rules{max_samples, max_views, min_pixels, half};
-  const int64_t cells = 2 * num_classes + 1;
-  std::vector<Bad> seen(job.images);
-  const std::vector<int64_t> counts = count_cells(job, seen);
+  const int64_t width = 2 * num_classes + 1, area = job.height * job.width;
+  const auto cells = aligned_values<int32_t>(job.images * area);
+  std::vector<int64_t> counts(job.images * width, 0);
+  const Bad all = count_cells(job, cells.get(), counts);
   std::vector<Cell> plan(counts.size());
   const int64_t rows = settle_quotas(job, rules, Keys::make(drawn, kSlots), counts, plan);
 
@@ -184,12 +210,11 @@ void sample_anchors_kernel(Tensor labels, std::optional<Tensor> first, Tensor se
   *static_cast<int64_t*>(count.mutable_data_ptr()) = rows;
   parallel(job.images, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
-      choose_pixels(job, image, plan.data() + image * cells, counts.data() + image * cells, chosen, classes);
+      choose_pixels(job, image, cells.get() + image * area, plan.data() + image * width, counts.data() + image * width,
+                    chosen, classes);
     }
   });
 
-  Bad all;
-  for (const Bad& one : seen) all = {all.count + one.count, std::max(all.largest, one.largest)};
   auto* out = static_cast<int64_t*>(bad.mutable_data_ptr());
   out[0] = all.count;
   out[1] = all.count > 0 ? all.largest : 0;

@@ -49,8 +49,8 @@ struct Rules {
   }
 };
 
-// The largest key of those n of `have` uniform keys that are smallest, and of some more, so that it takes bad luck
-// (beyond six standard deviations) to find fewer than n below it. Whoever uses it counts, and has a way out.
+// The largest key of those n of `have` uniform keys that are smallest, and of some more: so many standard deviations of
+// bad luck it takes to find fewer than n below it. Whoever uses it counts, and has a way out.
 METRICSEG_HD uint64_t likely_limit(int64_t have, int64_t n, double deviations) {
   const double wanted = n + deviations * (std::sqrt(static_cast<double>(n)) + 2.5);
   return wanted >= have ? ~uint64_t(0) : static_cast<uint64_t>(wanted / have * 0x1p64);
