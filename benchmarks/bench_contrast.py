@@ -198,8 +198,13 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
 
 
 def entrants(shape: Rows, loss: str) -> tuple[Contestant, ...]:
-    """Who runs on a shape: ours on all; whoever writes the matrix of all pairs where it fits."""
+    """Who runs on a shape: ours on all; whoever writes the matrix of all pairs where it fits.
+
+    On a GPU torch.compile sits out the sweep: minutes of compilation.
+    """
     everyone = contestants(loss)
+    if machine.DEVICE == "cuda" and shape in shapes.CONTRAST_GPU.sweep:
+        everyone = tuple(contestant for contestant in everyone if contestant.name != "torch.compile")
     if shape.pairs <= PEERS_FIT[machine.DEVICE]:
         return everyone
     return tuple(contestant for contestant in everyone if contestant.ours)

@@ -126,7 +126,7 @@ CONTRAST_CPU = ContrastSet(
     main=(SAMPLED, MEMORY, PIXELS),
     alone=(EVERY_PIXEL,),
     euclidean=(EUCLIDEAN,),
-    sweep=tuple(replace(PIXELS, anchors=rows) for rows in (1024, 2048, 4096, 16_384)),
+    sweep=tuple(replace(PIXELS, anchors=rows) for rows in (2048, 4096, 16_384)),
 )
 
 _LARGE = replace(PIXELS, anchors=32_768)
