@@ -13,9 +13,11 @@ from ..core.checks import accumulator
 from ..pairwise.rows import Rows
 from ..pairwise.triton import Launch, Side, by_column, make_launch, make_side, on_device_of, parts_of
 from .op import STATS, Form
-from .triton_kernels import gradient, stats
+from .triton_kernels import gradient, stats, symmetric_lse
 
 PROGRAMS = 512
+SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
+SPREAD = 60.0  # of exponents, within which one bound serves all rows
 # fp16 weights are scaled so that the largest stays just in range, since most are as small as 1 / M
 FP16_TOP = 2.0**14
 
@@ -39,27 +41,18 @@ class Problem:
     def __init__(self, x: Rows, y: Rows | None, form: Form, second_product: bool) -> None:
         self.form = form
         self.acc = accumulator(x.features.dtype)
-        self.launch: Launch = make_launch(x.features, second_product, widen=form.name == "margin")
+        self.launch: Launch = make_launch(x.features, second_product, distances=form.name == "margin")
         self.x = make_side(x, self.launch)
         self.y = self.x if y is None else make_side(y, self.launch)
         self.meets_itself = y is None or x.ids is not None
-        self.bound: Tensor | None = None
-        if form.name != "margin":
-            # |<x, y>| <= |x|max |y|max
-            self.bound = self.x.squares.amax().sqrt() * self.y.squares.amax().sqrt()
+        # |<x, y>| <= |x|max |y|max; `fixed`: whether it serves all rows
+        self.bound = self.x.squares.amax().sqrt() * self.y.squares.amax().sqrt()
+        self.fixed = (2 * self.bound / form.temperature <= SPREAD).int()
 
-    def kinds(self, phase: str, by_row: bool = False, by_column: bool = False) -> list[Kind]:
-        """Of one launch, or of the two of which the data choose one."""
+    def kind(self, phase: str, fixed: bool, by_row: bool = False, by_column: bool = False) -> Kind:
         form = self.form
-        fixed = (False,) if self.bound is None or phase == "positives" else (True, False)
-        return [
-            Kind(
-                *map(
-                    tl.constexpr, (form.name, phase, f, self.meets_itself, form.power, form.nonzero, by_row, by_column)
-                )
-            )
-            for f in fixed
-        ]
+        constants = (form.name, phase, fixed, self.meets_itself, form.power, form.nonzero, by_row, by_column)
+        return Kind(*map(tl.constexpr, constants))
 
     @property
     def numbers(self) -> tuple[float, float, float]:
@@ -70,17 +63,41 @@ class Problem:
         parts = parts_of(self.x, self.y, self.launch, PROGRAMS)
         blocks = triton.cdiv(self.x.rows, self.launch.shape.rows)
         out = self.x.squares.new_empty((parts, STATS, blocks * self.launch.shape.rows))
-        for kind in self.kinds(phase):
-            bound = None if phase == "positives" else self.bound
+        flag = self.fixed if phase == "lse" else None
+        for fixed in (True, False) if phase == "lse" and self.x is not self.y else (False,):
             stats[(blocks, parts)](
-                self.x, self.y, before, out, bound, *self.numbers, kind, self.launch.tile, parts, **self.launch.options
-            )
+                self.x, self.y, before, out, self.bound, flag, *self.numbers, self.kind(phase, fixed),
+                self.launch.tile, parts, **self.launch.options,
+            )  # fmt: skip
         return out
+
+    def symmetric_sums(self) -> Tensor:
+        """Of exp((s - bound) / t), [R]."""
+        blocks = triton.cdiv(self.x.rows, self.launch.shape.rows)
+        programs = min(SYMMETRIC_PROGRAMS, blocks * (blocks // 2 + 1))
+        out = self.x.squares.new_zeros((programs, self.x.padded))
+        symmetric_lse[(programs,)](
+            self.x, out, self.bound, self.fixed, self.numbers[0], self.kind("lse", True), self.launch.tile,
+            **self.launch.options,
+        )  # fmt: skip
+        return out.sum(0)
+
+    def lse(self) -> tuple[Tensor, Tensor]:
+        """(m [R], L [R])."""
+        parts = self.sums("lse")
+        m = parts[:, 0].amax(0)
+        m = torch.where(m == -torch.inf, 0.0, m)
+        log_sum = (parts[:, 1] - (m - parts[:, 0]) / self.form.temperature).logsumexp(0)
+        if self.x is self.y:
+            sums = self.symmetric_sums()[: len(m)]
+            m = torch.where(self.fixed != 0, self.bound, m)
+            log_sum = torch.where(self.fixed != 0, sums.log(), log_sum)
+        return m, log_sum
 
     def with_terms(self, coefficients: Tensor, side: Side) -> Side:
         """(m, b, a, L, b exp((bound - m) / t)) of each row; (a, b, 0, 0, 0) for "margin"."""
         last = torch.zeros_like(coefficients[:, 0])
-        if self.bound is not None:
+        if self.form.name != "margin":
             last = coefficients[:, 1] * ((self.bound - coefficients[:, 0]) / self.form.temperature).exp()
         return side._replace(terms=by_column(torch.cat([coefficients, last[:, None]], 1), side))
 
@@ -93,10 +110,13 @@ class Problem:
         slices = triton.cdiv(depth, shape.slice or depth)
         blocks = triton.cdiv(x.rows, shape.rows)
         shares = out[None] if parts == 1 else out.new_empty((parts, *out.shape), dtype=self.acc)
-        for kind in self.kinds("gradient", x.terms is not None, y.terms is not None):
+        sides = (x.terms is not None, y.terms is not None)
+        alike = self.form.name == "margin"
+        for fixed in (False,) if alike else (True, False):
             gradient[(blocks, slices, parts)](
-                x, y, order if parts == 1 else None, shares, *shares.stride(), depth, self.bound, unit, *self.numbers,
-                kind, self.launch.tile, parts, **self.launch.options,
+                x, y, order if parts == 1 else None, shares, *shares.stride(), depth, self.bound,
+                None if alike else self.fixed, unit, *self.numbers, self.kind("gradient", fixed, *sides),
+                self.launch.tile, parts, **self.launch.options,
             )  # fmt: skip
         if parts > 1:
             out.index_copy_(0, order, shares.sum(0).to(out.dtype))
@@ -112,20 +132,10 @@ def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) ->
         if form.name == "margin":
             stats.copy_(problem.sums("margin").sum(0)[:, :count].t())
             return
-        parts = problem.sums("lse")
-        m = parts[:, 0].amax(0)
-        m = torch.where(m == -torch.inf, 0.0, m)
-        rise = (m - parts[:, 0]) / form.temperature
-        log_sum = (parts[:, 1] - rise).logsumexp(0)
+        m, log_sum = problem.lse()
+        positives = problem.sums("positives", torch.stack([m, log_sum])).sum(0)  # [STATS, R]
         stats[:, 0] = m[:count]
         stats[:, 1] = log_sum[:count]
-        if form.name == "negatives":
-            positives = problem.sums("positives", torch.stack([m, log_sum])).sum(0)
-        else:
-            # sum (n - s) = sum (m - s) / t + P L
-            pairs = parts[:, 2]
-            parts[:, 3] = parts[:, 3] / form.temperature + torch.where(pairs > 0, pairs * (rise + log_sum), 0.0)
-            positives = parts.sum(0)
         stats[:, 2:] = positives[2:, :count].t()
 
 

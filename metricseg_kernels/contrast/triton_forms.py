@@ -7,11 +7,10 @@ the launch's (triton.py), `numbers` are the form's constants.
 import triton
 import triton.language as tl
 
-from ..core.triton_math import exp, log1p
+from ..core.triton_math import exp
 from ..pairwise.triton_tiles import load_groups, load_ids, rounded, weigh
 
 LOG2E = tl.constexpr(1.4426950408889634)
-SPREAD = tl.constexpr(60.0)  # of exponents, within which one bound serves all rows
 
 
 @triton.jit
@@ -32,12 +31,12 @@ def power_of_base(t):
 
 
 @triton.jit
-def wanted(bound, scale, kind):
+def wanted(fixed, kind):
     """Whether a launch of this kind is the one that the data ask for."""
-    if bound is None:
+    if fixed is None:
         return True
     else:
-        return (2.0 * tl.load(bound) * scale <= SPREAD) == kind.FIXED
+        return (tl.load(fixed) != 0) == kind.FIXED
 
 
 @triton.jit
@@ -52,65 +51,84 @@ def pair_masks(row, y, columns, kind):
 
 
 @triton.jit
-def take_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
-    """(m, e, P, sum (m - s)) with e = sum exp((s - m) / t) over negatives, or, in "all", over all but self; there also
-    the positives."""
-    scale = in_base(numbers[0])
-    m, exps, count, total = state
+def denominator(s, row, y, columns, kind, MASKED: tl.constexpr):
+    """s where the pair is in the denominator: a negative, or, in "all", not self; else -inf."""
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
-        kept = tl.where(negative | positive if kind.NAME == "all" else negative, s, float("-inf"))
-    else:
-        kept = s
+        s = tl.where(negative | positive if kind.NAME == "all" else negative, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def take_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
+    """(m, e) with e = sum exp((s - m) / t) over the denominator's pairs."""
+    scale = in_base(numbers[0])
+    m, exps = state
+    s = denominator(s, row, y, columns, kind, MASKED)
     if kind.FIXED:
-        exps += tl.sum(power_of_base(kept * scale - (m * scale)[:, None]), 1)
+        exps += tl.sum(power_of_base(s * scale - (m * scale)[:, None]), 1)
     else:
-        top = tl.maximum(m, tl.max(kept, 1))
+        top = tl.maximum(m, tl.max(s, 1))
         shift = tl.where(top == float("-inf"), 0.0, top)
-        total += tl.where(count > 0.0, count * (shift - m), 0.0)
         exps *= power_of_base((m - shift) * scale)
-        exps += tl.sum(power_of_base((kept - shift[:, None]) * scale), 1)
+        exps += tl.sum(power_of_base((s - shift[:, None]) * scale), 1)
         m = top
-    if MASKED and kind.NAME == "all":
-        count += tl.sum(positive.to(m.dtype), 1)
-        total += tl.sum(tl.where(positive, m[:, None] - s, 0.0), 1)
-    return m, exps, count, total
+    return m, exps
+
+
+@triton.jit
+def take_both_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
+    """e of the rows, with m = bound; e of the columns goes to row[2]'s sums [R], but for columns that are the rows."""
+    scale = in_base(numbers[0])
+    m, sums, block = row[2]
+    s = denominator(s, row, y, columns, kind, MASKED)
+    e = power_of_base(s * scale - (m * scale)[:, None])
+    others = columns // tile.BM != block
+    p_columns = sums + columns
+    tl.store(p_columns, tl.load(p_columns, mask=others, other=0.0) + tl.sum(e, 0), mask=others)
+    return (state[0] + tl.sum(e, 1),)
 
 
 @triton.jit
 def take_positives(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
-    """(P, sum softplus(n - s), sum sigmoid(n - s))."""
+    """(P, sum softplus(n - s), sum sigmoid(n - s)), in "all" (P, sum (n - s), 0)."""
     scale = numbers[0]
     count, total, sigmoids = state
     positive, _ = pair_masks(row, y, columns, kind)
     count += tl.sum(positive.to(count.dtype), 1)
-    # both are 0 at z = -inf
-    z = tl.where(positive, (row[2][0][:, None] - s) * scale + row[2][1][:, None], float("-inf"))
-    e = exp(-tl.abs(z))
-    sigmoids += tl.sum(tl.where(z >= 0.0, 1.0, e) / (1.0 + e), 1)
-    total += tl.sum(tl.maximum(z, 0.0) + log1p(e), 1)
+    z = (row[2][0][:, None] - s) * scale + row[2][1][:, None]
+    if kind.NAME == "all":
+        total += tl.sum(tl.where(positive, z, 0.0), 1)
+    else:
+        # both are 0 at z = -inf
+        z = tl.where(positive, z, float("-inf"))
+        e = exp(-tl.abs(z))
+        w = 1.0 + e
+        r = 1.0 / w
+        sigmoids += tl.sum(tl.where(z >= 0.0, r, e * r), 1)
+        # log(1 + e), with what the rounding of w took from e
+        total += tl.sum(tl.maximum(z, 0.0) + (tl.log(w) + (e - (w - 1.0)) * r), 1)
     return count, total, sigmoids
 
 
 @triton.jit
-def distance(s, row, y, columns):
-    """(d [BM, BN], where rounding alone could have made it)."""
+def squared_distance(s, row, y, columns):
+    """d^2 [BM, BN]; 0 where rounding alone could have made it."""
     # d^2 = |x|^2 + |y|^2 - 2 x.y
     squares = row[3][:, None] + tl.load(y.squares + columns)[None, :]
     d2 = squares - 2.0 * s
     EPS: tl.constexpr = 2.220446049250313e-16 if s.dtype == tl.float64 else 1.1920928955078125e-07
-    near = d2 <= 8.0 * EPS * squares
-    return tl.where(near, 0.0, tl.sqrt(tl.where(near, 1.0, d2))), near
+    return tl.where(d2 <= 8.0 * EPS * squares, 0.0, d2)
 
 
 @triton.jit
 def hinge(v, kind):
-    """(relu(v)^p, p relu(v)^(p-1)); NaN stays."""
+    """relu(v)^p; NaN stays."""
     r = tl.where(v < 0.0, 0.0, v)
     if kind.POWER == 2:
-        return r * r, 2.0 * r
+        return r * r
     else:
-        return r, tl.where(v > 0.0, 1.0, 0.0).to(v.dtype)
+        return r
 
 
 @triton.jit
@@ -118,12 +136,11 @@ def take_margin(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: 
     """(sum over positives, how many, sum over negatives, how many)."""
     margin, positive_margin = numbers
     pulls, pulled, pushes, pushed = state
-    d, _ = distance(s, row, y, columns)
-    push, _ = hinge(margin - d, kind)
+    d = tl.sqrt(squared_distance(s, row, y, columns))
+    push = hinge(margin - d, kind)
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
-        pull, _ = hinge(d - positive_margin, kind)
-        pull = tl.where(positive, pull, 0.0)
+        pull = tl.where(positive, hinge(d - positive_margin, kind), 0.0)
         push = tl.where(negative, push, 0.0)
         pulls += tl.sum(pull, 1)
         if kind.NONZERO:
@@ -134,7 +151,7 @@ def take_margin(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: 
     elif kind.NONZERO:
         pushed += tl.sum((push > 0.0).to(s.dtype), 1)
     else:
-        pushed += tile.BN
+        pushed += columns.shape[0]
     return pulls, pulled, pushes + tl.sum(push, 1), pushed
 
 
@@ -190,26 +207,36 @@ def contrast_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
 
 
 @triton.jit
+def hinge_slope(v, inverse, kind):
+    """p relu(v)^(p-1) / d, where v is in units of d."""
+    if kind.POWER == 2:
+        return 2.0 * tl.where(v < 0.0, 0.0, v)
+    else:
+        return tl.where(v > 0.0, inverse, 0.0)
+
+
+@triton.jit
 def margin_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
     """As above, with a on positives and b on negatives; the gradient is sum_j W_ij (x_i - y_j)."""
     margin, positive_margin = numbers
-    a, b = tl.zeros_like(s), tl.zeros_like(s)
+    d2 = squared_distance(s, row, y, columns)
+    inverse = tl.where(d2 == 0.0, 0.0, tl.rsqrt(d2))  # 1 / d; nothing moves rows at d = 0
+    push = hinge_slope(margin * inverse - 1.0, inverse, kind)
+    w = tl.zeros_like(s)
     if kind.BY_ROW:
-        a += row[2][0][:, None]
-        b += row[2][1][:, None]
+        w -= row[2][1][:, None] * push
     if kind.BY_COLUMN:
-        terms = load_terms(y, columns)
-        a += terms[0][None, :]
-        b += terms[1][None, :]
-    d, near = distance(s, row, y, columns)
-    inverse = tl.where(near, 0.0, 1.0 / tl.where(near, 1.0, d))
-    _, slope = hinge(margin - d, kind)
-    w = -b * slope
+        w -= load_terms(y, columns)[1][None, :] * push
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
-        _, slope = hinge(d - positive_margin, kind)
-        w = tl.where(negative, w, 0.0) + tl.where(positive, a * slope, 0.0)
-    return w * inverse
+        w = tl.where(negative, w, 0.0)
+        pull = hinge_slope(1.0 - positive_margin * inverse, inverse, kind)
+        pull = tl.where(positive & (inverse != 0.0), pull, 0.0)
+        if kind.BY_ROW:
+            w += row[2][0][:, None] * pull
+        if kind.BY_COLUMN:
+            w += load_terms(y, columns)[0][None, :] * pull
+    return w
 
 
 @triton.jit

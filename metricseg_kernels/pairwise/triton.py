@@ -10,9 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..core.backends import interpreting
 from ..core.checks import accumulator
 from .rows import Rows
-from .triton_tiles import gather_rows
+from .triton_tiles import find_alive, gather_rows
 
 # Launches are deterministic and the same on every device: nothing here asks how many multiprocessors there are.
 ENOUGH_PROGRAMS = 256
@@ -35,14 +36,19 @@ class Shape(NamedTuple):
     stages: int
 
 
-# (kind of product, whether with a second one): shapes by depth
+# (kind of product, whether with a second one): shapes by depth. "sync" stands for targets before sm_90, whose products
+# take their left operand from registers: the rows of X that a program keeps are there too.
 SHAPES: dict[tuple[str, bool], tuple[Shape, ...]] = {
     ("half", False): (Shape(128, 128, 128, 0, 0, 8, 3), Shape(256, 128, 128, 0, 0, 8, 2),
                       Shape(1 << 31, 128, 128, 64, 0, 8, 3)),
     ("half", True): (Shape(64, 128, 128, 0, 0, 8, 3), Shape(256, 128, 64, 0, 0, 8, 2),
                      Shape(1 << 31, 128, 64, 64, 256, 8, 2)),
+    ("half sync", True): (Shape(64, 128, 64, 0, 0, 8, 3), Shape(256, 64, 64, 0, 0, 8, 2),
+                          Shape(1 << 31, 64, 64, 64, 256, 8, 2)),
     ("tf32", False): (Shape(64, 128, 64, 0, 0, 8, 3), Shape(128, 128, 64, 0, 0, 8, 2),
                       Shape(1 << 31, 128, 64, 32, 0, 8, 3)),
+    ("tf32 sync", False): (Shape(64, 64, 64, 0, 0, 4, 3), Shape(128, 128, 64, 0, 0, 8, 2),
+                           Shape(1 << 31, 128, 64, 32, 0, 8, 3)),
     ("tf32", True): (Shape(64, 64, 64, 0, 0, 4, 2), Shape(128, 64, 64, 0, 0, 8, 2),
                      Shape(1 << 31, 64, 32, 32, 256, 8, 2)),
     ("ieee", False): (Shape(1 << 31, 64, 64, 16, 0, 8, 2),),
@@ -88,7 +94,8 @@ class Side(NamedTuple):
     ids: Tensor | None  # [rows]
     low: Tensor  # [tiles]
     high: Tensor
-    terms: Tensor | None  # [4, R]: what an epilogue knows of these rows
+    spans: Tensor  # [4], see `find_alive`
+    terms: Tensor | None  # [n, R]: what an epilogue knows of these rows
     rows: int
     padded: int
     tiles: int
@@ -108,14 +115,28 @@ def block_widths(depth: int) -> tuple[int, ...]:
     return tuple(16 * w for w in widths) if sum(widths) < whole else (16 * whole,)
 
 
-def make_launch(features: Tensor, second_product: bool, widen: bool = False) -> Launch:
-    """The tile for products of these rows. widen: keep fp16 operands as fp32, which holds them exactly in tf32."""
+def asynchronous() -> bool:
+    """Whether the target has matrix instructions that read both operands from shared memory."""
+    return interpreting() or triton.runtime.driver.active.get_current_target().arch >= 90
+
+
+def make_launch(features: Tensor, second_product: bool, distances: bool = False) -> Launch:
+    """The tile for products of these rows.
+
+    distances: weights may be as large as 1 / d, so fp16 operands are kept as fp32, which tf32 products take exactly;
+    and an epilogue of distances keeps more in registers beside the gradient, so tiles are half as wide there.
+    """
     dtype, depth = features.dtype, features.shape[1]
-    if dtype == torch.float16 and widen:
+    if dtype == torch.float16 and distances:
         dtype = torch.float32
     precise = features.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     kind = {torch.float64: "double", torch.float32: "ieee" if precise else "tf32"}.get(dtype, "half")
-    shape = next(s for s in SHAPES[kind, second_product] if depth <= s.depth)
+    shapes = SHAPES[kind, second_product]
+    if not asynchronous():
+        shapes = SHAPES.get((f"{kind} sync", second_product), shapes)
+    shape = next(s for s in shapes if depth <= s.depth)
+    if distances and second_product:
+        shape = shape._replace(columns=max(shape.columns // 2, 32))
     widths = () if shape.chunk else block_widths(depth)
     width = sum(widths)
     if shape.chunk:
@@ -134,8 +155,8 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def make_side(rows: Rows, launch: Launch, terms: Tensor | None = None) -> Side:
-    """The sorted and padded copy of one side. terms: [4, at least R]."""
+def make_side(rows: Rows, launch: Launch) -> Side:
+    """The sorted and padded copy of one side."""
     features, (count, depth) = rows.features, rows.features.shape
     shape = launch.shape
     block = max(shape.rows, shape.columns)
@@ -143,15 +164,16 @@ def make_side(rows: Rows, launch: Launch, terms: Tensor | None = None) -> Side:
     tiles = padded // shape.columns
     data = features.new_empty((padded, launch.width), dtype=launch.dtype)
     squares = features.new_empty(padded, dtype=accumulator(features.dtype))
-    low, high = (features.new_empty(tiles, dtype=torch.int32) for _ in range(2))
+    low, high, spans = (features.new_empty(n, dtype=torch.int32) for n in (tiles, tiles, 4))
     rounds = launch.dtype == torch.float32 and launch.tile.PRECISION.value == "tf32"
     gather_rows[(tiles,)](
         features, *features.stride(), rows.order, rows.groups, count, depth, data, squares, low, high,
         WIDTH=launch.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(launch.width)), ROUND=rounds,
         num_warps=4,
     )  # fmt: skip
+    find_alive[(1,)](low, high, tiles, spans, BLOCK=SCAN, num_warps=4)
     chunk = shape.chunk or 1
-    return Side(data, squares, rows.groups, rows.ids, low, high, terms, count, padded, tiles,
+    return Side(data, squares, rows.groups, rows.ids, low, high, spans, None, count, padded, tiles,
                 triton.cdiv(depth, chunk) * chunk)  # fmt: skip
 
 

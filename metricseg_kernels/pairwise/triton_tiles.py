@@ -10,10 +10,10 @@ A row is a tuple of blocks whose widths are powers of two that sum to the padded
 128. While they fit, the blocks of X stay in shared memory or registers for the whole walk, and the walk is one
 pipelined loop; wider rows, and fp32 and fp64 products without tensor cores, go in chunks of D in an inner loop.
 
-Groups rise along the rows. So for one program the tiles of Y are: some without any row that takes part, some that hold
-only rows of other groups, and in their midst those that may hold its own groups. `find_spans` finds these three spans
-in the tiles' least and largest groups, O(M / BN) per program, and never takes the order for granted: where a span has a
-hole, it is widened. Only the own span needs masks.
+Groups rise along the rows. So for one program the tiles of Y are: some without any row that takes part, perhaps a tile
+at either end with some, tiles that hold only rows of other groups, and in their midst those that may hold its own.
+`find_spans` finds these spans in the tiles' least and largest groups, O(M / BN) per program, and never takes the order
+for granted: where a span has a hole, it is widened. Only the own span and the two ends need masks.
 """
 
 import triton
@@ -67,45 +67,63 @@ def load_ids(side, r):
 
 
 @triton.jit
-def find_spans(groups, y, BLOCK: tl.constexpr):
-    """For rows of these groups the tiles of Y from first to last that matter, in them the own span, and in that a span
-    wholly of the rows' one group: (first, own, pure, pure end, own end, last)."""
-    r_high = tl.max(groups, 0)
-    r_low = tl.min(tl.where(groups < 0, r_high, groups), 0)
-    one = (r_low == r_high) & (r_low >= 0)
-    first, last, present = y.tiles, 0, 0
-    own, own_end = y.tiles, 0
-    pure, pure_end, pures = y.tiles, 0, 0
-    for begin in range(0, y.tiles, BLOCK):
+def find_alive(low, high, tiles, spans, BLOCK: tl.constexpr):
+    """spans [4]: the tiles [0, 1) with a row that takes part, and those [2, 3) among them of which every row does."""
+    first, last = tiles, 0
+    full, full_end, fulls = tiles, 0, 0
+    for begin in range(0, tiles, BLOCK):
         t = begin + tl.arange(0, BLOCK)
-        low = tl.load(y.low + t, mask=t < y.tiles, other=-1)
-        high = tl.load(y.high + t, mask=t < y.tiles, other=-1)
-        here = (high >= 0) & (r_high >= 0)
-        mine = here & ((low < 0) | ((high >= r_low) & (low <= r_high)))
-        wholly = here & one & (low == r_low) & (high == r_low)
-        first = tl.minimum(first, tl.min(tl.where(here, t, y.tiles), 0))
-        last = tl.maximum(last, tl.max(tl.where(here, t + 1, 0), 0))
-        present += tl.sum(here.to(tl.int32), 0)
-        own = tl.minimum(own, tl.min(tl.where(mine, t, y.tiles), 0))
-        own_end = tl.maximum(own_end, tl.max(tl.where(mine, t + 1, 0), 0))
-        pure = tl.minimum(pure, tl.min(tl.where(wholly, t, y.tiles), 0))
-        pure_end = tl.maximum(pure_end, tl.max(tl.where(wholly, t + 1, 0), 0))
-        pures += tl.sum(wholly.to(tl.int32), 0)
+        some = tl.load(high + t, mask=t < tiles, other=-1) >= 0
+        every = tl.load(low + t, mask=t < tiles, other=-1) >= 0
+        first = tl.minimum(first, tl.min(tl.where(some, t, tiles), 0))
+        last = tl.maximum(last, tl.max(tl.where(some, t + 1, 0), 0))
+        full = tl.minimum(full, tl.min(tl.where(every, t, tiles), 0))
+        full_end = tl.maximum(full_end, tl.max(tl.where(every, t + 1, 0), 0))
+        fulls += tl.sum(every.to(tl.int32), 0)
     first = tl.minimum(first, last)
-    own = tl.minimum(own, last)
-    own_end = tl.maximum(own_end, own)
-    if present < last - first:
-        own, own_end = first, last
-    if pures < pure_end - pure:
-        pure, pure_end = own_end, own_end
-    pure = tl.minimum(pure, own_end)
-    return first, own, pure, tl.maximum(pure_end, pure), own_end, last
+    if fulls == 0 or fulls < full_end - full:
+        full, full_end = first, first
+    tl.store(spans, first)
+    tl.store(spans + 1, last)
+    tl.store(spans + 2, full)
+    tl.store(spans + 3, full_end)
 
 
 @triton.jit
-def share(count, part, parts):
-    """[begin, end) of the part-th of so many even shares."""
-    return count * part // parts, count * (part + 1) // parts
+def find_spans(groups, y, BLOCK: tl.constexpr):
+    """For rows of these groups, tiles of Y as (start, how many, holes): those that hold only other groups, those that
+    need masks, and these without a span wholly of the rows' one group. A hole is (from, width)."""
+    first, last = tl.load(y.spans), tl.load(y.spans + 1)
+    full, full_end = tl.load(y.spans + 2), tl.load(y.spans + 3)
+    r_high = tl.max(groups, 0)
+    r_low = tl.min(tl.where(groups < 0, r_high, groups), 0)
+    if r_high < 0:
+        last = first
+        full, full_end = first, first
+    own, own_end = full_end, full
+    pure, pure_end, pures = full_end, full, 0
+    for begin in range(full, full_end, BLOCK):
+        t = begin + tl.arange(0, BLOCK)
+        low = tl.load(y.low + t, mask=t < full_end, other=-1)
+        high = tl.load(y.high + t, mask=t < full_end, other=-1)
+        mine = (high >= r_low) & (low <= r_high) & (low >= 0)
+        wholly = mine & (low == high) & (r_low == r_high)
+        own = tl.minimum(own, tl.min(tl.where(mine, t, full_end), 0))
+        own_end = tl.maximum(own_end, tl.max(tl.where(mine, t + 1, full), 0))
+        pure = tl.minimum(pure, tl.min(tl.where(wholly, t, full_end), 0))
+        pure_end = tl.maximum(pure_end, tl.max(tl.where(wholly, t + 1, full), 0))
+        pures += tl.sum(wholly.to(tl.int32), 0)
+    own_end = tl.maximum(own_end, own)
+    if pures == 0 or pures < pure_end - pure:
+        pure, pure_end = own, own
+    others = full_end - full - (own_end - own)
+    masked = last - first - others
+    before, after = (full, own - full), (own_end, full_end - own_end)
+    return (
+        (full, others, ((own, own_end - own),)),
+        (first, masked, (before, after)),
+        (first, masked - (pure_end - pure), (before, (pure, pure_end - pure), after)),
+    )
 
 
 @triton.jit
@@ -136,7 +154,7 @@ def load_owned(x, r, tile):
 @triton.jit
 def similarity(owned, y, columns, tile):
     """(S [BM, BN], the blocks of Y that made it, where they were loaded whole)."""
-    s = tl.zeros((tile.BM, tile.BN), tile.ACC)
+    s = tl.zeros((tile.BM, columns.shape[0]), tile.ACC)
     p_columns = row_pointers(y, columns, tile)
     blocks = ()
     if tile.CHUNK:
@@ -153,16 +171,32 @@ def similarity(owned, y, columns, tile):
 
 
 @triton.jit
-def walk(
-    owned, row, y, begin, end, hole, gap, state, kind, numbers, tile, EPILOGUE: tl.constexpr, MASKED: tl.constexpr
-):
-    """Takes the tiles [begin, end) of Y into `state`; those from `hole` on lie `gap` further.
+def tiles_before(span, t):
+    """How many tiles of a span lie before tile t."""
+    start, count, holes = span
+    n = tl.maximum(t - start, 0)
+    for k in tl.static_range(len(holes)):
+        n -= tl.minimum(tl.maximum(t - holes[k][0], 0), holes[k][1])
+    return tl.minimum(n, count)
+
+
+@triton.jit
+def walk(owned, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: tl.constexpr,
+         MASKED: tl.constexpr):  # fmt: skip
+    """Takes the tiles from begin to end, counted within a span, into `state`.
 
     EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED) -> state. `row` is what the op knows of the
-    program's rows, `numbers` its constants, `state` what it sums.
+    program's rows, `numbers` its constants, `state` what it sums. Masks double what a pair keeps in registers: masked
+    tiles go in halves.
     """
-    for t in range(begin, end):
-        columns = (t + tl.where(t >= hole, gap, 0)) * tile.BN + tl.arange(0, tile.BN)
+    HALVES: tl.constexpr = 2 if MASKED else 1
+    BN: tl.constexpr = tile.BN // HALVES
+    start, _, holes = span
+    for i in range(begin * HALVES, end * HALVES):
+        t = start * HALVES + i
+        for k in tl.static_range(len(holes)):
+            t += tl.where(t >= holes[k][0] * HALVES, holes[k][1] * HALVES, 0)
+        columns = t * BN + tl.arange(0, BN)
         s, blocks = similarity(owned, y, columns, tile)
         state = EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED)
     return state
