@@ -16,6 +16,13 @@ import pytest
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
+# name: (form, A, D, dtype, torch.set_float32_matmul_precision)
+CONTRAST_CALLS = {
+    "contrast": ("negatives", 32768, 256, "bfloat16", "highest"),
+    "contrast-all-tf32": ("all", 262144, 64, "float32", "high"),
+    "contrast-margin": ("margin", 262144, 64, "bfloat16", "highest"),
+    "contrast-margin-fp32": ("margin", 32768, 256, "float32", "highest"),
+}
 # name: (op, (B, K, h, w), (H, W), dtype, options)
 CALLS = {
     "cityscapes": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
@@ -56,7 +63,7 @@ def compiled(request: pytest.FixtureRequest) -> tuple[int, dict[str, list[dict[s
     return request.param, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [*CALLS, *CONTRAST_CALLS])
 def test_kernels_fit_the_device(call: str, compiled: tuple[int, dict[str, list[dict[str, int]]]]) -> None:
     capability, kernels = compiled
     assert kernels[call]
@@ -64,6 +71,16 @@ def test_kernels_fit_the_device(call: str, compiled: tuple[int, dict[str, list[d
         assert kernel["stack"] == 0 and kernel["local"] == 0, f"spills: {kernel}"
         assert kernel["registers"] * 32 * kernel["warps"] <= 65536, f"not one block of it fits: {kernel}"
         assert kernel["shared"] <= SHARED_LIMIT[capability], kernel
+
+
+@pytest.mark.parametrize("call", CONTRAST_CALLS)
+def test_products_run_on_tensor_cores(call: str, compiled: tuple[int, dict[str, list[dict[str, int]]]]) -> None:
+    capability, kernels = compiled
+    _, _, _, dtype, precision = CONTRAST_CALLS[call]
+    exact = dtype == "float32" and precision == "highest"
+    for kernel in kernels[call]:
+        if kernel["name"] in ("stats", "gradient"):
+            assert (kernel["wgmma" if capability >= 90 else "mma"] > 0) == (not exact), kernel
 
 
 def main(capability: int) -> None:
@@ -86,12 +103,13 @@ def main(capability: int) -> None:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    kernels: dict[str, list[dict[str, object]]] = {name: [] for name in CALLS}
+    kernels: dict[str, list[dict[str, object]]] = {name: [] for name in (*CALLS, *CONTRAST_CALLS)}
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         usage = resource_usage(kernel.asm["cubin"])
+        usage |= {"wgmma": kernel.asm["ptx"].count("wgmma.mma_async"), "mma": kernel.asm["ptx"].count("mma.sync")}
         kernels[name].append(usage | {"name": self.__name__, "phase": kwargs.get("PHASE"), "grid": grid,
                                 "warps": kernel.metadata.num_warps, "shared": kernel.metadata.shared})  # fmt: skip
 
@@ -117,7 +135,24 @@ def main(capability: int) -> None:
         argmax = torch.empty(target.shape, dtype=torch.int32) if options.get("argmax") else None
         focal.focal_kernel(input, target, weight, None, None, gamma, options.get("smoothing", 0.0), 255, align_corners,
                            loss, totals, argmax, grad)  # fmt: skip
+    for name, call in CONTRAST_CALLS.items():  # noqa: B007
+        compile_contrast(*call)
     print(json.dumps(kernels))
+
+
+def compile_contrast(form_name: str, rows: int, depth: int, dtype_name: str, precision: str) -> None:
+    import torch
+
+    from metricseg_kernels.contrast import triton as contrast
+    from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form
+    from metricseg_kernels.pairwise.rows import Rows
+
+    torch.set_float32_matmul_precision(precision)
+    features = torch.zeros((rows, depth), dtype=getattr(torch, dtype_name))
+    x = Rows(features, torch.arange(rows), torch.zeros(rows, dtype=torch.int32), None)
+    form = Form(form_name, 0.1, 1.0, 1.0, 0.0, 2)
+    contrast.contrast_stats_kernel(x, None, form, torch.zeros((rows, STATS)))
+    contrast.contrast_grad_kernel(x, None, form, torch.zeros((rows, COEFFICIENTS)), torch.zeros_like(features), None)
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:

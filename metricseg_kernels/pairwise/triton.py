@@ -36,8 +36,9 @@ class Shape(NamedTuple):
     stages: int
 
 
-# (kind of product, whether with a second one): shapes by depth. "sync" stands for targets before sm_90, whose products
-# take their left operand from registers: the rows of X that a program keeps are there too.
+# (kind of product, whether with a second one): shapes by depth. "sync" stands for targets before sm_90, whose tensor
+# cores take their left operand from registers: the rows of X that a program keeps are there too. Each row is what
+# compiles without spills in the forms of contrast.
 SHAPES: dict[tuple[str, bool], tuple[Shape, ...]] = {
     ("half", False): (Shape(128, 128, 128, 0, 0, 8, 3), Shape(256, 128, 128, 0, 0, 8, 2),
                       Shape(1 << 31, 128, 128, 64, 0, 8, 3)),
@@ -51,9 +52,11 @@ SHAPES: dict[tuple[str, bool], tuple[Shape, ...]] = {
                            Shape(1 << 31, 128, 64, 32, 0, 8, 3)),
     ("tf32", True): (Shape(64, 64, 64, 0, 0, 4, 2), Shape(128, 64, 64, 0, 0, 8, 2),
                      Shape(1 << 31, 64, 32, 32, 256, 8, 2)),
-    ("ieee", False): (Shape(1 << 31, 64, 64, 16, 0, 8, 2),),
+    ("ieee", False): (Shape(1 << 31, 128, 128, 16, 0, 8, 2),),
     ("ieee", True): (Shape(64, 64, 32, 16, 64, 8, 2), Shape(128, 64, 32, 16, 128, 8, 2),
                      Shape(1 << 31, 64, 32, 16, 256, 8, 2)),
+    ("ieee sync", True): (Shape(64, 64, 32, 16, 64, 8, 2), Shape(128, 64, 32, 16, 128, 8, 2),
+                          Shape(1 << 31, 32, 32, 16, 256, 8, 2)),
     ("double", False): (Shape(1 << 31, 32, 32, 16, 0, 4, 1),),
     ("double", True): (Shape(1 << 31, 32, 32, 16, 64, 4, 1),),
 }  # fmt: skip
