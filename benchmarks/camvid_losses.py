@@ -4,6 +4,7 @@
     python benchmarks/camvid_losses.py --data DIR --weights FILE --work DIR --epochs 20 --seeds 0 1 2 --device cuda
     python benchmarks/camvid_losses.py --data DIR --weights FILE --time-steps 12                  # step time, memory
     python benchmarks/camvid_losses.py --work DIR --report
+    python benchmarks/camvid_losses.py --data DIR --weights FILE --work DIR --pictures               # of the embeddings
 
 All rows have the same network, weights at the start, batches, order and rates (`camvid_recipe.py`), bf16 autocast and
 channels-last, no class weights, and 0.4 times cross-entropy on the encoder; they differ in the loss on the logits and
@@ -19,13 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from camvid_losses_report import measure, report
-from camvid_recipe import prepare, train, train_loader
+from camvid_recipe import HALF, prepare, train, train_loader
 from camvid_systems import CLASSES, System
 from torch import Tensor
 
+from metricseg.data import CamVid, eval_transform
+from metricseg.embedding_pictures import draw
 from metricseg.losses import build_loss
 from metricseg.models import build_model
+from metricseg.models.layers import resize
 
 AUXILIARY = {"auxiliary": {"output": "auxiliary", "weight": 0.4, "loss": "cross_entropy"}}
 FOCAL = {"focal": {"loss": {"name": "focal", "gamma": 2.0}}, **AUXILIARY}
@@ -65,6 +70,7 @@ def arguments() -> argparse.Namespace:
         "--time-steps", type=int, default=0, help="measure this many steps of all rows in turn, and stop"
     )
     parser.add_argument("--report", action="store_true", help="table and curves of the runs in --work")
+    parser.add_argument("--pictures", action="store_true", help="draw the embeddings of the runs in --work, first seed")
     return parser.parse_args()
 
 
@@ -90,6 +96,23 @@ def dmlseg(weights: Path, device: str, row: str) -> System:
     return System(model, backbone, rest, loss, model.predict, device)
 
 
+@torch.inference_mode()
+def pictures(args: argparse.Namespace, row: str) -> None:
+    """`camvid_losses_<row>_{map,scatter}.png`: the embedding of four validation pictures."""
+    model = dmlseg(args.weights, args.device, row).model
+    kept = torch.load(args.work / f"{row}-{args.seeds[0]}.pt", weights_only=True, map_location=args.device)
+    model.load_state_dict(kept["model"])
+    model.eval()
+    data, transform, shown = CamVid(args.data, "val"), eval_transform(mean=HALF, std=HALF), []
+    for index in (0, 30, 60, 90):
+        image, labels = (part.as_subclass(Tensor) for part in transform(*data[index]))
+        found = model.outputs(image[None].to(args.device), ("logits", "embedding"))
+        predicted = resize(found["logits"], labels.shape[-2:]).argmax(1)[0].cpu()
+        shown.append((image, labels, predicted, F.normalize(found["embedding"], dim=1)[0].cpu()))
+    paths = (args.out / f"camvid_losses_{row}_{kind}.png" for kind in ("map", "scatter"))
+    draw(shown, data.palette, data.classes, *paths)
+
+
 def main() -> None:
     """Dispatch."""
     args = arguments()
@@ -101,6 +124,11 @@ def main() -> None:
     if args.time_steps:
         batch = [part.to(args.device) for part in next(iter(train_loader(args.data, 0)))]
         measure({row: prepare(partial(make, row), 0, 900)[:2] for row in args.rows}, batch, args.time_steps, args.out)
+        return
+    if args.pictures:
+        for row in args.rows:
+            if any(term.get("output") == "embedding" for term in ROWS[row].values()):
+                pictures(args, row)
         return
     args.work.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:

@@ -97,6 +97,7 @@ def plot(runs: dict[str, dict[int, list[dict[str, str]]]], steps: dict[str, Any]
                 label = NAMES[name] if index == 0 else None
                 axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=COLOURS[name], label=label)
     axes[0].set(xlabel="epoch", ylabel="val mIoU, %")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
     axes[0].grid(alpha=0.3)
     measured = [name for name in NAMES if name in steps]
