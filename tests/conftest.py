@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -77,6 +78,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def device(backend: str) -> str:
     return device_of(backend)
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """The command line lowers the precision of products for its process: here that process goes on."""
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 def device_of(backend: str) -> str:
