@@ -4,7 +4,7 @@ A set with itself: every tile on or above the diagonal serves its rows and its c
 exponentials (half a product), positives (the tiles that hold any), gradient (half a product, and one with the rows).
 The exponentials are exp(s - bound / t) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
 temperature is too large for that, and for two sets, complete rows are formed a panel at a time: three products with
-both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 64 MB; the rest grows with A + M.
+both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 128 MB; the rest grows with A + M.
 """
 
 from __future__ import annotations

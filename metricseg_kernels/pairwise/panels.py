@@ -17,7 +17,7 @@ from .rows import Rows
 
 PAD = 16  # columns of a tile come in multiples of it, the widest vector of the C++ loops
 BLOCK = 1024  # rows, and columns, of a square tile: 4 MB of products in fp32
-PANEL_BYTES = 64 << 20  # of complete rows
+PANEL_BYTES = 128 << 20  # of complete rows; at 64 MB a bank of 190,000 rows takes 1.2 times as long
 SORTED_BYTES = 64 << 20  # a larger set of columns is used where it lies, in its own order
 
 
