@@ -148,18 +148,6 @@ def rows() -> Iterator[Any]:
                 yield pytest.param(shape, loss, phase, contestant.name, id=name)
 
 
-def fresh_step(shape: Maps, loss: str, contestant: str, phase: str) -> memory.Step:
-    """A step made from nothing, for a fresh process."""
-    problem = AnchorsProblem(shape, loss, "cpu")
-    step = race.make_step(problem, next(c for c in contestants(loss, "cpu") if c.name == contestant), phase)
-
-    def lap() -> None:
-        step()
-        race.forget_gradients(problem)
-
-    return lap
-
-
 def run_race(shape: Maps, loss: str, processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
@@ -169,7 +157,7 @@ def run_race(shape: Maps, loss: str, processes: memory.FreshProcesses | None) ->
         if device == "cuda":
             return race.cuda_peak(problem, contestant, phase)
         assert processes is not None
-        return processes.peak(fresh_step, shape, loss, contestant.name, phase)
+        return processes.peak(race.fresh_step, AnchorsProblem, contestants, shape, loss, contestant.name, phase)
 
     measures = device == "cuda" or processes is not None
     return problem, race.run(problem, contestants(loss), device, peak if measures else None, PHASES[loss])
@@ -177,17 +165,8 @@ def run_race(shape: Maps, loss: str, processes: memory.FreshProcesses | None) ->
 
 @pytest.mark.benchmark(timer=race.REPLAY)
 @pytest.mark.parametrize(("shape", "loss", "phase", "name"), list(rows()))
-def test_anchors(shape, loss, phase, name, request, finished, enter) -> None:
-    missing = next(c.missing for c in contestants(loss) if c.name == name)
-    if missing is not None:
-        pytest.skip(f"{name}: {missing}")
-    if (shape, loss) not in finished:
-        finished.clear()  # the tensors of the race before
-        processes = request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None
-        finished[shape, loss] = run_race(shape, loss, processes)
-    problem, results = finished[shape, loss]
-    if results[name].error is not None:
-        raise results[name].error
+def test_anchors(shape, loss, phase, name, raced, enter) -> None:
+    problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss))
     figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
     figures |= {"op": "anchors", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

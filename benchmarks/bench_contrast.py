@@ -237,21 +237,6 @@ def rows() -> Iterator[Any]:
                 yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
 
 
-def fresh_step(shape: Rows, loss: str, contestant: str, phase: str, warm_up: Rows | None = None) -> memory.Step:
-    """A step made from nothing, for a fresh process; warm_up: a smaller shape to have been run once."""
-    chosen = next(c for c in contestants(loss, "cpu") if c.name == contestant)
-    if warm_up is not None:
-        fresh_step(warm_up, loss, contestant, phase)()
-    problem = ContrastProblem(shape, loss, "cpu")
-    step = race.make_step(problem, chosen, phase)
-
-    def lap() -> None:
-        step()
-        race.forget_gradients(problem)
-
-    return lap
-
-
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
@@ -272,7 +257,7 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
         if device == "cuda":
             return race.cuda_peak(problem, contestant, phase)
         assert processes is not None
-        arguments = fresh_step, shape, loss, contestant.name, phase, warm_up
+        arguments = race.fresh_step, ContrastProblem, contestants, shape, loss, contestant.name, phase, warm_up
         return processes.peak(*arguments, warm=warm_up is not None)
 
     measures = device == "cuda" or processes is not None
@@ -285,18 +270,9 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
 
 @pytest.mark.benchmark(timer=race.REPLAY)
 @pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
-def test_contrast(shape, loss, phase, name, phases, request, finished, enter) -> None:
+def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
-    missing = next(c.missing for c in entered if c.name == name)
-    if missing is not None:
-        pytest.skip(f"{name}: {missing}")
-    if (shape, loss) not in finished:
-        finished.clear()  # the tensors of the race before
-        processes = request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None
-        finished[shape, loss] = run_race(shape, loss, phases, processes)
-    problem, results = finished[shape, loss]
-    if results[name].error is not None:
-        raise results[name].error
+    problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
     with precision(shape.precision):
         figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
     arithmetic = shape.dtype if shape.precision == "highest" else "tf32"

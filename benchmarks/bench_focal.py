@@ -169,18 +169,6 @@ def rows() -> Iterator[Any]:
                 yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
 
 
-def fresh_step(shape: Shape, loss: str, contestant: str, phase: str) -> memory.Step:
-    """A step made from nothing, for a fresh process."""
-    problem = FocalProblem(shape, loss, "cpu")
-    step = race.make_step(problem, next(c for c in contestants(loss, "cpu") if c.name == contestant), phase)
-
-    def lap() -> None:
-        step()
-        race.forget_gradients(problem)
-
-    return lap
-
-
 def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
@@ -190,7 +178,7 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
         if device == "cuda":
             return race.cuda_peak(problem, contestant, phase)
         assert processes is not None
-        return processes.peak(fresh_step, shape, loss, contestant.name, phase)
+        return processes.peak(race.fresh_step, FocalProblem, contestants, shape, loss, contestant.name, phase)
 
     measures = device == "cuda" or processes is not None
     return problem, race.run(problem, entrants(shape, loss), device, peak if measures else None, phases)
@@ -198,18 +186,9 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
 
 @pytest.mark.benchmark(timer=race.REPLAY)
 @pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
-def test_focal(shape, loss, phase, name, phases, request, finished, enter) -> None:
+def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
-    missing = next(c.missing for c in entered if c.name == name)
-    if missing is not None:
-        pytest.skip(f"{name}: {missing}")
-    if (shape, loss) not in finished:
-        finished.clear()  # the tensors of the race before
-        processes = request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None
-        finished[shape, loss] = run_race(shape, loss, phases, processes)
-    problem, results = finished[shape, loss]
-    if results[name].error is not None:
-        raise results[name].error
+    problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
     figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
     figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype}
     figures |= {

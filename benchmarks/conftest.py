@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import machine
@@ -21,8 +22,28 @@ def fresh_processes() -> memory.FreshProcesses | None:
 
 @pytest.fixture(scope="session")
 def finished() -> dict[Any, Any]:
-    """Races that have been run, by key."""
+    """The race that has been run last, by key."""
     return {}
+
+
+@pytest.fixture
+def raced(request: pytest.FixtureRequest, finished: dict[Any, Any]) -> Any:
+    """raced(key, entered, name, run): (problem, results) of a race, run when the first of its rows asks; it is
+    `run(processes)`. Skips where contestant `name` is missing, and raises what kept it from a time."""
+
+    def raced(key: Any, entered: Any, name: str, run: Callable[[Any], Any]) -> Any:
+        missing = next(c.missing for c in entered if c.name == name)
+        if missing is not None:
+            pytest.skip(f"{name}: {missing}")
+        if key not in finished:
+            finished.clear()  # the tensors of the race before
+            finished[key] = run(request.getfixturevalue("fresh_processes") if machine.DEVICE == "cpu" else None)
+        problem, results = finished[key]
+        if results[name].error is not None:
+            raise results[name].error
+        return problem, results
+
+    return raced
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

@@ -107,6 +107,23 @@ def forget_gradients(problem: Problem) -> None:
         leaf.grad = None
 
 
+def fresh_step(
+    make_problem: Callable[..., Problem], entrants: Callable[..., Sequence[Contestant]], shape: Any, loss: str,
+    contestant: str, phase: str, warm_up: Any = None,
+) -> Callable[[], None]:  # fmt: skip
+    """A step made from nothing, for a fresh process on the CPU; warm_up: a smaller shape to have been run once."""
+    if warm_up is not None:
+        fresh_step(make_problem, entrants, warm_up, loss, contestant, phase)()
+    problem = make_problem(shape, loss, "cpu")
+    step = make_step(problem, next(c for c in entrants(loss, "cpu") if c.name == contestant), phase)
+
+    def lap() -> None:
+        step()
+        forget_gradients(problem)
+
+    return lap
+
+
 def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[float, float]:
     """(relative error of the loss, largest relative L2 error of a gradient); beyond the tolerance, WrongResult."""
     forget_gradients(problem)
