@@ -41,8 +41,8 @@ def test_gradcheck(form: str, case: Case, backend: str, device: str) -> None:
         def loss(x: Tensor, y: Tensor | None = None, kwargs=kwargs) -> Tensor:
             return call(form, sets._replace(anchors=x, contrast=y), **kwargs)
 
-        # a random projection of the Jacobian: its elements stand against the reference's in test_contrast.py
-        assert torch.autograd.gradcheck(loss, features, fast_mode=True)
+        # interpreted, a random projection of the Jacobian: its elements stand against the reference's in test_contrast.py
+        assert torch.autograd.gradcheck(loss, features, fast_mode=backend == "triton")
 
 
 @pytest.mark.parametrize("case", SMALL)

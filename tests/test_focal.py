@@ -31,6 +31,11 @@ def test_focal_map(case: Case, backend: str, device: str) -> None:
     )  # fmt: skip
 
 
+def test_every_class_of_the_full_ade20k(backend: str, device: str) -> None:
+    case = Case("ade-full", (2, 3), (5, 7), classes=847, gamma=0.0)
+    against_reference(mk.focal_loss, case, torch.float32, backend, device, weight=None, **options(case))
+
+
 @pytest.mark.parametrize("make_upstream", [lambda t: torch.ones((), device=t.device).expand(t.shape),
                                            lambda t: torch.rand(t.shape, device=t.device).mT.contiguous().mT],
                          ids=["expanded", "transposed"])  # fmt: skip
