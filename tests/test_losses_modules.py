@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from metricseg.losses import (
     LOSSES,
     CrossEntropyLoss,
+    DiceLoss,
     FocalLoss,
     OhemCrossEntropyLoss,
     PixelLoss,
     SigmoidFocalLoss,
     build_loss,
+    dice,
 )
 
 K = 5
@@ -82,6 +84,69 @@ def test_ohem_averages_the_kept(batch):
         OhemCrossEntropyLoss(0.2, 300, reduction="sum")(logits, labels)
 
 
+def literal_dice(logits, labels, weight=None):
+    """Pixel by pixel and class by class."""
+    small = F.interpolate(labels[:, None].double(), logits.shape[-2:])[:, 0].long()
+    q = logits.softmax(1).movedim(1, -1)[small != 255]  # [N, K]
+    t = small[small != 255]
+    weight = torch.ones(K) if weight is None else weight
+    total, loss = 0.0, logits.sum() * 0
+    for k in t.unique().tolist():
+        dice = 2 * q[t == k, k].sum() / (q[:, k].sum() + (t == k).sum())
+        loss, total = loss + weight[k] * (1 - dice), total + weight[k]
+    return loss / total
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 0.5, 2.0, 3.0, 0.25])], ids=["alike", "weighted"])
+def test_dice_equals_its_formula_with_gradient(batch, weight):
+    """Class 3 is in no label, and its probability counts nowhere."""
+    logits, labels = batch[0].detach().double().requires_grad_(), torch.where(batch[1] == 3, 1, batch[1])
+    loss, expected = DiceLoss(class_weight=weight)(logits, labels), literal_dice(logits, labels, weight)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    ours, eager = (torch.autograd.grad(value, logits)[0] for value in (loss, expected))
+    torch.testing.assert_close(ours, eager, rtol=1e-10, atol=1e-14)
+    assert DiceLoss()(logits.bfloat16(), labels.long()).dtype == torch.float32
+
+
+def test_dice_of_a_perfect_map_and_of_an_ignored_class(batch):
+    labels = batch[1][:, ::4, ::5].contiguous()
+    perfect = F.one_hot(labels.long().clamp(max=K - 1), K).movedim(-1, 1) * 200.0
+    assert DiceLoss()(perfect, labels) == 0
+    other = torch.where(labels == 0, 255, labels)
+    torch.testing.assert_close(
+        DiceLoss(ignore_index=0)(perfect, labels.where(labels != 255, 0)), DiceLoss()(perfect, other)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"input": torch.zeros(K, 4, 4)}, ValueError, r"input must be \[B, K, h, w\], got shape \(5, 4, 4\)"),
+        (
+            {"target": torch.zeros(2, 8, 8)},
+            TypeError,
+            "target must have dtype uint8, int32 or int64, got torch.float32",
+        ),
+        ({"target": torch.zeros(3, 8, 8).byte()}, ValueError, "target has a batch of 3, input of 2"),
+        (
+            {"target": torch.full((2, 8, 8), 9)},
+            ValueError,
+            r"target must be ignore_index \(255\) or in \[0, 5\), got 9",
+        ),
+        ({"weight": torch.ones(2, 8, 8)}, ValueError, "averages over classes"),
+        ({"avg_factor": 3.0}, ValueError, "averages over classes"),
+    ],
+)
+def test_dice_of_bad_input(arguments, error, words):
+    with pytest.raises(error, match=words):
+        DiceLoss()(**{"input": torch.zeros(2, K, 4, 4), "target": torch.zeros(2, 8, 8).byte(), **arguments})
+
+
+def test_dice_is_nan_where_a_bad_label_may_not_be_looked_at(batch, monkeypatch):
+    monkeypatch.setattr(dice, "check_labels", lambda *_: None)
+    assert DiceLoss()(batch[0], torch.full_like(batch[1], K)).isnan()
+
+
 def test_pixel_weights_and_avg_factor(batch):
     logits, labels = batch
     weight = torch.rand(labels.shape)
@@ -120,7 +185,7 @@ def test_class_weights_are_saved_and_move():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("dice", "there are contrastive, cross_entropy, focal, margin_contrast, "),
+        ("lovasz", "there are contrastive, cross_entropy, dice, focal, margin_contrast, "),
         ({"name": "focal", "gama": 2.0}, "gama"),
         ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
         ({"name": "focal", "class_weight": [1.0, float("nan")]}, "class_weight"),

@@ -13,6 +13,7 @@ embeddings [N, D] pytorch-metric-learning's, `loss(embeddings, labels, None, ref
 
 from metricseg.losses.base import LOSSES, build_loss
 from metricseg.losses.contrast import MarginContrastLoss, PixelContrastLoss
+from metricseg.losses.dice import DiceLoss
 from metricseg.losses.metric import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel import CrossEntropyLoss, FocalLoss, OhemCrossEntropyLoss, PixelLoss, SigmoidFocalLoss
 from metricseg.losses.pixel_memory import PixelMemory
@@ -22,6 +23,7 @@ __all__ = [
     "LOSSES",
     "ContrastiveLoss",
     "CrossEntropyLoss",
+    "DiceLoss",
     "FocalLoss",
     "MarginContrastLoss",
     "NTXentLoss",

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES
-from metricseg.losses.pairs import PairLoss, checks_values
+from metricseg.losses.labels import check_labels, check_maps, nearest
+from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
 
 SAMPLINGS = ("hard", "random", "semi_hard", "boundary", "all")
@@ -88,7 +88,8 @@ class ContrastLoss(PairLoss):
 
         Raises TypeError or ValueError for an argument of wrong type, dtype, shape or device, naming it and what it got.
         """
-        check_call(feats, labels, predict)
+        others = () if predict is None else (("predict", predict, (3, 4), "[B, h, w] or [B, K, h, w]"),)
+        check_maps("feats", feats, "[B, D, h, w]", "labels", labels, others)
         labels = nearest(labels, feats.shape[-2:])
         rows, row_labels = self.rows(feats, labels, predict, seed)
         loss = self.compute(rows, row_labels)
@@ -242,38 +243,6 @@ class MarginContrastLoss(ContrastLoss):
         return self.margin_form(rows, labels, self.against(rows, labels), **self.form)
 
 
-def check_call(feats: Tensor, labels: Tensor, predict: Tensor | None) -> None:
-    """Raises for feats, labels or predictions that don't belong together."""
-    for name, value, dims, layout in (
-        ("feats", feats, (4,), "[B, D, h, w]"),
-        ("labels", labels, (3,), "[B, H, W]"),
-        ("predict", predict, (3, 4), "[B, h, w] or [B, K, h, w]"),
-    ):
-        if value is None and name == "predict":
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a Tensor {layout}, got {type(value).__name__}")
-        if value.ndim not in dims:
-            raise ValueError(f"{name} must be {layout}, got shape {tuple(value.shape)}")
-        if value.shape[0] != feats.shape[0]:
-            raise ValueError(f"{name} has a batch of {value.shape[0]}, feats of {feats.shape[0]}")
-        if value.device != feats.device:
-            raise ValueError(f"{name} is on {value.device}, feats on {feats.device}; both must be on one device")
-    if labels.dtype not in (torch.uint8, torch.int32, torch.int64):
-        raise TypeError(f"labels must have dtype uint8, int32 or int64, got {labels.dtype}")
-
-
-def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int) -> None:
-    """On the CPU, and elsewhere with METRICSEG_VALIDATE=1, raises ValueError for a label out of range."""
-    if not checks_values(labels) or labels.numel() == 0:
-        return
-    classes = num_classes or (256 if labels.dtype == torch.uint8 else 1024)
-    low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
-    bad = int(low) if low < 0 else int(high)
-    if not 0 <= bad < classes:
-        raise ValueError(f"labels must be ignore_index ({ignore_index}) or in [0, {classes}), got {bad}")
-
-
 def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> tuple[Tensor | None, Tensor | None]:
     """(predicted classes, their probability if the sampling asks for it), both [B, h, w] as `labels` is."""
     shape = None if predict is None else tuple(predict.shape)
@@ -290,14 +259,3 @@ def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> t
             confidence = nearest(predict.softmax(1).amax(1), labels.shape[-2:])
         predict = predict.argmax(1)
     return nearest(predict, labels.shape[-2:]), confidence
-
-
-def nearest(maps: Tensor, size: torch.Size) -> Tensor:
-    """[B, H, W] -> [B, h, w], the pixels that F.interpolate(mode="nearest") takes, in their own dtype."""
-    if maps.shape[-2:] == size:
-        return maps
-    rows, columns = (
-        F.interpolate(torch.arange(old, dtype=torch.float32, device=maps.device)[None, None], new).long().flatten()
-        for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return maps[:, rows[:, None], columns]

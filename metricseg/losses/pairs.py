@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 import metricseg_kernels as kernels
 from metricseg import distributed
+from metricseg.losses.labels import checks_values
 
 
 class PairLoss(nn.Module):
@@ -77,10 +77,3 @@ class PairLoss(nn.Module):
                 f"{type(self).__name__} pulls nothing together in this batch: do any two rows have the same label?",
                 stacklevel=6,
             )
-
-
-def checks_values(value: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, and elsewhere, where the host then waits, with
-    METRICSEG_VALIDATE=1."""
-    eager = not torch.compiler.is_compiling()
-    return eager and (value.device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1")

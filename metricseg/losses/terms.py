@@ -19,16 +19,18 @@ class Terms(nn.Module):
         focal: {loss: {name: focal, gamma: 2.0}}
         contrast: {output: embedding, weight: 0.1, loss: {name: margin_contrast, margin: 1.0}}
         auxiliary: {output: auxiliary, weight: 0.4, loss: cross_entropy}
+        push: {output: push, weight: 1.0}
 
     Args:
         terms: by name, a mapping of `loss` (see `build_loss`), `output` (the output it takes; "logits" unless given),
-            `weight` (its factor; 1) and `stride` (every stride-th cell of the output in both directions; 1).
+            `weight` (its factor; 1) and `stride` (every stride-th cell of the output in both directions; 1). Without
+            `loss` the output is itself one, a 0-d value.
 
     A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], logits [B, K, h, w]), whose
     sampling may ask where the prediction is wrong; any other as loss(output, labels).
 
-    Raises ValueError, naming the term, for none at all, an unknown key, a weight that is not finite, or a stride below
-    1.
+    Raises ValueError, naming the term, for none at all, an unknown key, neither loss nor output, a weight that is not
+    finite, or a stride below 1.
     """
 
     def __init__(self, **terms: Mapping[str, Any]) -> None:
@@ -39,14 +41,20 @@ class Terms(nn.Module):
         self.plans: dict[str, tuple[str, float, int]] = {}
         for name, term in terms.items():
             keys = set(term) if isinstance(term, Mapping) else set()
-            if "loss" not in keys or keys - {"loss", "output", "weight", "stride"}:
-                raise ValueError(f"term {name!r} is {term!r}; it takes a mapping with loss, and output, weight, stride")
+            known = {"output", "weight", *(("loss", "stride") if "loss" in keys else ())}
+            if not keys & {"loss", "output"} or keys - known:
+                raise ValueError(
+                    f"term {name!r} is {term!r}; it takes a mapping with loss, and output, weight, stride, or with the "
+                    "output that is a loss, and weight"
+                )
             output, weight, stride = term.get("output", "logits"), float(term.get("weight", 1)), term.get("stride", 1)
             if not math.isfinite(weight) or not isinstance(stride, int) or stride < 1:
                 raise ValueError(
                     f"term {name!r} has weight {weight} and stride {stride}; they take a finite factor, an integer >= 1"
                 )
-            self.losses[name], self.plans[name] = build_loss(term["loss"]), (output, weight, stride)
+            self.plans[name] = (output, weight, stride)
+            if "loss" in keys:
+                self.losses[name] = build_loss(term["loss"])
         needs = {output for output, _, _ in self.plans.values()}
         self.needs = tuple(sorted(needs | {"logits"} if "embedding" in needs else needs))
 
@@ -54,7 +62,11 @@ class Terms(nn.Module):
         """Each term times its weight, by name: scalars whose sum is the loss. `outputs` holds what `needs` names."""
         values = {}
         for name, (output, weight, stride) in self.plans.items():
-            features = outputs[output][..., ::stride, ::stride]
-            logits = (outputs["logits"],) if output == "embedding" else ()
-            values[name] = weight * self.losses[name](features, labels, *logits)
+            value = outputs[output]
+            if name in self.losses:
+                logits = (outputs["logits"],) if output == "embedding" else ()
+                value = self.losses[name](value[..., ::stride, ::stride], labels, *logits)
+            elif value.ndim:
+                raise ValueError(f"term {name!r} has no loss, and its output {output!r} is no 0-d value: {value.shape}")
+            values[name] = weight * value
         return values
