@@ -1,6 +1,7 @@
 """Losses for segmentation by metric learning, as fused kernels."""
 
 from .anchors import Anchors, gather_pixels, sample_anchors
+from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .version import __version__
@@ -11,6 +12,10 @@ __all__ = [
     "MarginStats",
     "Stats",
     "__version__",
+    "center_pull",
+    "center_push",
+    "center_similarity",
+    "class_centers",
     "cross_entropy",
     "focal_loss",
     "gather_pixels",

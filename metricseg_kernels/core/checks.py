@@ -31,7 +31,7 @@ def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
 
 
 def number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not (low <= value <= high and abs(value) < math.inf):  # comparisons, which torch.compile can trace
         bounds = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be finite and {bounds}, got {value}")
 

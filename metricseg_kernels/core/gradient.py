@@ -1,11 +1,32 @@
-"""Scaling a gradient that forward has made."""
+"""Room for a gradient, and scaling one that forward has made."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .library import define_op
+from . import extension
+from .library import define_kernel, define_op
+
+define_kernel("huge_pages_kernel(Tensor room) -> ()")
+
+
+def empty_gradient(input: Tensor) -> Tensor:
+    """Room for the gradient of a map: NCHW, or channels-last where the input is."""
+    last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        input.shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def want_huge_pages(room: Tensor) -> Tensor:
+    """Makes the first touch of a large tensor on the CPU cheaper, where the system gives huge pages on request."""
+    if room.is_cpu and extension.error is None:
+        torch.ops.metricseg.huge_pages_kernel(room)
+    return room
 
 
 def _empty_like(grad: Tensor) -> Tensor:
@@ -14,7 +35,7 @@ def _empty_like(grad: Tensor) -> Tensor:
 
 def _scale(grad: Tensor, scale: Tensor) -> Tensor:
     # A one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once.
-    return torch.mul(grad, scale.reshape(1), out=_empty_like(grad))
+    return torch.mul(grad, scale.reshape(1), out=want_huge_pages(_empty_like(grad)))
 
 
 # an op and not a product, so that a second backward raises instead of taking the gradient for a constant

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..core.gradient import scale_gradient
+from ..core.gradient import empty_gradient, scale_gradient
 from ..core.library import define_kernel, define_op
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
@@ -44,17 +44,6 @@ def kernels(backend: str) -> ModuleType | SimpleNamespace:
         return triton
     names = ("focal_kernel", "sigmoid_focal_kernel", "kth_largest_kernel")
     return SimpleNamespace(**{name: getattr(torch.ops.metricseg, name) for name in names})
-
-
-def _like_input(input: Tensor) -> Tensor:
-    """Room for a gradient: NCHW, or channels-last where the input is."""
-    last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty(
-        input.shape,
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
 
 
 def _loss_like(input: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -104,7 +93,7 @@ def _focal_outputs(
     loss = _loss_like(input, () if reduce else tuple(target.shape))
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
     argmax = input.new_empty(tuple(target.shape) if with_argmax else (0,), dtype=torch.int32)
-    return loss, totals, argmax, _like_input(input) if with_grad else input.new_empty((0,))
+    return loss, totals, argmax, empty_gradient(input) if with_grad else input.new_empty((0,))
 
 
 def _focal_forward(
@@ -142,7 +131,7 @@ def _focal_backward(
     align_corners: bool,
     backend: str,
 ) -> Tensor:
-    grad = _like_input(input)
+    grad = empty_gradient(input)
     kernels(backend).focal_kernel(
         input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners,
         None, None, None, grad,
@@ -162,7 +151,7 @@ define_op(
     "focal_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
     "float label_smoothing, int ignore_index, bool align_corners, str backend) -> Tensor",
     _focal_backward,
-    lambda grad_loss, input, *_: _like_input(input),
+    lambda grad_loss, input, *_: empty_gradient(input),
 )
 
 
@@ -173,7 +162,7 @@ def _sigmoid_outputs(input: Tensor, target: Tensor, reduce: bool, with_grad: boo
     size = tuple(target.shape[-2:])
     loss = _loss_like(input, () if reduce else (*input.shape[:2], *size))
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
-    return loss, totals, _like_input(input) if with_grad else input.new_empty((0,))
+    return loss, totals, empty_gradient(input) if with_grad else input.new_empty((0,))
 
 
 def _sigmoid_forward(
@@ -205,7 +194,7 @@ def _sigmoid_backward(
     align_corners: bool,
     backend: str,
 ) -> Tensor:
-    grad = _like_input(input)
+    grad = empty_gradient(input)
     kernels(backend).sigmoid_focal_kernel(
         input, target, grad_loss, gamma, alpha, ignore_index, align_corners, None, None, grad
     )
@@ -223,7 +212,7 @@ define_op(
     "sigmoid_focal_backward(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
     "bool align_corners, str backend) -> Tensor",
     _sigmoid_backward,
-    lambda grad_loss, input, *_: _like_input(input),
+    lambda grad_loss, input, *_: empty_gradient(input),
 )
 
 

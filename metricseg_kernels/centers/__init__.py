@@ -1,0 +1,345 @@
+"""Pixels against class centers: the means of classes, how alike each pixel is to each of them, and losses on both."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.backends import choose
+from ..core.product import product
+from ..core.unit import unit
+from . import op, reference
+
+METRICS = ("cosine", "dot", "euclidean")
+NORMALIZE = ("mass", "area")
+EPS = 1e-6  # pixels, added to the mass of a class
+
+
+@overload
+def class_centers(
+    features: Tensor,
+    assignment: Tensor,
+    *,
+    num_classes: int | None = ...,
+    normalize: str = ...,
+    ignore_index: int = ...,
+    return_present: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def class_centers(
+    features: Tensor,
+    assignment: Tensor,
+    *,
+    num_classes: int | None = ...,
+    normalize: str = ...,
+    ignore_index: int = ...,
+    return_present: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def class_centers(
+    features: Tensor,
+    assignment: Tensor,
+    *,
+    num_classes: int | None = None,
+    normalize: str = "mass",
+    ignore_index: int = 255,
+    return_present: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""The mean feature of every class in every image, with soft or hard membership.
+
+        f_k = sum_i M_ik x_i / (sum_i M_ik + 1e-6)        normalize="mass"
+        f_k = sum_i M_ik x_i / (h w)                      normalize="area"
+
+    over the pixels i of an image, where M_ik = softmax_k(logits_i) for logits, and 1 for the label of i, else 0, for
+    labels. The features are read once, as they lie; the softmax is never written.
+
+    Args:
+        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW or channels-last (of other strides the CPU
+            makes a copy). Sums are in float32 (float64 for float64).
+        assignment: logits [B, K, h, w], floating (float64 if and only if features are), soft membership; or labels
+            [B, h, w], uint8, int32 or int64, hard membership.
+        num_classes: K; needed with labels.
+        normalize: see above.
+        ignore_index: label of pixels that are in no class.
+        return_present: whether to return which classes have a pixel, or any mass, too.
+        backend: "reference", "cpu", "triton", or None for the first that can run.
+
+    Returns:
+        [B, K, C] centers in the dtype of features; with `return_present` also [B, K] bool. An absent class has a zero
+        center. Gradient to features and logits; it has their memory format.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or value, named with what it got. A label
+            that is neither ignore_index nor in [0, K) raises on the CPU; on CUDA the centers of its image are NaN, and
+            with METRICSEG_VALIDATE=1 it raises there too.
+        RuntimeError: a backend asked for by name can't run here; double backward without backend="reference".
+
+    Source: Wu et al. 2023 (class center similarity); Zhang et al., ACFNet, ICCV 2019 (soft class centers).
+    """
+    checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
+    checks.choice("normalize", normalize, NORMALIZE)
+    classes = _check_assignment(features, assignment, num_classes)
+    sums, mass = _class_sums(features, assignment, classes, ignore_index, backend, "assignment")
+    pixels = features.shape[2] * features.shape[3]
+    total = mass[..., None] + EPS if normalize == "mass" else max(pixels, 1)
+    centers = (sums / total).to(features.dtype)
+    return (centers, mass > 0) if return_present else centers
+
+
+@overload
+def center_similarity(
+    features: Tensor,
+    centers: Tensor,
+    *,
+    metric: str = ...,
+    scale: float = ...,
+    pull_labels: None = ...,
+    ignore_index: int = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def center_similarity(
+    features: Tensor,
+    centers: Tensor,
+    *,
+    metric: str = ...,
+    scale: float = ...,
+    pull_labels: Tensor,
+    ignore_index: int = ...,
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def center_similarity(
+    features: Tensor,
+    centers: Tensor,
+    *,
+    metric: str = "cosine",
+    scale: float = 15.0,
+    pull_labels: Tensor | None = None,
+    ignore_index: int = 255,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""How alike every pixel is to every class center: logits for `cross_entropy`, `focal_loss` or an argmax.
+
+        z_ik = scale <x_i, w_k> / (|x_i| |w_k|)      metric="cosine"
+        z_ik = scale <x_i, w_k>                      metric="dot"
+        z_ik = -scale |x_i - w_k|^2                  metric="euclidean", as 2 <x, w> - |x|^2 - |w|^2
+
+    The features are read once, as they lie, and their norms taken on the way: no normalised or permuted copy exists.
+    Nothing of the features' size is written but the gradient that goes back to them.
+
+    Args:
+        features: x, [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW or channels-last (of other strides the
+            CPU makes a copy). Arithmetic is in float32 (float64 for float64); float32 products on CUDA follow
+            torch.get_float32_matmul_precision().
+        centers: w, [K, C] for all images, or [B, K, C], each image's own; floating (float64 if and only if features
+            are).
+        metric: see above.
+        scale: finite, > 0.
+        pull_labels: [B, h, w] labels, uint8, int32 or int64; with them `center_pull` comes from the same pass. For
+            metric="cosine".
+        ignore_index: label of pixels that pull nothing.
+        backend: "reference", "cpu", "triton", or None for the first that can run.
+
+    Returns:
+        [B, K, h, w] contiguous logits in the dtype of features; with `pull_labels` also the 0-d pull. A feature or a
+        center of norm 0 has the cosine 0 to everything, and a zero gradient; norms below 1e-12 count as 1e-12. A pixel
+        with a NaN has NaN logits, and makes the centers' gradient NaN. The gradient of the features has their memory
+        format; that of the pull goes to the features only.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or value, named with what it got. A label
+            that is neither ignore_index nor in [0, K) raises on the CPU; on CUDA the pull is NaN, and with
+            METRICSEG_VALIDATE=1 it raises there too.
+        RuntimeError: a backend asked for by name can't run here; double backward without backend="reference".
+
+    Source: Wu et al. 2023 (class center similarity); Gidaris and Komodakis, CVPR 2018 (cosine classifier).
+    """
+    checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
+    _check_centers(features, centers)
+    checks.choice("metric", metric, METRICS)
+    checks.number("scale", scale, 0.0)
+    if scale == 0:
+        raise ValueError("scale must be > 0, got 0")
+    if pull_labels is not None:
+        _check_labels("pull_labels", pull_labels, features)
+        if metric != "cosine":
+            raise ValueError(f"pull_labels needs metric='cosine', got {metric!r}")
+    name = choose("centers", features.device.type, backend)
+    classes = centers.shape[-2]
+    if name == "reference":
+        if not torch.compiler.is_compiling():
+            op.check_labels(pull_labels, classes, ignore_index, "pull_labels")
+        logits, own = reference.similarity(features, centers, metric, scale, pull_labels, ignore_index)
+    else:
+        weights, bias = op.folded(centers, metric, scale)
+        logits, own, _ = torch.ops.metricseg.center_similarity(
+            features, weights, bias, pull_labels, metric, scale, ignore_index, name
+        )
+    if pull_labels is None:
+        return logits
+    sums, mass = _class_sums(own[:, None], pull_labels, classes, ignore_index, backend, "pull_labels")
+    present = mass > 0
+    far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
+    return logits, _mean_of_present(far, present)
+
+
+def center_pull(
+    features: Tensor, centers: Tensor, labels: Tensor, *, ignore_index: int = 255, backend: str | None = None
+) -> Tensor:
+    r"""Intra-class pull of pixels to the center of their class.
+
+        mean_b mean_{k present in b} mean_{i of class k in b} (1 - cos(x_i, sg[w_k]))
+
+    Costs a pass of `center_similarity`; where the logits are wanted too, its `pull_labels` gives both for the price of
+    one.
+
+    Args:
+        features: [B, C, h, w]; see `center_similarity`.
+        centers: [K, C] or [B, K, C]; no gradient goes to them.
+        labels: [B, h, w]; uint8, int32 or int64.
+        ignore_index: label of pixels that pull nothing.
+        backend: "reference", "cpu", "triton", or None for the first that can run.
+
+    Returns:
+        0-d, float32 (float64 for float64), in [0, 2]; an image without a labelled pixel counts as 0.
+
+    Raises:
+        As `center_similarity`.
+
+    Source: Wu et al. 2023 (class center similarity).
+    """
+    checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
+    _check_labels("labels", labels, features)
+    _check_centers(features, centers)
+    if not torch.compiler.is_compiling():  # here by the name that the caller knows
+        op.check_labels(labels, centers.shape[-2], ignore_index, "labels")
+    return center_similarity(
+        features, centers.detach(), pull_labels=labels, ignore_index=ignore_index, backend=backend
+    )[1]
+
+
+def center_push(centers: Tensor, present: Tensor | None = None, margin: float = 0.0) -> Tensor:
+    r"""Inter-class push of class centers away from each other, in plain PyTorch: K x K values an image.
+
+        mean_b mean_{k present in b} 1 / (K - 1) sum_{j != k} max(0, cos(w_k, w_j) - margin)
+
+    Args:
+        centers: w, [K, C] or [B, K, C]; floating. A center of norm 0 has the cosine 0 to every other.
+        present: [K] or [B, K] bool, the classes that push; all where None.
+        margin: finite; the cosine up to which two centers leave each other alone.
+
+    Returns:
+        0-d, float32 (float64 for float64); 0 for K = 1, and from an image without a class present.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, dtype, shape, device or value, named with what it got.
+
+    Source: Wu et al. 2023 (class center similarity).
+    """
+    _check_center_shape(centers)
+    checks.number("margin", margin, -torch.inf)
+    if present is None:
+        present = torch.ones(centers.shape[:-1], dtype=torch.bool, device=centers.device)
+    checks.tensor("present", present, centers.ndim - 1, (torch.bool,), "[K]" if centers.ndim == 2 else "[B, K]")
+    checks.same_device("present", present, "centers", centers)
+    if present.shape != centers.shape[:-1]:
+        raise ValueError(
+            f"present {tuple(present.shape)} and centers {tuple(centers.shape)} differ in images or classes"
+        )
+    classes = centers.shape[-2]
+    w = unit(centers.to(checks.accumulator(centers.dtype)).reshape(-1, *centers.shape[-2:]), 2)
+    close = (product(w, w.mT) - margin).relu() * (1 - torch.eye(classes, dtype=w.dtype, device=w.device))
+    return _mean_of_present(close.sum(2) / max(classes - 1, 1), present.reshape(-1, classes))
+
+
+def _mean_of_present(values: Tensor, present: Tensor) -> Tensor:
+    """The mean over images of the mean over the classes that they have, of values [B, K]."""
+    mean = (values * present).sum(1) / present.sum(1).clamp(min=1)
+    return mean.sum() / max(mean.numel(), 1)
+
+
+def _class_sums(
+    features: Tensor, assignment: Tensor, classes: int, ignore_index: int, backend: str | None, name: str
+) -> tuple[Tensor, Tensor]:
+    """Sums [B, K, C] and mass [B, K] in the accumulator dtype; NaN in images with a label out of range."""
+    chosen = choose("centers", features.device.type, backend)
+    hard = not assignment.is_floating_point()
+    if chosen != "reference":
+        sums, mass = torch.ops.metricseg.class_sums(features, assignment, classes, ignore_index, chosen)
+    else:
+        if hard and not torch.compiler.is_compiling():
+            op.check_labels(assignment, classes, ignore_index, name)
+        sums, mass = reference.class_sums(features, assignment, classes, ignore_index)
+    if hard and not checks.validates(features.device):
+        bad = op.bad_labels(assignment, classes, ignore_index).flatten(1).any(1)
+        sums = sums.masked_fill(bad[:, None, None], torch.nan)
+    return sums, mass
+
+
+def _check_assignment(features: Tensor, assignment: Tensor, num_classes: int | None) -> int:
+    """The number of classes."""
+    if isinstance(assignment, Tensor) and not assignment.is_floating_point():
+        if num_classes is None:
+            raise ValueError("num_classes is needed with labels, got None")
+        _check_labels("assignment", assignment, features)
+    else:
+        checks.tensor("assignment", assignment, 4, checks.FLOATS, "logits [B, K, h, w] or labels [B, h, w]")
+        checks.same_device("assignment", assignment, "features", features)
+        _check_precision("assignment", assignment, features)
+        if assignment.shape[0] != features.shape[0] or assignment.shape[2:] != features.shape[2:]:
+            raise ValueError(
+                f"assignment {tuple(assignment.shape)} and features {tuple(features.shape)} differ in images or pixels"
+            )
+        if num_classes is not None and num_classes != assignment.shape[1]:
+            raise ValueError(
+                f"num_classes is {num_classes}, but assignment holds logits of {assignment.shape[1]} classes"
+            )
+        num_classes = assignment.shape[1]
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+    return num_classes
+
+
+def _check_labels(name: str, labels: Tensor, features: Tensor) -> None:
+    checks.tensor(name, labels, 3, checks.LABELS, "[B, h, w]")
+    checks.same_device(name, labels, "features", features)
+    if labels.shape != (features.shape[0], *features.shape[2:]):
+        raise ValueError(
+            f"{name} {tuple(labels.shape)} and features {tuple(features.shape)} differ in images or pixels"
+        )
+
+
+def _check_center_shape(centers: Tensor) -> None:
+    if not (isinstance(centers, Tensor) and centers.ndim == 2):
+        checks.tensor("centers", centers, 3, checks.FLOATS, "[K, C] or [B, K, C]")
+    checks.tensor("centers", centers, centers.ndim, checks.FLOATS, "[K, C]")
+    if centers.shape[-2] < 1:
+        raise ValueError(f"centers must hold at least one class, got shape {tuple(centers.shape)}")
+
+
+def _check_centers(features: Tensor, centers: Tensor) -> None:
+    _check_center_shape(centers)
+    checks.same_device("centers", centers, "features", features)
+    _check_precision("centers", centers, features)
+    if centers.shape[-1] != features.shape[1]:
+        raise ValueError(f"centers {tuple(centers.shape)} and features {tuple(features.shape)} differ in channels")
+    if centers.ndim == 3 and centers.shape[0] != features.shape[0]:
+        raise ValueError(f"centers {tuple(centers.shape)} and features {tuple(features.shape)} differ in images")
+
+
+def _check_precision(name: str, value: Tensor, features: Tensor) -> None:
+    if (value.dtype == torch.float64) != (features.dtype == torch.float64):
+        raise TypeError(f"{name} is {value.dtype}, features {features.dtype}; both must be float64, or neither")

@@ -1,0 +1,275 @@
+"""How the private ops of the centers family fit together: schemas, allocation, fakes, autograd.
+
+Pixels x_i, i < N = h w of an image, meet K rows w_k, and three products are all there is:
+
+  P = W X       [K, N]   logits; the gradient of a soft assignment
+  T = A^T W     [N, C]   the gradient of the features
+  S = A X^T     [K, C]   class sums; the gradient of the centers
+
+What is small is done here, or in the public functions, by plain PyTorch on [K, C]: `folded` puts the centers' norms and
+the scale into W, so that with r_i = 1 / |x_i| for "cosine", else 1 (see core/unit.py for |x_i| near 0)
+
+  logits_ik = r_i <x_i, w_k> + bias_k - square |x_i|^2     (bias and square: "euclidean" only)
+  own_i     = r_i <x_i, w_k> with k the label of i, before rounding; 0 where it has none. Its gradient goes to the
+              features only: to own_i, w_k is a constant.
+
+Backward, with G the gradient of the logits and O that of own added to it at the labels (for the features only):
+
+  dW_k = sum_i G_ik r_i x_i,    dx_i = r_i (t_i - x_i <t_i, x_i> / |x_i|^2),  t_i = sum_k (G + O)_ik w_k      "cosine"
+                                dx_i = t_i - 2 square x_i sum_k G_ik                                          others
+
+where <t_i, x_i> r_i = sum_k G_ik logits_ik + O_ik own_i: a backend without t_i at hand when it writes dx_i may ask
+for the logits (`keeps_logits`).
+
+Class sums: sums_k = sum_i M_ik x_i and mass_k = sum_i M_ik, with M_ik = softmax_k(logits_i), or whether i has label k.
+Backward, with D and d the gradients of both: dx_i = sum_k M_ik D_k, and dlogits_ik = M_ik (m_ik - sum_j M_ij m_ij) with
+m_ik = <D_k, x_i> + d_k.
+
+The kernels of a backend are Python functions of one signature each, which fill what they are given. A label that is
+ignore_index or not in [0, K) is none.
+  similarity_kernel(features, weights, bias, labels, metric, scale, ignore_index, logits, own, norms)
+  similarity_grad_kernel(grad_logits, grad_own, features, weights, labels, norms, logits, own, metric, scale,
+                         ignore_index, grad_features, grad_weights)
+  class_sums_kernel(features, assignment, ignore_index, sums, mass)
+  class_sums_grad_kernel(grad_sums, grad_mass, features, assignment, ignore_index, grad_features, grad_assignment)
+with
+  features, grad_features        [B, C, h, w], the latter contiguous or channels-last
+  weights, grad_weights          [1 or B, K, C], bias [1 or B, K]; in the accumulator dtype
+  logits, grad_logits            [B, K, h, w] in the features' dtype; grad_logits of any strides, 0 included
+  own, grad_own, norms           [B, h, w] in the accumulator dtype; norms |x_i| for "cosine"
+  sums, grad_sums [B, K, C], mass, grad_mass [B, K]   in the accumulator dtype, contiguous
+and None for a bias, labels, norms, own, grad_own or a gradient that there isn't.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.gradient import empty_gradient
+from ..core.library import define_op
+from ..core.unit import unit
+
+
+def kernels(backend: str) -> ModuleType:
+    """The module with the kernels of a backend."""
+    return importlib.import_module(f"{__package__}.{backend}")
+
+
+def keeps_logits(backend: str) -> bool:
+    """Whether backward wants the logits."""
+    return backend == "triton"
+
+
+def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor | None]:
+    """(weights [1 or B, K, C], bias [1 or B, K] or None) in the accumulator dtype, see above."""
+    weights = centers.to(checks.accumulator(centers.dtype))
+    weights = weights if weights.ndim == 3 else weights[None]
+    if metric == "cosine":
+        return scale * unit(weights, 2), None
+    if metric == "dot":
+        return scale * weights, None
+    return 2 * scale * weights, -scale * weights.square().sum(2)
+
+
+def check_labels(labels: Tensor | None, classes: int, ignore_index: int, name: str) -> None:
+    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    if labels is not None and checks.validates(labels.device):
+        bad = bad_labels(labels, classes, ignore_index)
+        if bad.any():
+            checks.labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
+
+
+def bad_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Where a label is neither ignore_index nor in [0, classes)."""
+    return (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+
+
+def _none_if_empty(tensor: Tensor) -> Tensor | None:
+    return tensor if tensor.ndim > 1 else None
+
+
+# --- similarity ----------------------------------------------------------------------------------------------------
+
+
+def _similarity_outputs(
+    features: Tensor, weights: Tensor, labels: Tensor | None, metric: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, height, width = features.shape
+    pixels, acc = (batch, height, width), checks.accumulator(features.dtype)
+    logits = features.new_empty((batch, weights.shape[1], height, width))
+    own = features.new_empty(pixels if labels is not None else (0,), dtype=acc)
+    norms = features.new_empty(pixels if metric == "cosine" else (0,), dtype=acc)
+    return logits, own, norms
+
+
+def _similarity(
+    features: Tensor,
+    weights: Tensor,
+    bias: Tensor | None,
+    labels: Tensor | None,
+    metric: str,
+    scale: float,
+    ignore_index: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_labels(labels, weights.shape[1], ignore_index, "pull_labels")
+    logits, own, norms = _similarity_outputs(features, weights, labels, metric)
+    kernels(backend).similarity_kernel(
+        features, weights, bias, labels, metric, scale, ignore_index, logits, _none_if_empty(own), _none_if_empty(norms)
+    )
+    return logits, own, norms
+
+
+def _similarity_grad_outputs(
+    features: Tensor, weights: Tensor, with_features: bool, with_weights: bool
+) -> tuple[Tensor, Tensor]:
+    grad_features = empty_gradient(features) if with_features else features.new_empty((0,))
+    return grad_features, weights.new_empty(weights.shape if with_weights else (0,))
+
+
+def _similarity_backward(
+    grad_logits: Tensor,
+    grad_own: Tensor | None,
+    features: Tensor,
+    weights: Tensor,
+    labels: Tensor | None,
+    norms: Tensor | None,
+    logits: Tensor | None,
+    own: Tensor | None,
+    metric: str,
+    scale: float,
+    ignore_index: int,
+    with_features: bool,
+    with_weights: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    gradients = _similarity_grad_outputs(features, weights, with_features, with_weights)
+    kernels(backend).similarity_grad_kernel(
+        grad_logits, grad_own, features, weights, labels, norms, logits, own,
+        metric, scale, ignore_index, *map(_none_if_empty, gradients),
+    )  # fmt: skip
+    return gradients
+
+
+def _similarity_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, weights, bias, labels, *ctx.scalars = inputs
+    logits, own, norms = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(norms)
+    kept = (logits, _none_if_empty(own)) if keeps_logits(ctx.scalars[-1]) else (None, None)
+    ctx.save_for_backward(features, weights, labels, _none_if_empty(norms), *kept)
+    ctx.size = logits.shape
+    ctx.bias_images = None if bias is None else bias.shape[0]
+
+
+def _similarity_autograd(ctx: Any, grad_logits: Tensor | None, grad_own: Tensor | None, _: Any) -> tuple[Any, ...]:
+    grad_features = grad_weights = grad_bias = None
+    if grad_logits is not None or grad_own is not None:
+        features, weights = ctx.saved_tensors[:2]
+        grad_logits = features.new_zeros(()).expand(ctx.size) if grad_logits is None else grad_logits
+        wanted = ctx.needs_input_grad[:2]
+        *scalars, backend = ctx.scalars
+        gradients = torch.ops.metricseg.center_similarity_backward(
+            grad_logits, grad_own, *ctx.saved_tensors, *scalars, *wanted, backend
+        )
+        grad_features, grad_weights = (g if w else None for g, w in zip(gradients, wanted, strict=True))
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_logits.sum((2, 3), dtype=weights.dtype)
+            grad_bias = grad_bias.sum(0, keepdim=True) if ctx.bias_images == 1 else grad_bias
+    return grad_features, grad_weights, grad_bias, *(None,) * 5
+
+
+define_op(
+    "center_similarity(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
+    "int ignore_index, str backend) -> (Tensor, Tensor, Tensor)",
+    _similarity,
+    lambda features, weights, bias, labels, metric, *_: _similarity_outputs(features, weights, labels, metric),
+    _similarity_setup,
+    _similarity_autograd,
+)
+define_op(
+    "center_similarity_backward(Tensor grad_logits, Tensor? grad_own, Tensor features, Tensor weights, Tensor? labels, "
+    "Tensor? norms, Tensor? logits, Tensor? own, str metric, float scale, int ignore_index, bool with_features, "
+    "bool with_weights, str backend) -> (Tensor, Tensor)",
+    _similarity_backward,
+    lambda _, __, features, weights, *rest: _similarity_grad_outputs(features, weights, *rest[-3:-1]),
+)
+
+
+# --- class sums ----------------------------------------------------------------------------------------------------
+
+
+def _sums_outputs(features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    batch, channels, acc = features.shape[0], features.shape[1], checks.accumulator(features.dtype)
+    sums = features.new_empty((batch, num_classes, channels), dtype=acc)
+    return sums, features.new_empty((batch, num_classes), dtype=acc)
+
+
+def _sums(
+    features: Tensor, assignment: Tensor, num_classes: int, ignore_index: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    if not assignment.is_floating_point():
+        check_labels(assignment, num_classes, ignore_index, "assignment")
+    sums, mass = _sums_outputs(features, num_classes)
+    kernels(backend).class_sums_kernel(features, assignment, ignore_index, sums, mass)
+    return sums, mass
+
+
+def _sums_grad_outputs(
+    features: Tensor, assignment: Tensor, with_features: bool, with_assignment: bool
+) -> tuple[Tensor, Tensor]:
+    grad_features = empty_gradient(features) if with_features else features.new_empty((0,))
+    return grad_features, empty_gradient(assignment) if with_assignment else assignment.new_empty((0,))
+
+
+def _sums_backward(
+    grad_sums: Tensor,
+    grad_mass: Tensor,
+    features: Tensor,
+    assignment: Tensor,
+    ignore_index: int,
+    with_features: bool,
+    with_assignment: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    gradients = _sums_grad_outputs(features, assignment, with_features, with_assignment)
+    kernels(backend).class_sums_grad_kernel(
+        grad_sums.contiguous(), grad_mass.contiguous(), features, assignment, ignore_index,
+        *map(_none_if_empty, gradients),
+    )  # fmt: skip
+    return gradients
+
+
+def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, assignment, _, ctx.ignore_index, ctx.backend = inputs
+    ctx.save_for_backward(features, assignment)
+
+
+def _sums_autograd(ctx: Any, grad_sums: Tensor, grad_mass: Tensor) -> tuple[Any, ...]:
+    wanted = ctx.needs_input_grad[:2]
+    gradients = torch.ops.metricseg.class_sums_backward(
+        grad_sums, grad_mass, *ctx.saved_tensors, ctx.ignore_index, *wanted, ctx.backend
+    )
+    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), None, None, None
+
+
+define_op(
+    "class_sums(Tensor features, Tensor assignment, int num_classes, int ignore_index, str backend) "
+    "-> (Tensor, Tensor)",
+    _sums,
+    lambda features, assignment, num_classes, *_: _sums_outputs(features, num_classes),
+    _sums_setup,
+    _sums_autograd,
+)
+define_op(
+    "class_sums_backward(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor assignment, int ignore_index, "
+    "bool with_features, bool with_assignment, str backend) -> (Tensor, Tensor)",
+    _sums_backward,
+    lambda _, __, features, assignment, ignore_index, *rest: _sums_grad_outputs(features, assignment, *rest[:2]),
+)
