@@ -81,7 +81,7 @@ class SegmentationTask(L.LightningModule):
         images, labels = batch
         images = images.contiguous(memory_format=self.format)
         if isinstance(self.loss, Terms):
-            terms = self.loss(self.model.outputs(images, self.loss.needs), labels)
+            terms = self.loss(self.model.outputs(images, self.loss.needs, labels), labels)
             self.log_dict({f"train/{name}": value for name, value in terms.items()})
             loss: Tensor = torch.stack(list(terms.values())).sum()
         else:

@@ -209,10 +209,10 @@ def test_wrong_number_of_class_weights(batch):
         FocalLoss(class_weight=[1.0] * (K + 1))(*batch)
 
 
-def test_losses_need_no_extra():
-    """Importing the losses pulls in neither torchvision, timm nor lightning."""
+def test_losses_and_layers_need_no_extra():
+    """Importing losses and layers pulls in neither torchvision, timm nor lightning."""
     code = (
-        "import sys, metricseg, metricseg.losses; "
+        "import sys, metricseg, metricseg.losses, metricseg.layers; "
         "sys.exit(any(m in sys.modules for m in ('torchvision', 'timm', 'lightning', 'torchmetrics')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -82,6 +82,14 @@ def test_stride_takes_every_cell_of_a_coarser_grid():
     torch.testing.assert_close(value, expected)
 
 
+def test_output_that_is_a_loss_itself():
+    terms = build_loss({"name": "terms", "push": {"output": "push", "weight": 0.5}})
+    assert terms.needs == ("push",) and not list(terms.losses)
+    assert terms({"push": torch.tensor(3.0)}, torch.zeros(1, 2, 2)) == {"push": 1.5}
+    with pytest.raises(ValueError, match="term 'push' has no loss, and its output 'push' is no 0-d value"):
+        terms({"push": torch.zeros(1, 4, 2, 2)}, torch.zeros(1, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("terms", "words"),
     [
@@ -89,6 +97,8 @@ def test_stride_takes_every_cell_of_a_coarser_grid():
         ({"focal": "focal"}, "term 'focal' is 'focal'"),
         ({"focal": {"weight": 1}}, "term 'focal'.*takes a mapping with loss"),
         ({"focal": {"loss": "focal", "on": "logits"}}, "term 'focal'.*output, weight, stride"),
+        ({"push": {"output": "push", "stride": 2}}, "term 'push'.*the output that is a loss, and weight"),
+        ({"push": {"output": "push", "weight": float("inf")}}, "term 'push' has weight inf"),
         ({"focal": {"loss": "focal", "weight": float("nan")}}, "term 'focal' has weight nan"),
         ({"focal": {"loss": "focal", "stride": 0}}, "stride 0"),
         ({"focal": {"loss": "vocal"}}, "no loss is called 'vocal'"),

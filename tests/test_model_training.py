@@ -57,6 +57,12 @@ DMLSEG = [
     "contrast: {output: embedding, loss: {name: pixel_contrast, min_pixels: 1, max_views: 5, warmup_iters: 2}}}",
 ]
 
+CCSNET = [
+    "--model.model.name=ccsnet",
+    "--model.loss={name: terms, ce: {loss: cross_entropy}, dice: {output: guidance, loss: dice}, "
+    "push: {output: push}, pull: {output: pull, weight: 0.3}}",
+]
+
 
 def arguments(root):
     return [
@@ -69,7 +75,7 @@ def arguments(root):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("system", [[], DMLSEG], ids=["deeplabv3plus", "dmlseg"])
+@pytest.mark.parametrize("system", [[], DMLSEG, CCSNET], ids=["deeplabv3plus", "dmlseg", "ccsnet"])
 def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
     """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
     from metricseg.cli import main

@@ -24,9 +24,12 @@ class Segmenter(nn.Module):
     num_classes: int
     offers: tuple[str, ...] = ("logits",)
 
-    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> the outputs asked for, each [B, C, h, w]; `names` are some of `offers`. What nobody asks for
-        is not computed."""
+    def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> the outputs asked for; `names` are some of `offers`. What nobody asks for is not computed.
+
+        Most are maps [B, C, h, w]; one that is itself a loss is 0-d. `labels` [B, H, W] are for outputs that are made
+        with them.
+        """
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:

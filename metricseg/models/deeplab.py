@@ -65,6 +65,6 @@ class DeepLabV3Plus(Segmenter):
         fused = torch.cat([resize(self.aspp(deep), skip.shape[-2:]), skip], 1)
         return self.decoder(fused), deep
 
-    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> {"logits": [B, K, H/4, W/4]}."""
         return {"logits": self.classifier(self.features(images)[0])}

@@ -47,7 +47,7 @@ class DMLSeg(DeepLabV3Plus):
         self.embedding = nn.Sequential(conv_norm_act(width, width), nn.Conv2d(width, embedding_channels, 1))
         self.auxiliary = nn.Sequential(separable(deep, width), nn.Conv2d(width, num_classes, 1))
 
-    def outputs(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+    def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for, see the class."""
         decoded, deep = self.features(images)
         heads = {"logits": self.classifier, "embedding": self.embedding, "auxiliary": self.auxiliary}
