@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from metricseg.center_pictures import CenterPictures
 from metricseg.data.module import SegmentationData
 from metricseg.embedding_pictures import EmbeddingPictures
 from metricseg.pictures import PredictionWriter
@@ -41,6 +42,7 @@ class SegmentationCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed")
         parser.add_lightning_class_args(PredictionWriter, "writer")
         parser.add_lightning_class_args(EmbeddingPictures, "embedding")
+        parser.add_lightning_class_args(CenterPictures, "centers")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.set_defaults(

@@ -7,8 +7,11 @@ import pytest
 pytest.importorskip("lightning")
 import torch
 import yaml
+from PIL import Image
 
+from metricseg.center_pictures import center_similarities, draw_maps, draw_matrices
 from metricseg.cli import main
+from metricseg.data import CamVid
 from metricseg.losses import build_loss
 from metricseg.models import DeepLabV3Plus, build_model
 from metricseg.training import SegmentationTask
@@ -73,7 +76,7 @@ def test_other_networks_ignore_the_labels():
 
 
 def test_fit_and_validate_through_the_command_line(tmp_path, monkeypatch):
-    """The packaged configuration on generated scenes: every term is logged, and falls."""
+    """The packaged configuration on generated scenes: every term is logged, and the centers are drawn."""
     monkeypatch.chdir(tmp_path)
     quick = [
         "--config", "ccsnet_camvid", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
@@ -86,6 +89,40 @@ def test_fit_and_validate_through_the_command_line(tmp_path, monkeypatch):
     parts = [logged[f"train/{name}"] for name in TERMS if name != "name"]
     torch.testing.assert_close(logged["train/loss"], sum(parts))
     assert all(part > 0 for part in parts)
+    drawn = tmp_path / "runs/ccsnet_camvid/centers"
+    assert sorted(path.name for path in drawn.iterdir()) == ["epoch_001_maps.png", "epoch_001_matrix.png"]
+    matrix, maps = (Image.open(path) for path in sorted(drawn.iterdir(), reverse=True))
+    assert matrix.width > 700 and maps.height > 300  # two matrices beside each other, four pictures below
+    kept = torch.load(drawn.parent / "checkpoints/last.ckpt", weights_only=False)["callbacks"]
+    (before,) = next(value for name, value in kept.items() if "CenterPictures" in name).items()
+    assert before[0] == "before training, 2 pictures" and before[1].shape == (7, 7)
+
+
+def shown(labels, count=1):
+    """Pictures with labels [16, 16], and centers of three classes: two of one direction, one across it."""
+    centers = torch.tensor([[2.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
+    return [
+        (torch.zeros(3, 16, 16), labels, torch.zeros(16, 16, dtype=torch.int64), torch.randn(3, 4, 4), centers)
+    ] * count
+
+
+def test_center_similarities_are_means_over_pictures_with_both_classes():
+    halves = torch.arange(2, dtype=torch.uint8).repeat_interleave(8).expand(16, 16)  # classes 0 and 1
+    (first,), (second,) = shown(halves), shown(2 * halves)
+    second = (*second[:4], torch.tensor([[2.0, 0.0], [9.0, 9.0], [1.0, 1.0]]))
+    matrix = center_similarities([first, second])
+    expected = torch.tensor([[1.0, 1.0, 0.5**0.5], [1.0, 1.0, torch.nan], [0.5**0.5, torch.nan, 1.0]])
+    torch.testing.assert_close(matrix, expected, equal_nan=True)
+
+
+def test_pictures_of_degenerate_centers(tmp_path):
+    """Nothing labelled, one class, more classes than can be named: still pictures."""
+    one, none = torch.zeros(16, 16, dtype=torch.uint8), torch.full((16, 16), 255, dtype=torch.uint8)
+    for labels in (one, none):
+        draw_maps(shown(labels, 2), CamVid.palette, CamVid.classes[:3], tmp_path / "maps.png")
+        draw_matrices({"now": center_similarities(shown(labels))}, CamVid.classes[:3], tmp_path / "matrix.png")
+    draw_matrices({"a": torch.zeros(40, 40), "b": torch.eye(40)}, [str(k) for k in range(40)], tmp_path / "large.png")
+    assert Image.open(tmp_path / "large.png").width > Image.open(tmp_path / "matrix.png").width
 
 
 @pytest.mark.parametrize("data", ["camvid", "cityscapes", "ade20k"])
