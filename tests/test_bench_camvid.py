@@ -1,4 +1,4 @@
-"""The comparison of losses on CamVid: its rows build, a run resumes, and its report comes out of the kept curves."""
+"""The comparisons on CamVid: their rows build, a run resumes, and the report comes out of the kept curves."""
 
 import json
 import sys
@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import camvid_centers
+import camvid_comparison_report
 import camvid_losses
-import camvid_losses_report
 import camvid_recipe
 import torch
 from camvid_systems import System
@@ -18,17 +19,30 @@ from torch import nn
 
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
+from metricseg.models import MODELS
 
 
-@pytest.mark.parametrize("row", list(camvid_losses.ROWS))
+@pytest.mark.parametrize("row", list(camvid_losses.LOSSES.rows))
 def test_rows_differ_in_their_losses_alone(row):
-    terms = build_loss({"name": "terms", **camvid_losses.ROWS[row]})
+    terms = build_loss({"name": "terms", **camvid_losses.LOSSES.rows[row].terms})
     assert terms.plans["auxiliary"] == ("auxiliary", 0.4, 1)
     assert ("embedding" in terms.needs) == (row not in ("ce", "focal"))
     outputs = {name: torch.randn(2, 11, 16, 16, requires_grad=True) for name in terms.needs}
     labels = torch.randint(0, 2, (2, 64, 64), dtype=torch.uint8)
     torch.stack(list(terms(outputs, labels).values())).sum().backward()
     assert all(value.grad.isfinite().all() and value.grad.any() for value in outputs.values())
+
+
+@pytest.mark.parametrize("row", camvid_centers.CENTERS.rows.values(), ids=list(camvid_centers.CENTERS.rows))
+def test_rows_have_the_losses_that_their_centers_can_give(row):
+    """Cross-entropy of the logits always, of the guidance where there is one."""
+    terms = build_loss({"name": "terms", **row.terms})
+    model = MODELS.build({**row.model, "num_classes": 11, "backbone": "mobilenetv3_small_050", "channels": 16})
+    assert set(terms.needs) <= set(model.offers) and terms.plans["ce"] == ("logits", 1.0, 1)
+    assert ("guidance" in terms.plans) == ("guidance" in model.offers)
+    assert {name: terms.plans[name] for name in terms.plans if name in ("push", "pull")} in (
+        {}, {"push": ("push", 1.0, 1), "pull": ("pull", 0.3, 1)},
+    )  # fmt: skip
 
 
 def system() -> System:
@@ -70,7 +84,7 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     (tmp_path / "camvid_losses.json").write_text(
         json.dumps({"steps": {n: {"seconds": 1, "peak_mb": 2} for n in ("ce", "focal")}})
     )
-    camvid_losses_report.report(tmp_path, tmp_path)
+    camvid_comparison_report.report(camvid_losses.LOSSES, tmp_path, tmp_path)
     runs = json.loads((tmp_path / "camvid_losses.json").read_text())["runs"]
     assert runs["ce"] == {"epochs": 2, "seeds": 1, "val_miou": 50.0, "spread": None} and set(runs) == {"ce", "focal"}
     assert (tmp_path / "camvid_losses.png").exists()

@@ -1,5 +1,4 @@
-"""What benchmarks/camvid_losses.py reports: step time and memory of all rows in one run, and the curves of the kept
-runs."""
+"""What a comparison on CamVid reports: step time and memory of all rows in one run, and the curves of the kept runs."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import json
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import machine
 from camvid_recipe import laps, step, write_rows
@@ -16,14 +15,10 @@ from camvid_systems import System
 
 from metricseg.memory import peak_memory
 
-NAMES = {
-    "ce": "cross-entropy",
-    "focal": "focal",
-    "margin": "focal + margin contrast, sampled",
-    "infonce": "focal + InfoNCE, sampled",
-    "infonce_all": "focal + InfoNCE, all pixels",
-}
-COLOURS = {"ce": "#999999", "focal": "#0072b2", "margin": "#e69f00", "infonce": "#cc79a7", "infonce_all": "#009e73"}
+if TYPE_CHECKING:
+    from camvid_comparison import Comparison
+
+Runs = dict[str, dict[int, list[dict[str, str]]]]  # by row and seed, the lines of a curve
 
 
 def update(path: Path, key: str, value: Any) -> None:
@@ -32,9 +27,9 @@ def update(path: Path, key: str, value: Any) -> None:
     path.write_text(json.dumps({**kept, key: value}, indent=1) + "\n")
 
 
-def measure(systems: dict[str, tuple[System, Any]], batch: Any, count: int, out: Path) -> None:
+def measure(systems: dict[str, tuple[System, Any]], batch: Any, count: int, path: Path) -> None:
     """Step times of all rows in turn, then the memory that a step of each takes at its highest, beyond weights,
-    optimizer state and batch; into `camvid_losses.json` under "steps"."""
+    optimizer state and batch; into the JSON file `path` under "steps"."""
     times = laps(systems, batch, count)
     report: dict[str, Any] = {"machine": machine.record(), "batch": list(batch[0].shape), "steps": count}
     for name, (system, optimizer) in systems.items():
@@ -44,22 +39,23 @@ def measure(systems: dict[str, tuple[System, Any]], batch: Any, count: int, out:
             peaks.append(peak_memory(partial(step, system, optimizer, batch), system.device))
         optimizer.zero_grad(set_to_none=True)
         report[name] = {**times[name], "peak_mb": round(statistics.median(p for p in peaks if p is not None))}
-    update(out / "camvid_losses.json", "steps", report)
+    update(path, "steps", report)
     print(json.dumps(report, indent=1))
 
 
-def report(work: Path, out: Path) -> None:
-    """`camvid_losses.csv`, `camvid_losses.json` under "runs" and `camvid_losses.png` from the curves in `work`; prints
-    the table."""
-    runs: dict[str, dict[int, list[dict[str, str]]]] = {name: {} for name in NAMES}
+def report(comparison: Comparison, work: Path, out: Path) -> None:
+    """`<comparison>.csv`, `<comparison>.json` under "runs" and `<comparison>.png` from the curves in `work`; prints the
+    table."""
+    file, names = out / comparison.stem, list(comparison.rows)
+    runs: Runs = {name: {} for name in names}
     rows: list[dict[str, Any]] = []
     for path in sorted(work.glob("*-*.csv")):
         name, _, seed = path.stem.rpartition("-")
-        with path.open() as file:
-            runs[name][int(seed)] = list(csv.DictReader(file))
+        with path.open() as lines:
+            runs[name][int(seed)] = list(csv.DictReader(lines))
         rows += ({"row": name, "seed": seed, **row} for row in runs[name][int(seed)])
-    rows.sort(key=lambda row: (list(NAMES).index(row["row"]), int(row["seed"])))
-    write_rows(out / "camvid_losses.csv", rows)
+    rows.sort(key=lambda row: (names.index(row["row"]), int(row["seed"])))
+    write_rows(file.with_suffix(".csv"), rows)
 
     summary: dict[str, Any] = {}
     for name, seeds in runs.items():
@@ -71,18 +67,20 @@ def report(work: Path, out: Path) -> None:
                 "val_miou": round(statistics.mean(last), 2),
                 "spread": round(statistics.stdev(last), 2) if len(last) > 1 else None,
             }
-    update(out / "camvid_losses.json", "runs", summary)
-    steps = json.loads((out / "camvid_losses.json").read_text()).get("steps", {})
+    update(file.with_suffix(".json"), "runs", summary)
+    steps = json.loads(file.with_suffix(".json").read_text()).get("steps", {})
 
-    print("| loss | val mIoU, % | training step, s | peak memory of a step, MB |\n| --- | --- | --- | --- |")
+    print(
+        f"| {comparison.kind} | val mIoU, % | training step, s | peak memory of a step, MB |\n| --- | --- | --- | --- |"
+    )
     for name, found in summary.items():
         spread = f" ± {found['spread']}" if found["spread"] is not None else ""
         cost = f"{steps[name]['seconds']:.2f} | {steps[name]['peak_mb']}" if name in steps else "|"
-        print(f"| {NAMES[name]} | {found['val_miou']:.1f}{spread} | {cost} |")
-    plot(runs, steps, out / "camvid_losses.png")
+        print(f"| {comparison.rows[name].name} | {found['val_miou']:.1f}{spread} | {cost} |")
+    plot(comparison, runs, steps, file.with_suffix(".png"))
 
 
-def plot(runs: dict[str, dict[int, list[dict[str, str]]]], steps: dict[str, Any], path: Path) -> None:
+def plot(comparison: Comparison, runs: Runs, steps: dict[str, Any], path: Path) -> None:
     """Validation mIoU over epochs, a line for each run, and the cost of a step."""
     import matplotlib
 
@@ -92,19 +90,21 @@ def plot(runs: dict[str, dict[int, list[dict[str, str]]]], steps: dict[str, Any]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), gridspec_kw={"width_ratios": [2.4, 1, 1]})
     for name, seeds in runs.items():
         for index, curve in enumerate(seeds.values()):
-            points = [(int(row["epoch"]), 100 * float(row["val_miou"])) for row in curve if row["val_miou"]]
+            points = [(int(line["epoch"]), 100 * float(line["val_miou"])) for line in curve if line["val_miou"]]
             if points:
-                label = NAMES[name] if index == 0 else None
-                axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=COLOURS[name], label=label)
+                row = comparison.rows[name]
+                label = row.name if index == 0 else None
+                axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=row.colour, label=label)
     axes[0].set(xlabel="epoch", ylabel="val mIoU, %")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
     axes[0].grid(alpha=0.3)
-    measured = [name for name in NAMES if name in steps]
+    measured = [name for name in comparison.rows if name in steps]
+    colours = [comparison.rows[name].colour for name in measured]
     for axis, (key, title, form) in zip(
         axes[1:], (("seconds", "training step, s", "%.2f"), ("peak_mb", "memory of a step, MB", "%.0f")), strict=True
     ):
-        bars = axis.bar(measured, [steps[n][key] for n in measured], color=[COLOURS[n] for n in measured], width=0.7)
+        bars = axis.bar(measured, [steps[n][key] for n in measured], color=colours, width=0.7)
         axis.bar_label(bars, fmt=form, padding=2, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", labelrotation=35)
@@ -112,7 +112,7 @@ def plot(runs: dict[str, dict[int, list[dict[str, str]]]], steps: dict[str, Any]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
-    figure.suptitle("CamVid, DMLSeg on EfficientNet-Lite0: one network, five losses", fontsize=11)
+    figure.suptitle(comparison.title, fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
