@@ -1,5 +1,5 @@
-"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; or the
-matrix of all pairs of features, masks, and a loss on that."""
+"""What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; the
+matrix of all pairs of features, masks, and a loss on that; normalised copies of features and centers, and a product."""
 
 from __future__ import annotations
 
@@ -161,3 +161,34 @@ def indexed_rows(features: Tensor, index: Tensor) -> Tensor:
     _, _, height, width = features.shape
     rows = features[index // (height * width), :, index // width % height, index % width]
     return F.normalize(rows.float(), dim=1).to(features.dtype)
+
+
+def cosine_logits(x: Tensor, centers: Tensor, scale: float) -> Tensor:
+    """Both sides normalised, one product: [B, K, h, w] of centers [K, C], or of [B, K, C], each image's own."""
+    product = "bchw,kc->bkhw" if centers.ndim == 2 else "bchw,bkc->bkhw"
+    return scale * torch.einsum(product, F.normalize(x, dim=1), F.normalize(centers, dim=-1))
+
+
+def cosine_convolution(x: Tensor, centers: Tensor, scale: float) -> Tensor:
+    """The same as a 1 x 1 convolution, of the centers of all images."""
+    return scale * F.conv2d(F.normalize(x, dim=1), F.normalize(centers, dim=1)[..., None, None])
+
+
+def soft_class_centers(x: Tensor, logits: Tensor) -> Tensor:
+    """ACFNet's class centers: the softmax over classes, and a product of matrices for each image."""
+    membership = logits.softmax(1).flatten(2)
+    sums = torch.bmm(membership, x.flatten(2).transpose(1, 2))
+    return sums / (membership.sum(2, keepdim=True) + 1e-6)
+
+
+def hard_class_centers(x: Tensor, labels: Tensor, classes: int, ignore: int) -> Tensor:
+    """The same of labels, as a map of ones."""
+    membership = F.one_hot(labels.where(labels != ignore, classes), classes + 1)[..., :classes].to(x.dtype)
+    sums = torch.einsum("bhwk,bchw->bkc", membership, x)
+    return sums / (membership.sum((1, 2))[..., None] + 1e-6)
+
+
+def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: float, ignore: int) -> Tensor:
+    """torch's loss of a linear layer, of rows: the map is normalised and permuted in front of it."""
+    rows = F.normalize(x, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+    return F.linear_cross_entropy(rows, scale * F.normalize(centers, dim=1), labels.flatten(), ignore_index=ignore)

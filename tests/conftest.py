@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from metricseg.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends  # noqa: E402
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def _patch_interpreter_once_per_launch() -> None:
@@ -85,6 +89,19 @@ def exact_products() -> Iterator[None]:
     """The command line lowers the precision of products for its process: here that process goes on."""
     yield
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="session")
+def fresh_processes() -> Iterator[object]:
+    """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/memory.py)."""
+    if (reason := why_not_resident() or backends.why_not("cpu", "cpu")) is not None:
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.syspath_prepend(str(BENCHMARKS.parent))
+        import memory
+
+        yield memory.FreshProcesses(preload=["contrast_cases", "centers_cases"])
 
 
 def device_of(backend: str) -> str:

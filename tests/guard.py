@@ -1,4 +1,5 @@
-"""Stands between an op and its kernels: poisons every output, and watches the margins around every tensor."""
+"""Stands between an op and its kernels: poisons every output, and watches the margins around every tensor; or between
+all ops and the host."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SENTINEL = 119  # a byte: as fp32 5.01e33, as int64 8608480567731124087; no label, no loss
 MARGIN = 256  # bytes on either side
@@ -21,6 +23,10 @@ FIRST_OUTPUT = {
     "sample_anchors_kernel": 10,
     "gather_pixels_kernel": 4,
     "gather_pixels_backward_kernel": 7,
+    "similarity_kernel": 7,
+    "similarity_grad_kernel": 11,
+    "class_sums_kernel": 3,
+    "class_sums_grad_kernel": 5,
 }
 
 
@@ -68,3 +74,13 @@ def _embed(x: Tensor) -> tuple[Tensor, Tensor]:
     body = storage[MARGIN : MARGIN + size].view(x.dtype)
     body.copy_(x.detach().as_strided((span,), (1,)))
     return body.as_strided(x.shape, x.stride(), body.storage_offset()), storage
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses tensors on the host: a copy of one to or from the device is what makes the host wait."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves((args, kwargs, out))
+        assert all(t.device.type == "cuda" for t in leaves if isinstance(t, Tensor)), f"{function} meets the host"
+        return out

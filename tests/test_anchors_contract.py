@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from anchor_cases import CASES, FEATURES, NAMED, STRATEGIES, Case, arguments, make, make_features
-from guard import Guarded
+from guard import Guarded, OnDevice
 from test_anchors import backend  # noqa: F401
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import op, reference
@@ -107,16 +105,6 @@ def test_no_shape_depends_on_data(strategy: str) -> None:
             assert index.shape == sampled.shape == (40,) and count.shape == () and rows.shape == (40, 6)
             (grad,) = torch.autograd.grad(rows.sum(), features)
             assert grad.shape == features.shape
-
-
-class OnDevice(TorchDispatchMode):
-    """Refuses tensors on the host: a copy of one to or from the device is what makes the host wait."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        leaves = pytree.tree_leaves((args, kwargs, out))
-        assert all(t.device.type == "cuda" for t in leaves if isinstance(t, Tensor)), f"{function} meets the host"
-        return out
 
 
 @by_strategy

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import contrast_cases
 import pytest
 import torch
@@ -15,13 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import metricseg_kernels as mk
-from metricseg.memory import why_not_resident
 from metricseg_kernels.contrast import op
-from metricseg_kernels.core import backends
 from metricseg_kernels.pairwise.rows import dense_ranks, sort_rows
 
 FAMILY = "contrast"
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 ALONE = Case("alone", 7, 3, classes=3, labels="some", temperature=0.5, margin=1.3)
 TWO = Case("two", 5, 3, columns=6, classes=2, labels="some", ids="clash", temperature=0.5, margin=1.3)
 SMALL = [pytest.param(c, id=c.id) for c in (ALONE, TWO)]
@@ -213,21 +208,6 @@ def test_loss_scaling_survives_half_precision(form: str, dtype: torch.dtype, bac
             results.append([t.grad.double().cpu() for t in (s.anchors, s.contrast) if t is not None])
         for got, exact in zip(*results, strict=True):
             torch.testing.assert_close(got, exact, rtol=FLOORS[dtype] * 10, atol=exact.abs().max() * FLOORS[dtype] * 2)
-
-
-@pytest.fixture(scope="module")
-def fresh_processes():
-    """What measures memory, each time in a process that has run nothing."""
-    if (reason := why_not_resident() or backends.why_not("cpu", "cpu")) is not None:
-        pytest.skip(reason)
-    if "cpu" not in backends.ORDER["contrast"]["cpu"]:
-        pytest.skip("contrast has no cpu kernels")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        patch.syspath_prepend(str(BENCHMARKS.parent))
-        import memory
-
-        yield memory.FreshProcesses(preload=["contrast_cases"])
 
 
 @pytest.mark.parametrize("columns", [None, 2], ids=["self", "two-sets"])
