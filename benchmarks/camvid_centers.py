@@ -51,13 +51,15 @@ CENTERS = Comparison(
 def pictures(args: argparse.Namespace) -> None:
     """`camvid_centers_matrix.png`: how alike the class centers of four validation pictures are, before training and
     after; `camvid_centers_maps.png`: the pictures' similarity to some of them, of the last row of `--rows`."""
-    matrices = {}
-    for name in args.rows:
-        if CENTERS.rows[name].model["name"] == "ccsnet":
+    matrices, started = {}, []
+    for name, row in ((name, CENTERS.rows[name]) for name in args.rows if name != "plain"):
+        if row.model not in started:
+            started.append(row.model)
             start = prepare(partial(CENTERS.system, args.weights, args.device, name), args.seeds[0], 1)[0]
-            for when, system in (("before", start), ("after", trained(CENTERS, args, name))):
-                shown = four_pictures(system, args.data, ("logits", "centers"))
-                matrices[f"{CENTERS.rows[name].name}\n{when} training"] = center_similarities(shown)
+            shown = four_pictures(start, args.data, ("logits", "centers"))
+            matrices[f"{row.name.split(',')[0]}\nbefore training"] = center_similarities(shown)
+        shown = four_pictures(trained(CENTERS, args, name), args.data, ("logits", "centers"))
+        matrices[f"{row.name}\nafter training"] = center_similarities(shown)
     draw_matrices(matrices, CamVid.classes, args.out / "camvid_centers_matrix.png")
     draw_maps(shown, CamVid.palette, CamVid.classes, args.out / "camvid_centers_maps.png")
 

@@ -80,20 +80,25 @@ def center_similarities(shown: Sequence[Shown]) -> Tensor:
 
 
 def draw_matrices(matrices: Mapping[str, Tensor], classes: Sequence[str], path: Path) -> None:
-    """The matrices [K, K] side by side by title, each with the mean of its entries off the diagonal."""
-    figure, axes = plt.subplots(
-        1, len(matrices), figsize=(1.2 + 3.6 * len(matrices), 4.4), squeeze=False, layout="constrained"
-    )
-    named = len(classes) <= NAMED
-    for index, (axis, (title, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
+    """The matrices [K, K] by title, four in a line, each with the mean of its entries off the diagonal."""
+    columns = min(4, len(matrices))
+    lines = -(-len(matrices) // columns)
+    size = (1.2 + 3.6 * columns, 1 + 4 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    ticks, names = (range(len(classes)), classes) if len(classes) <= NAMED else ([], [])
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for index, (title, matrix) in enumerate(matrices.items()):
+        axis = axes.flat[index]
+        axis.set_axis_on()
         image = axis.imshow(matrix.numpy(), vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         off = matrix[~torch.eye(len(matrix), dtype=torch.bool)].nanmean()
         axis.set_title(f"{title}\nmean off the diagonal {off:.2f}", fontsize=10)
         axis.set_facecolor("#dddddd")
-        axis.set_xticks(range(len(classes)) if named else [], classes if named else [], rotation=90, fontsize=8)
-        labelled = named and index == 0
-        axis.set_yticks(range(len(classes)) if labelled else [], classes if labelled else [], fontsize=8)
-    figure.colorbar(image, ax=axes[0].tolist(), shrink=0.8, label="cosine of two class centers")
+        below = index + columns >= len(matrices)
+        axis.set_xticks(ticks if below else [], names if below else [], rotation=90, fontsize=8)
+        axis.set_yticks(ticks if index % columns == 0 else [], names if index % columns == 0 else [], fontsize=8)
+    figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, label="cosine of two class centers")
     save(figure, path)
 
 

@@ -118,5 +118,5 @@ def panels(shown: Sequence[Shown], palette: Palette, titles: Sequence[str]) -> t
 
 def save(figure: Any, path: Path, dpi: int = 100) -> None:
     """Writes and forgets a figure."""
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close(figure)
