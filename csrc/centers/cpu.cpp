@@ -1,293 +1,224 @@
-// The centers family on the CPU, beside the matrix products that Python drives (metricseg_kernels/centers/cpu.py).
-//
-// Panels: [C, P] of the accumulator type, pixels or channels contiguous, in cache when they come here; their pixels are
-// shared out to torch's threads in blocks. One sweep gives the norms, two turn a gradient into that of the direction.
-// Labels: class sums and their gradient go by label, without a product, over the whole map in its own type and layout:
-// one read of the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so that
-// the bits do not depend on the threads.
+// The centers family on the CPU: from torch's tensors to a Job, its pixels to torch's threads. Sums over pixels are
+// formed in parts, as many as keep the threads busy, which are added up in their order: the bits are the same for one
+// number of threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
-#include <vector>
+#include <numeric>
+#include <string>
 
 #include "../common/pages.h"
 #include "../common/parallel.h"
+#include "../common/simd_choice.h"
 #include "../common/torch_map.h"
-
-#define METRICSEG_SIMD baseline
-#include "../common/simd_begin.h"
-
-#include "../common/convert.h"
-
-#include "../common/simd_end.h"
+#include "cpu_job.h"
 
 namespace metricseg::centers {
 namespace {
 
 using torch::stable::Tensor;
+using Maybe = std::optional<Tensor>;
 
-constexpr int64_t kBlock = 64;     // pixels of a panel, or of a line, at a time
-constexpr int64_t kChannels = 16;  // whose sums by class go together: a cache line where channels are contiguous
-constexpr int64_t kFlush = 1024;   // pixels after which their sums join the total, or more for many classes
-constexpr int64_t kSpread = 1024;  // pixels that take their rows at a time
+constexpr int64_t kPanelBytes = int64_t{1} << 20;  // of the tiles of features in a panel
+constexpr int64_t kMostPanel = 1024;
 
-// A panel of values [channels, pixels].
 template <typename T>
-struct Panel {
-  T* data;
-  int64_t channels, pixels, channel_stride, pixel_stride;
-
-  explicit Panel(const Tensor& tensor)
-      : data(static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()))),
-        channels(tensor.size(0)),
-        pixels(tensor.size(1)),
-        channel_stride(tensor.stride(0)),
-        pixel_stride(tensor.stride(1)) {}
-};
-
-// sum_c a_c b_c
-template <typename T>
-T dot(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t channels) {
-  constexpr int kSums = 16;  // at a time, so that they become vectors
-  T sums[kSums] = {}, sum = 0;
-  int64_t c = 0;
-  if (a_stride == 1 && b_stride == 1) {
-    for (; c + kSums <= channels; c += kSums) {
-      for (int j = 0; j < kSums; ++j) sums[j] += a[c + j] * b[c + j];
-    }
-  }
-  for (; c < channels; ++c) sum += a[c * a_stride] * b[c * b_stride];
-  for (const T part : sums) sum += part;
-  return sum;
+const Loops<T>& loops() {
+  static const Workers& chosen = METRICSEG_WIDEST;
+  return chosen.loops(T());
 }
 
-// out_i = <a_i, b_i> for the pixels [begin, end) of a block.
 template <typename T>
-void dots(const Panel<T>& a, const Panel<T>& b, int64_t begin, int64_t end, T* out) {
-  if (a.pixel_stride != 1 || b.pixel_stride != 1) {
-    for (int64_t i = begin; i < end; ++i) {
-      out[i - begin] =
-          dot(a.data + i * a.pixel_stride, a.channel_stride, b.data + i * b.pixel_stride, b.channel_stride, a.channels);
-    }
-    return;
-  }
-  std::fill_n(out, end - begin, T(0));
-  for (int64_t c = 0; c < a.channels; ++c) {
-    const T* const x = a.data + c * a.channel_stride + begin;
-    const T* const y = b.data + c * b.channel_stride + begin;
-    for (int64_t i = 0; i < end - begin; ++i) out[i] += x[i] * y[i];
-  }
+const T* data_of(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
 }
 
-// y_i -= factor_i x_i for the pixels [begin, end) of a block.
 template <typename T>
-void subtract(const T* factors, const Panel<T>& x, const Panel<T>& y, int64_t begin, int64_t end) {
-  if (x.pixel_stride != 1 || y.pixel_stride != 1) {
-    for (int64_t i = begin; i < end; ++i) {
-      const T* const from = x.data + i * x.pixel_stride;
-      T* const to = y.data + i * y.pixel_stride;
-      const T factor = factors[i - begin];
-      for (int64_t c = 0; c < x.channels; ++c) to[c * y.channel_stride] -= factor * from[c * x.channel_stride];
-    }
-    return;
-  }
-  for (int64_t c = 0; c < x.channels; ++c) {
-    const T* const from = x.data + c * x.channel_stride + begin;
-    T* const to = y.data + c * y.channel_stride + begin;
-    for (int64_t i = 0; i < end - begin; ++i) to[i] -= factors[i] * from[i];
-  }
-}
+using Values = decltype(aligned_values<T>(0));
 
-template <typename F>
-void parallel_blocks(int64_t pixels, const F& f) {
-  parallel((pixels + kBlock - 1) / kBlock, 1, [&](int64_t first, int64_t last) {
-    for (int64_t block = first; block < last; ++block) f(block * kBlock, std::min((block + 1) * kBlock, pixels));
-  });
-}
-
-// norms_i = |x_i|
+// Rows [sets, K, C], packed as they are and turned over, for both products.
 template <typename T>
-void norms_of(const Tensor& tensor, const Tensor& norms) {
-  const Panel<T> x(tensor);
-  T* const out = static_cast<T*>(norms.mutable_data_ptr());
-  parallel_blocks(x.pixels, [&](int64_t begin, int64_t end) {
-    T squares[kBlock];
-    dots(x, x, begin, end, squares);
-    for (int64_t i = begin; i < end; ++i) out[i] = std::sqrt(squares[i - begin]);
-  });
-}
+struct Packed {
+  Values<T> rows, turned;
 
-// grad_i -= x_i <grad_i, x_i> / |x_i|^2, where |x_i| >= eps
-template <typename T>
-void direction(const Tensor& tensor, const Tensor& norms, T eps, const Tensor& grad) {
-  const Panel<T> x(tensor), g(grad);
-  const T* const lengths = static_cast<const T*>(norms.const_data_ptr());
-  parallel_blocks(x.pixels, [&](int64_t begin, int64_t end) {
-    T along[kBlock];
-    dots(x, g, begin, end, along);
-    for (int64_t i = begin; i < end; ++i) {
-      along[i - begin] = lengths[i] < eps ? T(0) : along[i - begin] / (lengths[i] * lengths[i]);
-    }
-    subtract(along, x, g, begin, end);
-  });
-}
-
-// [B, h, w]: the class of every pixel as an index into K + 1 rows, the last for pixels that have none.
-std::vector<int32_t> classes_of(const Tensor& tensor, int64_t classes, int64_t ignore_index) {
-  const Map labels = map_of(tensor);
-  const int64_t height = tensor.size(1), width = tensor.size(2);
-  std::vector<int32_t> found(tensor.numel());
-  parallel(tensor.size(0) * height, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t line = begin; line < end; ++line) {
-      for (int64_t x = 0; x < width; ++x) {
-        const char* const p = labels.at(line / height, 0, line % height, x);
-        const int64_t label = labels.type == Type::u8    ? *reinterpret_cast<const uint8_t*>(p)
-                              : labels.type == Type::i32 ? *reinterpret_cast<const int32_t*>(p)
-                                                         : *reinterpret_cast<const int64_t*>(p);
-        const bool known = label != ignore_index && label >= 0 && label < classes;
-        found[line * width + x] = static_cast<int32_t>(known ? label : classes);
+  Packed(const Tensor& tensor, Job<T>& job, bool plain, bool transposed) {
+    const int64_t sets = tensor.size(0), K = tensor.size(1), C = tensor.size(2);
+    const int64_t s = tensor.stride(0), k = tensor.stride(1), c = tensor.stride(2);
+    job.shared = sets == 1;
+    job.rows_stride = (K + kPadRows) * C;
+    job.rows_t_stride = (C + kPadRows) * K;
+    if (plain) rows = aligned_values<T>(sets * job.rows_stride);
+    if (transposed) turned = aligned_values<T>(sets * job.rows_t_stride);
+    parallel(sets, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const T* const from = data_of<T>(tensor) + i * s;
+        if (plain) loops<T>().pack(from, k, c, K, C, rows.get() + i * job.rows_stride);
+        if (transposed) loops<T>().pack(from, c, k, C, K, turned.get() + i * job.rows_t_stride);
       }
-    }
-  });
-  return found;
-}
-
-// Features as lines of evenly spaced pixels: an image is one where its rows follow each other.
-struct Lines {
-  Map map;
-  int64_t count, length;
-
-  explicit Lines(const Tensor& features) : map(map_of(features)), count(features.size(2)), length(features.size(3)) {
-    if (map.y == length * map.x) length *= count, count = length > 0;
-  }
-
-  // f(first pixel, pixels, where channel 0 of the first lies) for the blocks of an image.
-  template <typename F>
-  void blocks(int64_t image, const F& f) const {
-    for (int64_t line = 0; line < count; ++line) {
-      for (int64_t x = 0; x < length; x += kBlock) {
-        f(line * length + x, std::min(kBlock, length - x), map.at(image, 0, line, x));
-      }
-    }
+    });
+    job.rows = rows.get();
+    job.rows_t = turned.get();
   }
 };
 
-// sums[k] = sum of the values of class k, for some channels of an image: classes [pixels] -> sums [K, width]
 template <typename T>
-void sums_of(const Lines& lines, int64_t image, const int32_t* classes, int64_t K, int64_t channel, int64_t width,
-             T* sums, int64_t stride) {
-  std::vector<T> partial((K + 1) * kChannels);
-  int64_t waiting = 0;
-  const auto flush = [&] {
-    for (int64_t k = 0; k < K; ++k) {
-      for (int64_t j = 0; j < width; ++j) sums[k * stride + j] += partial[k * kChannels + j];
-    }
-    std::fill(partial.begin(), partial.end(), T(0));
-    waiting = 0;
-  };
-  for (int64_t k = 0; k < K; ++k) std::fill_n(sums + k * stride, width, T(0));
-  T values[kChannels][kBlock] = {};
-  lines.blocks(image, [&](int64_t first, int64_t count, const char* p) {
-    for (int64_t j = 0; j < width; ++j) {
-      baseline::read(lines.map.type, p + (channel + j) * lines.map.k * lines.map.size, lines.map.x, count, values[j]);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      T* const own = partial.data() + classes[first + i] * kChannels;
-      for (int64_t j = 0; j < kChannels; ++j) own[j] += values[j][i];
-    }
-    waiting += count;
-    if (waiting >= std::max(kFlush, 8 * K)) flush();
-  });
-  flush();
+Job<T> make_job(const Tensor& features, int64_t classes, int64_t ignore_index) {
+  Job<T> job{};
+  job.channels = features.size(1);
+  job.classes = classes;
+  job.width = features.size(3);
+  const int64_t pixel = std::max<int64_t>(std::max(job.channels, classes), 1) * sizeof(T);
+  job.panel = std::clamp(kPanelBytes / pixel / kMostTile * kMostTile, 4 * kMostTile, kMostPanel);
+  job.ignore_index = ignore_index;
+  job.features = map_of(features);
+  return job;
 }
 
+// loop over all pixels of all images.
 template <typename T>
-void label_sums(const Tensor& features, const Tensor& labels, int64_t ignore_index, const Tensor& sums,
-                const Tensor& mass) {
-  const int64_t batch = sums.size(0), K = sums.size(1), channels = sums.size(2);
-  const int64_t pixels = features.size(2) * features.size(3);
-  const std::vector<int32_t> classes = classes_of(labels, K, ignore_index);
-  T* const counts = static_cast<T*>(mass.mutable_data_ptr());
-  for (int64_t b = 0; b < batch; ++b) {
-    std::vector<int64_t> found(K + 1);
-    for (int64_t i = 0; i < pixels; ++i) ++found[classes[b * pixels + i]];
-    for (int64_t k = 0; k < K; ++k) counts[b * K + k] = static_cast<T>(found[k]);
-  }
-  const Lines lines(features);
-  T* const out = static_cast<T*>(sums.mutable_data_ptr());
-  const int64_t groups = (channels + kChannels - 1) / kChannels;
-  parallel(batch * groups, 1, [&](int64_t begin, int64_t end) {
+void run(const Job<T>& job, Loop<T> loop, const Tensor& features) {
+  const int64_t pixels = features.size(2) * features.size(3), panels = (pixels + job.panel - 1) / job.panel;
+  parallel(features.size(0) * panels, 1, [&](int64_t begin, int64_t end) {
+    const auto scratch = aligned_values<T>(job.scratch_values());
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t b = unit / groups, channel = unit % groups * kChannels;
-      sums_of(lines, b, classes.data() + b * pixels, K, channel, std::min(kChannels, channels - channel),
-              out + b * K * channels + channel, channels);
+      const int64_t first = unit % panels * job.panel;
+      loop(job, unit / panels, first, std::min(first + job.panel, pixels), scratch.get(), nullptr, nullptr);
     }
   });
 }
 
-// maps_i = rows_k with k the class of i: rows [B, K + 1, C], zeros in the last.
+// The same with sums [groups, K, C] and mass [groups, K] over the pixels of each image, or of all (groups = 1).
 template <typename T>
-void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index, const Tensor& maps) {
-  const int64_t batch = maps.size(0), channels = maps.size(1), pixels = maps.size(2) * maps.size(3);
-  const std::vector<int32_t> classes = classes_of(labels, rows.size(1) - 1, ignore_index);
-  const Map map = map_of(maps);
-  const T* const from = static_cast<const T*>(rows.const_data_ptr());
-  const int64_t image = rows.stride(0), row = rows.stride(1), column = rows.stride(2);
-  const int64_t step = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next
-  const int64_t blocks = (pixels + kSpread - 1) / kSpread;
-  parallel(batch * blocks, 1, [&](int64_t begin, int64_t end) {
-    T values[kSpread];
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t b = unit / blocks, first = unit % blocks * kSpread, count = std::min(kSpread, pixels - first);
-      const int32_t* const own = classes.data() + b * pixels + first;
-      const T* const table = from + b * image;
-      char* const p = map.at(b, 0, 0, 0) + first * step * map.size;
-      if (map.k == 1 && column == 1) {
-        for (int64_t i = 0; i < count; ++i) {
-          baseline::write(map.type, table + own[i] * row, 1, channels, p + i * step * map.size);
-        }
-        continue;
+void run_sums(const Job<T>& job, Loop<T> loop, const Tensor& features, int64_t groups, T* sums, T* mass) {
+  const int64_t images = features.size(0), pixels = features.size(2) * features.size(3);
+  const int64_t panels = (pixels + job.panel - 1) / job.panel, units = groups > 0 ? images / groups * panels : 0;
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t parts = groups >= 4 * threads || groups == 0 ? 1 : threads / std::gcd(groups, threads);
+  parts = std::max<int64_t>(1, std::min(parts, units));
+  const int64_t values = job.classes * job.channels, own = values + job.classes;
+  const auto partial = aligned_values<T>(groups * parts * own);
+  parallel(groups * parts, 1, [&](int64_t begin, int64_t end) {
+    const auto scratch = aligned_values<T>(job.scratch_values());
+    for (int64_t part = begin; part < end; ++part) {
+      T* const found = partial.get() + part * own;
+      std::fill_n(found, own, T(0));
+      const int64_t group = part / parts, index = part % parts;
+      for (int64_t unit = units * index / parts; unit < units * (index + 1) / parts; ++unit) {
+        const int64_t first = unit % panels * job.panel, image = groups == 1 ? unit / panels : group;
+        loop(job, image, first, std::min(first + job.panel, pixels), scratch.get(), found, found + values);
       }
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < count; ++i) values[i] = table[own[i] * row + c * column];
-        baseline::write(map.type, values, step, count, p + c * map.k * map.size);
+    }
+  });
+  parallel(groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      std::fill_n(sums + group * values, values, T(0));
+      if (mass) std::fill_n(mass + group * job.classes, job.classes, T(0));
+      for (int64_t index = 0; index < parts; ++index) {
+        const T* const found = partial.get() + (group * parts + index) * own;
+        for (int64_t i = 0; i < values; ++i) sums[group * values + i] += found[i];
+        for (int64_t k = 0; mass && k < job.classes; ++k) mass[group * job.classes + k] += found[values + k];
       }
     }
   });
 }
 
-void pixel_norms_kernel(Tensor panel, Tensor norms) {
-  const auto run = type_of(panel) == Type::f64 ? norms_of<double> : norms_of<float>;
-  run(panel, norms);
+template <typename T>
+void set_metric(Job<T>& job, const std::string& metric, double scale, double eps, const Maybe& bias) {
+  job.direction = metric == "cosine";
+  job.square = static_cast<T>(metric == "euclidean" ? scale : 0.0);
+  job.eps = static_cast<T>(eps);
+  job.bias = bias.has_value() ? data_of<T>(*bias) : nullptr;
 }
 
-void pixel_direction_kernel(Tensor panel, Tensor norms, double eps, Tensor grad) {
-  if (type_of(panel) == Type::f64) {
-    direction<double>(panel, norms, eps, grad);
+template <typename T>
+void similarity(const Tensor& features, const Tensor& weights, const Maybe& bias, const Maybe& labels,
+                const std::string& metric, double scale, int64_t ignore_index, double eps, const Tensor& logits,
+                const Maybe& own, const Maybe& norms) {
+  Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
+  const Packed<T> packed(weights, job, true, false);
+  set_metric(job, metric, scale, eps, bias);
+  job.logits = map_of(logits);
+  job.labels = map_of(labels);
+  job.own = map_of(own);
+  job.norms = map_of(norms);
+  run(job, loops<T>().similarity, features);
+}
+
+template <typename T>
+void similarity_grad(const Tensor& grad_logits, const Maybe& grad_own, const Tensor& features, const Tensor& weights,
+                     const Maybe& labels, const Maybe& norms, const std::string& metric, double scale,
+                     int64_t ignore_index, double eps, const Maybe& grad_features, const Maybe& grad_weights) {
+  Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
+  const Packed<T> packed(weights, job, false, grad_features.has_value());
+  set_metric(job, metric, scale, eps, std::nullopt);
+  job.grad_logits = map_of(grad_logits);
+  job.grad_own = map_of(grad_own);
+  job.labels = map_of(labels);
+  job.norms = map_of(norms);
+  job.grad_features = map_of(grad_features);
+  if (grad_features.has_value()) want_huge_pages(*grad_features);
+  if (grad_weights.has_value()) {
+    T* const sums = static_cast<T*>(grad_weights->mutable_data_ptr());
+    run_sums<T>(job, loops<T>().similarity_grad, features, weights.size(0), sums, nullptr);
   } else {
-    direction<float>(panel, norms, static_cast<float>(eps), grad);
+    run(job, loops<T>().similarity_grad, features);
   }
 }
 
-void label_sums_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
-  const auto run = type_of(sums) == Type::f64 ? label_sums<double> : label_sums<float>;
-  run(features, labels, ignore_index, sums, mass);
+template <typename T>
+void soft_sums(const Tensor& features, const Tensor& logits, const Tensor& sums, const Tensor& mass) {
+  Job<T> job = make_job<T>(features, logits.size(1), 0);
+  job.logits = map_of(logits);
+  run_sums(job, loops<T>().soft_sums, features, sums.size(0), static_cast<T*>(sums.mutable_data_ptr()),
+           static_cast<T*>(mass.mutable_data_ptr()));
 }
 
-void label_spread_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
-  want_huge_pages(maps);
-  const auto run = type_of(rows) == Type::f64 ? label_spread<double> : label_spread<float>;
-  run(rows, labels, ignore_index, maps);
+template <typename T>
+void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tensor& features, const Tensor& logits,
+                    const Maybe& grad_features, const Maybe& grad_logits) {
+  Job<T> job = make_job<T>(features, logits.size(1), 0);
+  const Packed<T> packed(grad_sums, job, grad_logits.has_value(), grad_features.has_value());
+  job.logits = map_of(logits);
+  job.grad_features = map_of(grad_features);
+  job.grad_logits = map_of(grad_logits);
+  job.grad_mass = data_of<T>(grad_mass);
+  if (grad_features.has_value()) want_huge_pages(*grad_features);
+  if (grad_logits.has_value()) want_huge_pages(*grad_logits);
+  run(job, loops<T>().soft_sums_grad, features);
+}
+
+void similarity_kernel(Tensor features, Tensor weights, Maybe bias, Maybe labels, std::string metric, double scale,
+                       int64_t ignore_index, double eps, Tensor logits, Maybe own, Maybe norms) {
+  const auto run = type_of(features) == Type::f64 ? similarity<double> : similarity<float>;
+  run(features, weights, bias, labels, metric, scale, ignore_index, eps, logits, own, norms);
+}
+
+void similarity_grad_kernel(Tensor grad_logits, Maybe grad_own, Tensor features, Tensor weights, Maybe labels,
+                            Maybe norms, std::string metric, double scale, int64_t ignore_index, double eps,
+                            Maybe grad_features, Maybe grad_weights) {
+  const auto run = type_of(features) == Type::f64 ? similarity_grad<double> : similarity_grad<float>;
+  run(grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, eps, grad_features,
+      grad_weights);
+}
+
+void soft_sums_kernel(Tensor features, Tensor logits, Tensor sums, Tensor mass) {
+  const auto run = type_of(features) == Type::f64 ? soft_sums<double> : soft_sums<float>;
+  run(features, logits, sums, mass);
+}
+
+void soft_sums_grad_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Maybe grad_features,
+                           Maybe grad_logits) {
+  const auto run = type_of(features) == Type::f64 ? soft_sums_grad<double> : soft_sums_grad<float>;
+  run(grad_sums, grad_mass, features, logits, grad_features, grad_logits);
 }
 
 }  // namespace
 }  // namespace metricseg::centers
 
 STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("pixel_norms_kernel", TORCH_BOX(&metricseg::centers::pixel_norms_kernel));
-  m.impl("pixel_direction_kernel", TORCH_BOX(&metricseg::centers::pixel_direction_kernel));
-  m.impl("label_sums_kernel", TORCH_BOX(&metricseg::centers::label_sums_kernel));
-  m.impl("label_spread_kernel", TORCH_BOX(&metricseg::centers::label_spread_kernel));
+  m.impl("similarity_kernel", TORCH_BOX(&metricseg::centers::similarity_kernel));
+  m.impl("similarity_grad_kernel", TORCH_BOX(&metricseg::centers::similarity_grad_kernel));
+  m.impl("soft_sums_kernel", TORCH_BOX(&metricseg::centers::soft_sums_kernel));
+  m.impl("soft_sums_grad_kernel", TORCH_BOX(&metricseg::centers::soft_sums_grad_kernel));
 }

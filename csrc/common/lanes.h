@@ -115,6 +115,22 @@ METRICSEG_HD Lanes<T> shift(Lanes<T> a) {
 #endif
 }
 
+// One step of a transposition: of blocks of `step` lanes, the even ones of a and of b in turn, or with `odd` the odd
+// ones.
+template <int step, bool odd, typename T>
+METRICSEG_HD Lanes<T> interleave(Lanes<T> a, Lanes<T> b) {
+  constexpr int n = Lanes<T>::count;
+#if defined(__clang__)
+  Lanes<T> r;
+  for (int i = 0; i < n; ++i) r.v[i] = i & step ? b.v[odd ? i : i - step] : a.v[odd ? i + step : i];
+  return r;
+#else
+  typename Lanes<T>::Bits source{};
+  for (int i = 0; i < n; ++i) source[i] = i & step ? n + (odd ? i : i - step) : (odd ? i + step : i);
+  return Lanes<T>(__builtin_shuffle(a.v, b.v, source));
+#endif
+}
+
 // exp for x <= 0, the argument of every softmax.
 METRICSEG_HD Lanes<float> exp_below_zero(Lanes<float> x) {
   using L = Lanes<float>;

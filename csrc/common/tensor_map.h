@@ -22,4 +22,12 @@ struct Map {
   }
 };
 
+// The label of a pixel: [B, y, x] of any label type.
+METRICSEG_HD int64_t label_at(const Map& labels, int64_t image, int64_t row, int64_t column) {
+  const char* const p = labels.at(image, 0, row, column);
+  if (labels.type == Type::u8) return *reinterpret_cast<const uint8_t*>(p);
+  if (labels.type == Type::i32) return *reinterpret_cast<const int32_t*>(p);
+  return *reinterpret_cast<const int64_t*>(p);
+}
+
 }  // namespace metricseg

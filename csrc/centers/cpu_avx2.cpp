@@ -1,0 +1,15 @@
+// The tile loops of the centers family for AVX2.
+#if defined(__x86_64__)
+#define METRICSEG_SIMD avx2
+#include "../common/simd_begin.h"
+
+#include "cpu_loops.h"
+
+#include "../common/simd_end.h"
+
+namespace metricseg::centers {
+
+const Workers avx2_workers = avx2::workers;
+
+}  // namespace metricseg::centers
+#endif
