@@ -1,11 +1,10 @@
 // The centers family on the CPU: from torch's tensors to a Job, its pixels to torch's threads. Sums over pixels are
-// formed in parts, as many as keep the threads busy, which are added up in their order: the bits are the same for one
-// number of threads.
+// formed in parts that depend on the shapes alone and are added up in their order, so that the bits are the same
+// whatever the number of threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 
 #include "../common/pages.h"
@@ -22,6 +21,9 @@ using Maybe = std::optional<Tensor>;
 
 constexpr int64_t kPanelBytes = int64_t{1} << 20;  // of the tiles of features in a panel
 constexpr int64_t kMostPanel = 1024;
+constexpr int64_t kLeastParts = 4;  // of all sums over pixels
+constexpr int64_t kMostParts = 64;
+constexpr int64_t kPartShare = 24;  // parts take up to this share of the maps' memory
 
 template <typename T>
 const Loops<T>& loops() {
@@ -93,10 +95,11 @@ template <typename T>
 void run_sums(const Job<T>& job, Loop<T> loop, const Tensor& features, int64_t groups, T* sums, T* mass) {
   const int64_t images = features.size(0), pixels = features.size(2) * features.size(3);
   const int64_t panels = (pixels + job.panel - 1) / job.panel, units = groups > 0 ? images / groups * panels : 0;
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t parts = groups >= 4 * threads || groups == 0 ? 1 : threads / std::gcd(groups, threads);
-  parts = std::max<int64_t>(1, std::min(parts, units));
   const int64_t values = job.classes * job.channels, own = values + job.classes;
+  const int64_t fit = images * pixels * (job.channels + job.classes) / (kPartShare * std::max<int64_t>(own, 1));
+  const int64_t most = std::clamp(fit, kLeastParts, kMostParts) / std::max<int64_t>(groups, 1);
+  int64_t parts = 1;
+  while (2 * parts <= std::min(most, units)) parts *= 2;
   const auto partial = aligned_values<T>(groups * parts * own);
   parallel(groups * parts, 1, [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_values<T>(job.scratch_values());
