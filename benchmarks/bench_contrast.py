@@ -8,7 +8,6 @@ takes too long, is the sum over 256 anchors and its gradient in all rows.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -237,16 +236,6 @@ def rows() -> Iterator[Any]:
                 yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
 
 
-@contextlib.contextmanager
-def precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
@@ -261,7 +250,7 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
         return processes.peak(*arguments, warm=warm_up is not None)
 
     measures = device == "cuda" or processes is not None
-    with precision(shape.precision):
+    with race.precision(shape.precision):
         results = race.run(
             problem, entrants(shape, loss), device, peak if measures else None, phases, laps=laps(shape, device)
         )
@@ -273,7 +262,7 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
 def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
-    with precision(shape.precision):
+    with race.precision(shape.precision):
         figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
     arithmetic = shape.dtype if shape.precision == "highest" else "tf32"
     figures |= {"op": "contrast", "shape": str(shape), "loss": loss, "dtype": arithmetic}

@@ -16,7 +16,7 @@ from metricseg.memory import why_not_resident
 @pytest.fixture(scope="session")
 def fresh_processes() -> memory.FreshProcesses | None:
     """What measures memory on the CPU, or None where it can't be measured."""
-    families = ["bench_focal", "bench_contrast", "bench_anchors"]
+    families = ["bench_focal", "bench_contrast", "bench_anchors", "bench_centers"]
     return None if why_not_resident() else memory.FreshProcesses(preload=families)
 
 

@@ -227,6 +227,8 @@ def small_cases(backend: str) -> None:
         contrast_cases(backend)
     if backend in backends.ORDER["anchors"]["cuda"]:
         anchors_cases(backend)
+    if backend in backends.ORDER["centers"]["cuda"]:
+        centers_cases(backend)
 
 
 def contrast_cases(backend: str) -> None:
@@ -254,6 +256,40 @@ def contrast_cases(backend: str) -> None:
         torch.cuda.synchronize()
         assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
         print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
+
+
+def centers_cases(backend: str) -> None:
+    """No size a multiple of a tile, shared centers and each image's own, labels out of range, odd strides."""
+    import torch
+
+    import metricseg_kernels as mk
+
+    for channels, classes, own, dtype, layout in (
+        (37, 19, False, torch.float32, torch.contiguous_format),
+        (64, 150, True, torch.bfloat16, torch.channels_last),
+        (5, 847, False, torch.float16, torch.contiguous_format),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        sizes = (2, channels, 11, 26), (2, classes, 11, 13), (*(2,) * own, classes, channels)
+        x, z, w = (torch.randn(size, generator=generator).to("cuda", dtype) for size in sizes)
+        x = x[..., ::2] if layout == torch.contiguous_format else x[..., :13].contiguous(memory_format=layout)
+        x, z, w = (t.requires_grad_() for t in (x, z, w))
+        labels = torch.randint(classes, (2, 11, 13), generator=generator).to("cuda", torch.int32)
+        labels[:, 0, :3] = 255
+        kwargs = {"num_classes": classes, "return_present": True, "backend": backend}
+        logits, pull = mk.center_similarity(x, w, pull_labels=labels, backend=backend)
+        far = mk.center_similarity(x, w, metric="euclidean", scale=0.1, backend=backend)
+        (soft, _), (hard, present) = (mk.class_centers(x, a, **kwargs) for a in (z, labels))
+        loss = sum(t.float().mean() for t in (logits, far, soft, hard)) + pull + mk.center_push(hard, present)
+        loss.backward()
+        torch.cuda.synchronize()
+        assert all(bool(t.grad.isfinite().all()) for t in (x, z, w)) and bool(loss.isfinite())
+        labels[0, 1, 1] = 2**30  # no class: the pull is NaN, and so are the centers of its image
+        assert bool(mk.center_pull(x, w, labels, backend=backend).isnan())
+        hard = mk.class_centers(x, labels, **kwargs)[0]
+        torch.cuda.synchronize()
+        assert bool(hard[0].isnan().all() and hard[1].isfinite().all())
+        print(f"{backend} centers {channels} x {classes} {dtype}: done", flush=True)
 
 
 def anchors_cases(backend: str) -> None:

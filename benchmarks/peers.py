@@ -188,6 +188,11 @@ def hard_class_centers(x: Tensor, labels: Tensor, classes: int, ignore: int) -> 
     return sums / (membership.sum((1, 2))[..., None] + 1e-6)
 
 
+def cosine_cross_entropy(x: Tensor, centers: Tensor, target: Tensor, scale: float, ignore: int) -> Tensor:
+    """The cross-entropy at label resolution of `cosine_logits`."""
+    return cross_entropy(cosine_logits(x, centers, scale), target, ignore, None)
+
+
 def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: float, ignore: int) -> Tensor:
     """torch's loss of a linear layer, of rows: the map is normalised and permuted in front of it."""
     rows = F.normalize(x, dim=1).permute(0, 2, 3, 1).flatten(0, 2)

@@ -7,11 +7,12 @@ On CUDA a lap's time lies between two events, after a write that empties the L2 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -140,6 +141,17 @@ def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[T
             f"gradient by {max(errors):.1e} (may be {gradient_tolerance:.0e}); no time is reported"
         )
     return loss_error, max(errors)
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Of float32 matrix products on CUDA, see torch.set_float32_matmul_precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def relative_l2(value: Tensor | None, truth: Tensor) -> float:

@@ -164,3 +164,85 @@ class Maps:
 # 1,024 anchors are chosen from these
 ANCHORS_CPU = (Maps("cityscapes", 8, 256, 19, (128, 256)), Maps("ade20k", 16, 256, 150, (64, 64)))
 ANCHORS_GPU = (*ANCHORS_CPU, replace(ANCHORS_CPU[0], dtype="bfloat16"))
+
+
+@dataclass(frozen=True)
+class Centers:
+    """Features [batch, channels, *cells] against the centers of classes."""
+
+    name: str
+    batch: int
+    channels: int
+    classes: int
+    cells: tuple[int, int]
+    labels: tuple[int, int] | None = None  # where a loss takes its labels, if not at the features
+    dtype: str = "float32"
+    precision: str = "highest"  # torch.set_float32_matmul_precision
+    layout: str = "nchw"  # nchw, nhwc
+    own: bool = False  # centers of each image
+
+    def __str__(self) -> str:
+        target = "" if self.labels is None else f"-{self.labels[0]}x{self.labels[1]}"
+        dtype = self.dtype.replace("float", "fp").replace("bfp", "bf") if self.precision == "highest" else "tf32"
+        extras = ("-nhwc" if self.layout == "nhwc" else "") + ("-own" if self.own else "")
+        size = f"{self.batch}x{self.channels}x{self.cells[0]}x{self.cells[1]}"
+        return f"{self.name}-{size}{target}-{self.classes}-{dtype}{extras}"
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.cells[0] * self.cells[1]
+
+    @property
+    def label_pixels(self) -> int:
+        height, width = self.labels or self.cells
+        return self.batch * height * width
+
+
+@dataclass(frozen=True)
+class CentersSet:
+    """Cosine logits: `main` against every peer, `side` and `sweep`, over size, against eager; `soft` and `hard` class
+    centers; `loss`: from the features to a cross-entropy."""
+
+    main: tuple[Centers, ...]
+    side: tuple[Centers, ...]
+    sweep: tuple[Centers, ...]
+    soft: tuple[Centers, ...]
+    hard: tuple[Centers, ...]
+    loss: tuple[Centers, ...]
+
+
+# the last features of a network of stride 16, for images of 1024 x 2048
+CITYSCAPES_512 = Centers("cityscapes", 2, 512, 19, (64, 128))
+ADE20K_512 = replace(CITYSCAPES_512, name="ade20k", classes=150)
+
+CENTERS_CPU = CentersSet(
+    main=(CITYSCAPES_512, ADE20K_512),
+    side=(
+        replace(CITYSCAPES_512, layout="nhwc"),
+        replace(CITYSCAPES_512, own=True),
+        replace(CITYSCAPES_512, dtype="bfloat16"),
+        Centers("ade20k-full", 1, 512, 847, (64, 64)),
+        Centers("embedding", 2, 64, 19, (128, 256)),
+    ),
+    sweep=tuple(replace(CITYSCAPES_512, cells=cells) for cells in ((16, 32), (32, 64))),
+    soft=(CITYSCAPES_512, ADE20K_512),
+    hard=(CITYSCAPES_512,),
+    loss=(replace(CITYSCAPES_512, labels=(512, 1024)), ADE20K_512),
+)
+
+
+def _three(shape: Centers) -> tuple[Centers, Centers, Centers]:
+    return shape, replace(shape, dtype="bfloat16"), replace(shape, precision="high")
+
+
+_CITYSCAPES_512_8 = replace(CITYSCAPES_512, batch=8, cells=(128, 256))
+_ADE20K_512_8 = replace(ADE20K_512, batch=8, cells=(128, 256))
+_BF16 = replace(_CITYSCAPES_512_8, dtype="bfloat16")
+CENTERS_GPU = CentersSet(
+    main=(*_three(_CITYSCAPES_512_8), *_three(_ADE20K_512_8)),
+    side=(replace(_BF16, layout="nhwc"), replace(_BF16, own=True), replace(_BF16, classes=847, cells=(64, 64))),
+    sweep=tuple(replace(_BF16, cells=cells) for cells in ((32, 64), (64, 128), (256, 512))),
+    soft=(_CITYSCAPES_512_8, _BF16, replace(_ADE20K_512_8, dtype="bfloat16")),
+    hard=(_BF16,),
+    loss=(replace(_BF16, labels=(512, 1024)), replace(_ADE20K_512_8, dtype="bfloat16")),
+)
