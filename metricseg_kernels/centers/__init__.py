@@ -63,8 +63,8 @@ def class_centers(
     labels. The features are read once, as they lie; the softmax is never written.
 
     Args:
-        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW or channels-last (of other strides the CPU
-            makes a copy). Sums are in float32 (float64 for float64).
+        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read as it lies.
+            Sums are in float32 (float64 for float64).
         assignment: logits [B, K, h, w], floating (float64 if and only if features are), soft membership; or labels
             [B, h, w], uint8, int32 or int64, hard membership.
         num_classes: K; needed with labels.
@@ -141,8 +141,8 @@ def center_similarity(
     Nothing of the features' size is written but the gradient that goes back to them.
 
     Args:
-        features: x, [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW or channels-last (of other strides the
-            CPU makes a copy). Arithmetic is in float32 (float64 for float64); float32 products on CUDA follow
+        features: x, [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read as it
+            lies. Arithmetic is in float32 (float64 for float64); float32 products on CUDA follow
             torch.get_float32_matmul_precision().
         centers: w, [K, C] for all images, or [B, K, C], each image's own; floating (float64 if and only if features
             are).
