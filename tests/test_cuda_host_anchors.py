@@ -102,6 +102,16 @@ def test_an_index_out_of_range_is_nan_and_touches_nothing(dtype: torch.dtype, ba
     assert grad.isfinite().all()
 
 
+def test_nan_stays_in_its_pixel(backend: str) -> None:
+    features, index = torch.randn(1, 40, 3, 4), torch.arange(12)
+    features[0, 7, 0, 1] = torch.nan
+    rows, norms, grad = torch.empty(12, 40), torch.empty(12), torch.empty_like(features)
+    op.kernels(backend).gather_pixels_kernel(features, index, True, 1e-12, rows, norms)
+    op.kernels(backend).gather_pixels_backward_kernel(torch.ones(12, 40), rows, norms, index, index, True, 1e-12, grad)
+    assert rows[1].isnan().all() and rows.isfinite().all(1).sum() == 11
+    assert grad[0, :, 0, 1].isnan().all() and grad.isfinite().all(1).sum() == 11
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 for B, h, w, K, S, views, least, dtype in [(2, 9, 13, 5, 40, 9, 3, "i8"), (3, 1, 41, 7, 5, 2, 0, "u1"),

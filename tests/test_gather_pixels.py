@@ -83,6 +83,14 @@ def test_norms_of_any_magnitude(magnitude: float, backend: str, device: str) -> 
     torch.testing.assert_close(got[1], plain[1], rtol=1e-9, atol=1e-9 * float(plain[1].abs().max()))
 
 
+def test_nan_stays_in_its_pixel(backend: str, device: str) -> None:  # noqa: F811
+    features, _ = make_features((1, 5, 3, 4), "nchw", torch.float32, device)
+    features[0, 2, 0, 1] = torch.nan
+    rows, grad = rows_and_grad(features, torch.arange(12, device=device), torch.ones(12, 5), backend=backend)
+    assert rows[1].isnan().all() and rows.isfinite().all(1).sum() == 11
+    assert grad[0, :, 0, 1].isnan().all() and grad.isfinite().all(1).sum() == 11
+
+
 def test_fp16_up_to_its_end_and_down_to_zero(backend: str, device: str) -> None:  # noqa: F811
     """Squares overflow and eps underflows in fp16; the norm is in fp32."""
     features = torch.zeros(1, 64, 1, 3, dtype=torch.float16, device=device)

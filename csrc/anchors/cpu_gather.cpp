@@ -116,8 +116,8 @@ T normalize_row(T* row, int64_t channels, bool normalize, T eps) {
   T square = T(0);
   for (int64_t c = 0; c < channels; ++c) square += row[c] * row[c];
   const T norm = std::sqrt(square);
-  if (normalize && square > T(0)) {
-    const T divisor = std::max(norm, eps);
+  if (normalize && square != T(0)) {
+    const T divisor = std::max(norm, eps);  // NaN stays
     for (int64_t c = 0; c < channels; ++c) row[c] /= divisor;
   }
   return norm;
@@ -171,14 +171,14 @@ void pixel_gradient(const Map& grad_rows, const Map& rows, const T* norms, const
   if (!normalize) return;
   const T norm = norms[order[begin]];
   T along = T(0);
-  if (norm > eps) {
+  if (!(norm <= eps)) {
     baseline::read(rows.type, rows.at(0, 0, order[begin], 0), rows.x, channels, row);
     for (int64_t c = 0; c < channels; ++c) along += row[c] * sum[c];
   } else {
     std::fill(row, row + channels, T(0));
   }
   const T divisor = std::max(norm, eps);
-  for (int64_t c = 0; c < channels; ++c) sum[c] = norm > T(0) ? (sum[c] - row[c] * along) / divisor : T(0);
+  for (int64_t c = 0; c < channels; ++c) sum[c] = norm == T(0) ? T(0) : (sum[c] - row[c] * along) / divisor;
 }
 
 // [S, C] as a map of S rows and C columns.

@@ -24,6 +24,7 @@ struct Rows {
   T* norms;              // [S]
 
   METRICSEG_HD bool known(int64_t pixel) const { return pixel >= 0 && pixel < batch * height * width; }
+  METRICSEG_HD T at_least_eps(T norm) const { return norm < eps ? eps : norm; }  // NaN stays
   // In elements, of channel 0.
   METRICSEG_HD int64_t offset(int64_t pixel) const {
     return pixel / width / height * map.b + pixel / width % height * map.y + pixel % width * map.x;
@@ -62,7 +63,7 @@ __global__ void __launch_bounds__(256) gather_kernel(Rows<T> r) {
   }
   square = block_total(square);
   // y = x / max(|x|, eps)
-  const T norm = sqrt(square), divisor = r.normalize && square > 0 ? max(norm, r.eps) : T(1);
+  const T norm = sqrt(square), divisor = r.normalize && square != 0 ? r.at_least_eps(norm) : T(1);
   if (threadIdx.x == 0) r.norms[s] = norm;
   const T absent = pixel == -1 ? T(0) : T(NAN);
   with_storage<T>(r.map.data, type, [&](auto* features) {
@@ -88,8 +89,8 @@ __global__ void __launch_bounds__(256) scatter_kernel(Rows<T> r) {
     return total;
   };
   const int64_t row = r.order[first];
-  const T norm = r.normalize ? r.norms[row] : T(1), divisor = r.normalize ? max(norm, r.eps) : T(1);
-  const bool projects = r.normalize && norm > r.eps;
+  const T norm = r.normalize ? r.norms[row] : T(1), divisor = r.normalize ? r.at_least_eps(norm) : T(1);
+  const bool projects = r.normalize && !(norm <= r.eps);
   const auto unit = [&](int64_t c) { return load_float<T>(r.rows.data, type, row * r.channels + c); };
   T along = 0;
   if (projects) {
@@ -102,7 +103,7 @@ __global__ void __launch_bounds__(256) scatter_kernel(Rows<T> r) {
   with_storage<T>(r.grad_rows.data, type, [&](auto* gradients) {
     for (int64_t c = threadIdx.x; c < r.channels; c += blockDim.x) {
       const T total = sum(gradients, c) - (projects ? unit(c) * along : T(0));
-      store_float(r.map.data, type, to + c * r.map.k, norm > 0 ? total / divisor : T(0));
+      store_float(r.map.data, type, to + c * r.map.k, norm == 0 ? T(0) : total / divisor);
     }
   });
 }

@@ -132,8 +132,9 @@ def gather_pixels(
         backend: "reference", "cpu", "cuda", or None for the first that can run.
 
     Returns:
-        [S, C] in the dtype of features. A pixel of norm 0 gives zeros, and a zero gradient. The gradient has the
-        memory format of features; the gradients of a pixel that comes up several times are added in a fixed order.
+        [S, C] in the dtype of features. A pixel of norm 0 gives zeros, and a zero gradient; one with a NaN gives NaN,
+        and a NaN gradient of its own. The gradient has the memory format of features; the gradients of a pixel that
+        comes up several times are added in a fixed order.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, named with its value. An index

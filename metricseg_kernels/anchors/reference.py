@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import accumulator
+from ..core.unit import unit
 
 SAMPLE_COUNTS = 2  # labels out of range, the largest such label or 0
 GOLDEN = 0x9E3779B97F4A7C15
@@ -143,8 +144,5 @@ def gather(features: Tensor, index: Tensor, normalize: bool, eps: float) -> Tens
     rows = features[at // (height * width), :, at // width % height, at % width].to(accumulator(features.dtype))
     rows = torch.where(known[:, None], rows, 0.0)
     if normalize:
-        square = rows.square().sum(1, keepdim=True)
-        # the norm of a zero row has no gradient
-        norm = torch.where(square > 0, square, 1.0).sqrt()
-        rows = torch.where(square > 0, rows / norm.clamp(min=eps), 0.0)
+        rows = unit(rows, 1, eps)
     return torch.where((known | (index == -1))[:, None], rows, torch.nan).to(features.dtype)
