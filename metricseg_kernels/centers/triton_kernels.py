@@ -1,0 +1,293 @@
+"""Triton kernels of the centers family, on the products of pairwise/triton_pixels.py.
+
+`similarity` and `soft_gradient` are P with an epilogue, which has all of a pixel's classes in registers, or a block of
+them. `gradients` is S and T in one walk: a program keeps W^T and S of BC channels while it goes over a range of pixels,
+reads each tile of features and of A's source once, and leaves its sums in a row of its own of [parts, K, C]; these rows
+are added in a fixed order. Where K has more blocks than one, a program of S takes one of them, and T is `spread`'s,
+which walks over K. A is r G (G the gradient of logits), the softmax of logits, or whether k is the label.
+`along_pixels` and `log_sums` read what is as small as the logits, and leave a number for each pixel.
+
+Bytes of center_similarity at 8x512x128x256, with F in the features and z = K / 512 F in the logits: forward F + z;
+backward 2 z for what of the gradient lies along x (G and the logits), then F + z read and F written; G again C / BC - 1
+times from L2. That is 3 F, the least, times 1.05 at K = 19 and 1.39 at K = 150, where the rows of sums add 0.05 in bf16
+and 0.02 in fp32. Products: 2 K C N each, with padding 26 and 129 Gflop for the three: 0.03 and 0.13 ms of an H100's
+tensor cores in bf16, twice that in tf32, beside 0.24 and 0.48 ms for 3 F at 3.35 TB/s. Exact fp32 products run outside
+the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bound the time. Nothing here has been timed
+on a device.
+"""
+
+import triton
+import triton.language as tl
+
+from ..core.triton_math import exp
+from ..pairwise.triton_pixels import (
+    class_blocks,
+    dot,
+    load_labels,
+    load_rows,
+    load_tile,
+    multiply,
+    operand,
+    pixel_offsets,
+    pointers,
+    zero_blocks,
+)
+
+
+@triton.jit
+def locate(inner, tiles, BN: tl.constexpr):
+    """This program's index among those of a tile, its image, and its pixels [BN]."""
+    t = tl.program_id(0) // inner
+    return tl.program_id(0) % inner, t // tiles, t % tiles * BN + tl.arange(0, BN)
+
+
+@triton.jit
+def inverse(norm):
+    """1 / |x| as core/unit.py has it."""
+    return tl.where(norm == 0, 0.0, 1.0 / tl.where(norm < 1e-12, 1e-12, norm))
+
+
+@triton.jit
+def store_tile(map, b, k, n, K, N, values):
+    """Of values [k, n]."""
+    tl.store(pointers(map, b, k, n), values.to(map.data.dtype.element_ty), mask=(k < K)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, own, norms, N, tiles, blocks, tile):
+    """logits [B, K, N] of BN pixels and a block of K, |x| [B, N], and own [B, N] from the block that has the label."""
+    block, b, n = locate(blocks, tiles, tile.BN)
+    ks = class_blocks(block * tile.BK, tile)
+    with_squares: tl.constexpr = norms is not None or bias is not None
+    sums, squares = multiply(x, rows, b, n, N, ks, tile, with_squares)
+    p_pixels = b.to(tl.int64) * N + n
+    shift = tl.zeros_like(squares)
+    factor = shift + 1.0
+    if norms is not None:
+        norm = tl.sqrt(squares)
+        factor = inverse(norm)
+        if block == 0:
+            tl.store(norms + p_pixels, norm, mask=n < N)
+    if bias is not None:
+        shift = squares * tl.full((), square, tile.ACC)
+    if labels is not None:
+        label = load_labels(labels, b, n, rows.K, N, ignore_index)
+    picked = tl.zeros_like(squares)
+    for i in tl.static_range(len(ks)):
+        # r <x, w> + bias - square |x|^2
+        z = sums[i] * factor[:, None]  # [BN, k]
+        if labels is not None:
+            picked += tl.sum(tl.where(label[:, None] == ks[i][None, :], z, 0.0), 1)
+        if bias is not None:
+            p_bias = bias + b.to(tl.int64) * rows.K + ks[i]
+            z += tl.load(p_bias, mask=ks[i] < rows.K, other=0.0)[None, :] - shift[:, None]
+        store_tile(logits, b, ks[i], n, rows.K, N, tl.trans(z))
+    if labels is not None:
+        here = tl.where(label < 0, 0, label // tile.BK) == block
+        tl.store(own + p_pixels, picked, mask=here & (n < N))
+
+
+@triton.jit
+def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
+    """log sum_k exp(logits_kn) [B, N]."""
+    _, b, n = locate(1, tiles, BN)
+    ACC: tl.constexpr = out.dtype.element_ty
+    top = tl.full((BN,), float("-inf"), ACC)
+    total = tl.zeros((BN,), ACC)
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        z = load_tile(logits, b, k, n, K, N).to(ACC)  # [BK, BN]
+        z = tl.where((k < K)[:, None], z, float("-inf"))
+        before = top
+        top = tl.maximum(top, tl.max(z, 0))
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        total = total * exp(before - shift) + tl.sum(exp(z - shift[None, :]), 0)
+    # of nothing but -inf the softmax is NaN, as PyTorch has it
+    tl.store(out + b.to(tl.int64) * N + n, tl.log(total) + top, mask=n < N)
+
+
+@triton.jit
+def load_pixels(a, b, n, K, N, KIND: tl.constexpr):
+    """What A is made with at pixels n [n]: r, log-sum-exps, or labels."""
+    if KIND == "hard":
+        return load_labels(a.map, b, n, K, N, a.ignore_index)
+    elif a.pixels is None:
+        return None
+    else:
+        values = tl.load(a.pixels + tl.cast(b, tl.int64) * N + n, mask=n < N, other=0.0)
+        return inverse(values) if KIND == "gradient" else values
+
+
+@triton.jit
+def weigh(a, at, b, n, k, K, N, tile, KIND: tl.constexpr):
+    """A [k, n], 0 beyond K and N: r G, softmax_k of logits, or whether k is the label."""
+    if KIND == "hard":
+        return (at[None, :] == k[:, None]).to(tile.ACC)
+    else:
+        values = load_tile(a.map, b, k, n, K, N).to(tile.ACC)
+        if KIND == "soft":
+            values = tl.where((k < K)[:, None] & (n < N)[None, :], exp(values - at[None, :]), 0.0)
+        elif a.pixels is not None:
+            values *= at[None, :]
+        return values
+
+
+@triton.jit
+def load_own(a, b, n, K, N):
+    """Of pixels n: (label, O), (-1, 0) where none is."""
+    label = load_labels(a.labels, b, n, K, N, a.ignore_index)
+    p_grad = a.grad_own.data + tl.cast(b, tl.int64) * a.grad_own.b + pixel_offsets(a.grad_own, n)
+    return label, tl.load(p_grad, mask=label >= 0, other=0.0)
+
+
+@triton.jit
+def along_pixels(a, logits, own, out, square: tl.float64, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
+    """What of dx = t - out x lies along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
+    _, b, n = locate(1, tiles, BN)
+    ACC: tl.constexpr = out.dtype.element_ty
+    total = tl.zeros((BK, BN), ACC)
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        g = load_tile(a.map, b, k, n, K, N).to(ACC)  # [BK, BN]
+        if logits is not None:
+            g *= load_tile(logits, b, k, n, K, N).to(ACC)
+        total += g
+    along = tl.sum(total, 0)
+    p_pixels = b.to(tl.int64) * N + n
+    if logits is None:
+        along *= tl.full((), 2 * square, ACC)
+    else:
+        norm = tl.load(a.pixels + p_pixels, mask=n < N, other=0.0)
+        r = inverse(norm)
+        along *= r
+        if own is not None:
+            label, share = load_own(a, b, n, K, N)
+            along += r * share * tl.load(own + p_pixels, mask=label >= 0, other=0.0)
+        along = tl.where(norm < 1e-12, 0.0, r * along)  # a norm below the least is a constant
+    tl.store(out + p_pixels, along, mask=n < N)
+
+
+@triton.jit
+def make_gradient(moved, values, along, b, n, N):
+    """dx [c, n] from t = W^T A."""
+    if along is not None:
+        share = tl.load(along + tl.cast(b, tl.int64) * N + n, mask=n < N, other=0.0)
+        moved -= values.to(moved.dtype) * share[None, :]
+    return moved
+
+
+@triton.jit
+def gradients(x, rows, a, along, grad, out, mass, tiles, group_tiles, N, parts, chunks, tile, KIND: tl.constexpr,
+              STAGES: tl.constexpr):  # fmt: skip
+    """S of BC channels over a part of a group's pixels, out [groups parts, K, C], with sum_n A_kn, mass [groups parts,
+    K]; and T at these pixels, grad [B, C, N], where one block holds all of K. A group is an image, or all."""
+    chunk, part, block = tl.program_id(0) % chunks, tl.program_id(0) // chunks, tl.program_id(1)
+    K, C, group = rows.K, rows.C, part // parts
+    c = chunk * tile.BC + tl.arange(0, tile.BC)
+    ks = class_blocks(block * tile.BK, tile)
+    sums, masses, kept = zero_blocks(tile.BC, tile), (), ()
+    for i in tl.static_range(len(ks)):
+        masses += (tl.zeros((tile.KS[i],), tile.ACC),)
+        if grad is not None:
+            kept += (load_rows(rows, group, c, ks[i]),)  # [BC, k]
+    begin = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts) // parts).to(tl.int32)
+    end = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts + 1) // parts).to(tl.int32)
+    for t in tl.range(begin, end, num_stages=STAGES):
+        b = t // tiles
+        n = t % tiles * tile.BN + tl.arange(0, tile.BN)
+        at = load_pixels(a, b, n, K, N, KIND)
+        moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
+        values = moved
+        if x is not None:
+            values = load_tile(x, b, c, n, C, N)
+            if KIND == "hard":
+                # what has no label may be NaN
+                columns = operand(tl.where((at >= 0)[None, :], values, 0.0), tile)
+            elif x.channels_last:
+                columns = operand(values, tile)
+            else:
+                columns = values.to(tile.DTYPE)
+        if a.grad_own is not None:
+            label, share = load_own(a, b, n, K, N)
+        sums_so_far, sums, masses_so_far, masses = sums, (), masses, ()
+        for i in tl.static_range(len(ks)):
+            weights = weigh(a, at, b, n, ks[i], K, N, tile, KIND)  # [k, BN]
+            if out is not None:
+                # [BC, BN] @ [BN, k]
+                sums += (dot(columns, tl.trans(operand(weights, tile)), sums_so_far[i], tile),)
+            if mass is not None:
+                masses += (masses_so_far[i] + tl.sum(weights, 1),)
+            if grad is not None:
+                if a.grad_own is not None:
+                    weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
+                # [BC, k] @ [k, BN]
+                moved = dot(kept[i], operand(weights, tile), moved, tile)
+        if grad is not None:
+            store_tile(grad, b, c, n, C, N, make_gradient(moved, values, along, b, n, N))
+        if out is None:
+            sums = sums_so_far
+        if mass is None:
+            masses = masses_so_far
+    if out is not None:
+        for i in tl.static_range(len(ks)):
+            store_sums(out, mass, part, chunk, c, ks[i], K, C, sums[i], masses[i])
+
+
+@triton.jit
+def store_sums(out, mass, part, chunk, c, k, K, C, sums, masses):
+    """One part's sums [c, k] and mass [k]."""
+    p_out = out + tl.cast(part, tl.int64) * K * C + k.to(tl.int64)[None, :] * C + c[:, None]
+    tl.store(p_out, sums, mask=(c < C)[:, None] & (k < K)[None, :])
+    if mass is not None:
+        tl.store(mass + tl.cast(part, tl.int64) * K + k, masses, mask=(k < K) & (chunk == 0))
+
+
+@triton.jit
+def spread(x, rows, a, along, grad, N, tiles, chunks, tile, KIND: tl.constexpr):
+    """T of BC channels at BN pixels, grad [B, C, N], block by block of K."""
+    chunk, b, n = locate(chunks, tiles, tile.BN)
+    c = chunk * tile.BC + tl.arange(0, tile.BC)
+    at = load_pixels(a, b, n, rows.K, N, KIND)
+    if a.grad_own is not None:
+        label, share = load_own(a, b, n, rows.K, N)
+    moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
+    for k0 in range(0, rows.K, tile.BK):
+        ks = class_blocks(k0, tile)
+        for i in tl.static_range(len(ks)):
+            weights = weigh(a, at, b, n, ks[i], rows.K, N, tile, KIND)
+            if a.grad_own is not None:
+                weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
+            # [BC, k] @ [k, BN]
+            moved = dot(load_rows(rows, b, c, ks[i]), operand(weights, tile), moved, tile)
+    values = moved
+    if x is not None:
+        values = load_tile(x, b, c, n, rows.C, N)
+    store_tile(grad, b, c, n, rows.C, N, make_gradient(moved, values, along, b, n, N))
+
+
+@triton.jit
+def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, tile, LAST: tl.constexpr):
+    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d; where K has more blocks than one, a first launch leaves each
+    block's share of the sum in means [blocks, B, N], and a second reads it."""
+    block, b, n = locate(blocks, tiles, tile.BN)
+    ks = class_blocks(block * tile.BK, tile)
+    sums, _ = multiply(x, rows, b, n, N, ks, tile, False)
+    at = load_pixels(a, b, n, rows.K, N, "soft")
+    mean = tl.zeros((tile.BN,), tile.ACC)
+    moves = ()
+    for i in tl.static_range(len(ks)):
+        m = tl.trans(sums[i])  # [k, BN]
+        m += tl.load(grad_mass + b.to(tl.int64) * rows.K + ks[i], mask=ks[i] < rows.K, other=0.0)[:, None]
+        weights = weigh(a, at, b, n, ks[i], rows.K, N, tile, "soft")
+        mean += tl.sum(weights * m, 0)
+        moves += ((weights, m),)
+    p_pixels = b.to(tl.int64) * N + n
+    if LAST:
+        if means is not None:
+            mean = tl.load(means + p_pixels, mask=n < N, other=0.0)
+        for i in tl.static_range(len(ks)):
+            weights, m = moves[i]
+            store_tile(grad, b, ks[i], n, rows.K, N, weights * (m - mean[None, :]))
+    else:
+        p_means = means + tl.cast(block, tl.int64) * pixels + p_pixels
+        tl.store(p_means, mean, mask=n < N)

@@ -1,0 +1,164 @@
+"""Maps, rows and tiles of the Triton products with pixels (triton_pixels.py): what launchers have in common."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..core.checks import accumulator
+from .triton import TYPES, asynchronous
+
+
+class Shape(NamedTuple):
+    """A row of the launch table: for at most `classes` in a block, BN pixels x BC channels.
+
+    By argument and not by measurement. P keeps BN classes / (32 warps) sums and BC BN / (32 warps) squares a thread, S
+    and T BC (classes + BN) / (32 warps) sums; shared memory holds `stages` - 1 tiles of what is read, and A and W of S
+    and T. Few classes leave room for several programs on a multiprocessor, which hide each other's waiting; many want
+    wide tiles, as W in P and A's sources in S and T are read anew for each.
+    """
+
+    classes: int
+    pixels: int
+    channels: int
+    warps: int
+    stages: int
+    programs: int = 256  # that S and T are cut into, each with sums of its own to write
+    registers: int | None = None  # a thread at most, where an epilogue is light
+
+
+# (kind of product, which). "sync" stands for targets before sm_90, whose tensor cores take operands from registers;
+# "more" for an A that differs between S and T, or whose making keeps more in registers. Each row is what compiles
+# without spills in the forms of centers.
+SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
+    ("half", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4, registers=128)),
+    ("half sync", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4)),
+    ("half", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 64, 128, 8, 3, programs=128)),
+    ("half", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3)),
+    ("half sync", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3)),
+    ("half sync", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
+    ("half", "T"): (Shape(64, 64, 128, 8, 3),),
+    ("tf32", "P"): (Shape(32, 128, 32, 4, 3), Shape(160, 128, 16, 8, 4)),
+    ("tf32", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3, programs=128)),
+    ("tf32", "ST more"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 16, 128, 8, 3)),
+    ("tf32 sync", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
+    ("tf32", "T"): (Shape(64, 64, 128, 8, 3),),
+    ("ieee", "P"): (Shape(64, 128, 16, 8, 3),),
+    ("ieee", "ST"): (Shape(32, 16, 64, 4, 3, programs=1024), Shape(64, 16, 64, 8, 2)),
+    ("ieee", "T"): (Shape(16, 64, 64, 8, 3),),
+    ("double", "P"): (Shape(32, 64, 16, 4, 2),),
+    ("double", "ST"): (Shape(32, 16, 32, 4, 2, programs=1024),),
+    ("double", "T"): (Shape(16, 32, 32, 4, 2),),
+}
+
+
+class View(NamedTuple):
+    """Maps [B, C, h, w] or [B, h, w] as the kernels take them: with strides, of which y is None where rows join."""
+
+    data: Tensor
+    b: int
+    c: int
+    y: int | None
+    x: int
+    width: int
+    channels_last: Any  # compile-time
+
+
+class Rows(NamedTuple):
+    """[1 or B, K, C], contiguous; b is the stride of an image, 0 for rows that all share."""
+
+    data: Tensor | None
+    b: int
+    K: int
+    C: int
+
+
+class Tile(NamedTuple):
+    """The compile-time side of a launch."""
+
+    BN: Any
+    BC: Any
+    KS: Any  # widths of a program's blocks of K
+    BK: Any  # their sum
+    PRECISION: Any
+    DTYPE: Any  # of the products' operands
+    ACC: Any
+
+
+class Launch(NamedTuple):
+    tile: Tile
+    shape: Shape
+    blocks: int  # of K
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.shape.warps, "num_stages": self.shape.stages}
+
+    @property
+    def light(self) -> dict[str, Any]:
+        """Options where little is in registers beside the sums: then two programs fit where else one would."""
+        return self.options | ({} if self.shape.registers is None else {"maxnreg": self.shape.registers})
+
+    def tiles(self, pixels: int) -> int:
+        """Of an image."""
+        return triton.cdiv(pixels, self.shape.pixels)
+
+    def chunks(self, channels: int) -> int:
+        """At least one, whose programs do what there is to do without channels."""
+        return max(triton.cdiv(channels, self.shape.channels), 1)
+
+    def parts(self, groups: int, group_tiles: int, channels: int) -> int:
+        """Into how many parts to cut the walk over a group's pixels."""
+        others = max(self.chunks(channels) * groups * self.blocks, 1)
+        return max(min(triton.cdiv(self.shape.programs, others), group_tiles), 1)
+
+
+def make_view(maps: Tensor) -> View:
+    height, width = maps.shape[-2:]
+    b, c, y, x = maps.stride() if maps.ndim == 4 else (maps.stride(0), 0, *maps.stride()[1:])
+    joins = height == 1 or width == 1 or y == width * x
+    return View(maps, b, c, None if joins else y, y if width == 1 else x, width, tl.constexpr(c == 1))
+
+
+def class_widths(classes: int) -> tuple[int, ...]:
+    """Powers of two from 64 to 16, falling, that sum to the next multiple of 16: 150 -> 64, 64, 32."""
+    units = max(triton.cdiv(classes, 16), 1)
+    return (64,) * (units // 4) + tuple(16 * u for u in (2, 1) if units & u)
+
+
+def kind_of(dtype: torch.dtype) -> str:
+    """How products of maps of this dtype run. fp16 goes as tf32, which has its mantissa: so no scale of a loss, no norm
+    and no center can leave the range."""
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return "ieee"
+    return {torch.float64: "double", torch.bfloat16: "half"}.get(dtype, "tf32")
+
+
+def make_launch(dtype: torch.dtype, product: str, classes: int) -> Launch:
+    """For so many rows and maps of this dtype, and what of the table they are to be."""
+    kind = kind_of(dtype)
+    kinds = (kind,) if asynchronous() else (f"{kind} sync", kind)
+    shapes = next(SHAPES[k, p] for k in kinds for p in (product, product.removesuffix(" more")) if (k, p) in SHAPES)
+    shape = next((s for s in shapes if classes <= s.classes), shapes[-1])
+    blocks = triton.cdiv(classes, shape.classes)
+    widths = class_widths(triton.cdiv(classes, blocks))
+    operand = torch.float32 if kind == "tf32" else dtype
+    constants = (shape.pixels, shape.channels, tuple(map(tl.constexpr, widths)), sum(widths),
+                 "tf32" if kind == "tf32" else "ieee", TYPES[operand], TYPES[accumulator(dtype)])  # fmt: skip
+    return Launch(Tile(*(c if isinstance(c, tuple) else tl.constexpr(c) for c in constants)), shape, blocks)
+
+
+def make_rows(rows: Tensor, dtype: torch.dtype) -> Rows:
+    """From [1 or B, K, C] in the accumulator dtype, as the products with maps of this dtype take them."""
+    kind = kind_of(dtype)
+    groups, classes, channels = rows.shape
+    if kind == "tf32":
+        bits = rows.contiguous().view(torch.int32)
+        nearest = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192  # what the tensor cores would otherwise cut off
+        rows = torch.where(rows.isfinite(), nearest.view(torch.float32), rows)
+    data = rows.to(torch.bfloat16 if kind == "half" else rows.dtype).contiguous()
+    return Rows(data, classes * channels if groups > 1 else 0, classes, channels)

@@ -1,0 +1,115 @@
+"""The stream of products in Triton where one side is the pixels of feature maps: the other side is a few rows.
+
+Pixels x_n [C], read where they lie in maps [B, C, h, w] of any strides, meet rows w_k [C]:
+
+  P = X W^T    [N, K]   a program owns BN pixels and walks over C, as the tiles of triton_tiles.py do: `multiply`
+  S = X A      [C, K]   a program owns BC channels and walks over pixels
+  T = W^T A    [C, N]   beside S in that walk, or for BN pixels alone in a walk over K
+
+P goes to an op's epilogue before anything of it is stored; A [K, N] is no tensor, an op makes a tile of it [k, BN] in
+registers. P has the pixels as the rows of the tensor cores' tile, S and T the channels, so that few classes fill few
+columns, in blocks whose widths are powers of two: 150 costs 64 + 64 + 32. Padding in K, C and N is 0 in operands, and a
+pixel meets no other one in P and T, so what is not finite stays where it is.
+
+sm_90 takes 16-bit operands from shared memory as they lie, those of tf32 only where the product sums along what lies
+side by side: else they go through registers, and are rounded there. Where it takes them as they are, it cuts them off.
+
+Bytes: P reads the maps once, and once more through L2 for each further block of K, whose programs are neighbours; S
+and T together read them once, and A's sources C / BC times through L2: the programs of these pixels are neighbours.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import round_to_tf32
+
+
+@triton.jit
+def pixel_offsets(map, n):
+    """Of pixels n of an image; `map` has one stride for them where its rows lie one behind the other."""
+    if map.y is None:
+        return n.to(tl.int64) * map.x
+    else:
+        return (n // map.width).to(tl.int64) * map.y + (n % map.width).to(tl.int64) * map.x
+
+
+@triton.jit
+def pointers(map, b, c, n):
+    """Of channels c [c] and pixels n [n] of image b: [c, n]."""
+    p_image = map.data + tl.cast(b, tl.int64) * map.b
+    return p_image + c.to(tl.int64)[:, None] * map.c + pixel_offsets(map, n)[None, :]
+
+
+@triton.jit
+def load_tile(map, b, c, n, C, N):
+    """[c, n], 0 beyond C and N."""
+    return tl.load(pointers(map, b, c, n), mask=(c < C)[:, None] & (n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def load_labels(map, b, n, K, N, ignore_index):
+    """The classes of pixels n [n]; -1 for none."""
+    p_labels = map.data + tl.cast(b, tl.int64) * map.b + pixel_offsets(map, n)
+    label = tl.load(p_labels, mask=n < N, other=0).to(tl.int64)
+    known = (n < N) & (label != ignore_index) & (label >= 0) & (label < K)
+    return tl.where(known, label, -1).to(tl.int32)
+
+
+@triton.jit
+def load_rows(rows, b, c, k):
+    """W^T of image b, [c, k], 0 beyond C and K."""
+    p_rows = rows.data + tl.cast(b, tl.int64) * rows.b + k.to(tl.int64)[None, :] * rows.C + c[:, None]
+    return tl.load(p_rows, mask=(c < rows.C)[:, None] & (k < rows.K)[None, :], other=0.0)
+
+
+@triton.jit
+def class_blocks(k0, tile):
+    """Rows of W from k0 on, one [k] for each block."""
+    ks = ()
+    for i in tl.static_range(len(tile.KS)):
+        ks += (k0 + tl.arange(0, tile.KS[i]),)
+        k0 += tile.KS[i]
+    return ks
+
+
+@triton.jit
+def zero_blocks(rows: tl.constexpr, tile):
+    """[rows, k] for each block."""
+    zeros = ()
+    for i in tl.static_range(len(tile.KS)):
+        zeros += (tl.zeros((rows, tile.KS[i]), tile.ACC),)
+    return zeros
+
+
+@triton.jit
+def operand(values, tile):
+    """As a product takes them."""
+    if tile.PRECISION == "tf32":
+        return round_to_tf32(values.to(tl.float32))
+    else:
+        return values.to(tile.DTYPE)
+
+
+@triton.jit
+def dot(a, b, sums, tile):
+    return tl.dot(a, b, sums, input_precision=tile.PRECISION, out_dtype=tile.ACC)
+
+
+@triton.jit
+def multiply(x, rows, b, n, N, ks, tile, SQUARES: tl.constexpr):
+    """(<x_n, w_k> [BN, k] for each block, |x_n|^2 [BN] where asked for)."""
+    c = tl.arange(0, tile.BC)
+    sums = zero_blocks(tile.BN, tile)
+    squares = tl.zeros((tile.BC, tile.BN), tile.ACC)
+    for c0 in range(0, rows.C, tile.BC):
+        values = load_tile(x, b, c0 + c, n, rows.C, N)  # [BC, BN]
+        if SQUARES:
+            wide = values.to(tile.ACC)
+            squares += wide * wide
+        columns = tl.trans(values.to(tile.DTYPE) if x.channels_last else operand(values, tile))
+        added = ()
+        for i in tl.static_range(len(ks)):
+            # [BN, BC] @ [BC, k]
+            added += (dot(columns, load_rows(rows, b, c0 + c, ks[i]), sums[i], tile),)
+        sums = added
+    return sums, tl.sum(squares, 0)
