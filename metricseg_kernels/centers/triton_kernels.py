@@ -239,7 +239,7 @@ def store_sums(out, mass, part, chunk, c, k, K, C, sums, masses):
     p_out = out + tl.cast(part, tl.int64) * K * C + k.to(tl.int64)[None, :] * C + c[:, None]
     tl.store(p_out, sums, mask=(c < C)[:, None] & (k < K)[None, :])
     if mass is not None:
-        tl.store(mass + tl.cast(part, tl.int64) * K + k, masses, mask=(k < K) & (chunk == 0))
+        tl.store(mass + tl.cast(part, tl.int64) * K + k, masses, mask=k < tl.where(chunk == 0, K, 0))
 
 
 @triton.jit
