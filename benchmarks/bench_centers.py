@@ -42,11 +42,11 @@ class CentersProblem:
 
     def __init__(self, shape: Centers, loss: str, device: str) -> None:
         self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
-        generator = torch.Generator().manual_seed(0)
         dtype, size = getattr(torch, shape.dtype), (shape.batch, *shape.cells)
-        random = functools.partial(torch.randn, generator=generator)
+        source = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+        random = functools.partial(torch.randn, **source)
 
-        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), generator=generator).float()
+        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **source).float()
         labels = F.interpolate(coarse, shape.cells, mode="nearest")[:, 0].long()  # regions, as pictures have them
         target = F.interpolate(coarse, shape.labels or shape.cells, mode="nearest")[:, 0].long()
         directions = random(shape.classes, shape.channels)
@@ -54,17 +54,16 @@ class CentersProblem:
         features += 0.4 * directions[labels].movedim(-1, 1)
         rows = (shape.batch,) * shape.own + (shape.classes, shape.channels)
         logits = random(shape.batch, shape.classes, *shape.cells)
-        logits.scatter_add_(1, labels[:, None], torch.full((shape.batch, 1, *shape.cells), 3.0))
-        labels[torch.rand(size, generator=generator) < 0.05] = IGNORE
-        target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
+        logits.scatter_add_(1, labels[:, None], torch.full_like(labels[:, None], 3.0, dtype=logits.dtype))
+        labels[torch.rand(size, **source) < 0.05] = IGNORE
+        target[torch.rand(target.shape, **source) < 0.05] = IGNORE
 
         layout = torch.channels_last if shape.layout == "nhwc" else torch.contiguous_format
-        self.features = features.to(device, dtype, memory_format=layout)
-        self.centers = (directions + random(rows)).to(device, dtype)
-        self.logits = logits.to(device, dtype)
-        self.labels, self.target = labels.to(device), target.to(device)
+        self.features = features.to(dtype, memory_format=layout)
+        self.centers = (directions + random(rows)).to(dtype)
+        self.logits, self.labels, self.target = logits.to(dtype), labels, target
         output = (shape.batch, shape.classes, *(shape.cells if loss == "cosine" else (shape.channels,)))
-        self.weights = (random(output) + 1).to(device, dtype)
+        self.weights = (random(output) + 1).to(dtype)
         self.leaves = tuple(getattr(self, name).requires_grad_() for name in LEARN[loss])
 
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -206,12 +205,12 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
 
 
 def entrants(shape: Centers, loss: str) -> tuple[Contestant, ...]:
-    """Who runs on a shape. A compilation takes half a minute and sits out where a shape is one of many; torch's loss
-    of a linear layer knows labels at the features only."""
+    """Who runs on a shape. A compilation takes half a minute and sits out where a shape is one of many, and from tf32;
+    torch's loss of a linear layer knows labels at the features only."""
     absent = set()
     if loss == "cross_entropy":
         absent = {"F.linear_cross_entropy"} if shape.labels else {"torch.compile"}
-    elif shape not in (SETS.main if loss == "cosine" else SETS.soft[:1]):
+    elif shape not in (SETS.main if loss == "cosine" else SETS.soft[:1]) or shape.precision != "highest":
         absent = {"torch.compile", "convolution"}
     return tuple(contestant for contestant in contestants(loss) if contestant.name not in absent)
 
