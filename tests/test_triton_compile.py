@@ -23,6 +23,15 @@ CONTRAST_CALLS = {
     "contrast-margin": ("margin", 262144, 64, "bfloat16", "highest"),
     "contrast-margin-fp32": ("margin", 32768, 256, "float32", "highest"),
 }
+# name: (what meets the features: "logits", "pull", "soft" or "hard", K, dtype, precision, memory format); 8x512x128x256
+CENTERS_CALLS = {
+    "centers": ("logits", 150, "bfloat16", "highest", "contiguous_format"),
+    "centers-tf32": ("logits", 150, "float32", "high", "contiguous_format"),
+    "centers-pull": ("pull", 19, "bfloat16", "highest", "contiguous_format"),
+    "centers-pull-fp32": ("pull", 847, "float32", "highest", "channels_last"),
+    "class-centers": ("soft", 150, "bfloat16", "highest", "channels_last"),
+    "class-means": ("hard", 19, "float32", "high", "contiguous_format"),
+}
 # name: (op, (B, K, h, w), (H, W), dtype, options)
 CALLS = {
     "cityscapes": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
@@ -63,7 +72,7 @@ def compiled(request: pytest.FixtureRequest) -> tuple[int, dict[str, list[dict[s
     return request.param, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("call", [*CALLS, *CONTRAST_CALLS])
+@pytest.mark.parametrize("call", [*CALLS, *CONTRAST_CALLS, *CENTERS_CALLS])
 def test_kernels_fit_the_device(call: str, compiled: tuple[int, dict[str, list[dict[str, int]]]]) -> None:
     capability, kernels = compiled
     assert kernels[call]
@@ -73,13 +82,13 @@ def test_kernels_fit_the_device(call: str, compiled: tuple[int, dict[str, list[d
         assert kernel["shared"] <= SHARED_LIMIT[capability], kernel
 
 
-@pytest.mark.parametrize("call", CONTRAST_CALLS)
+@pytest.mark.parametrize("call", [*CONTRAST_CALLS, *CENTERS_CALLS])
 def test_products_run_on_tensor_cores(call: str, compiled: tuple[int, dict[str, list[dict[str, int]]]]) -> None:
     capability, kernels = compiled
-    _, _, _, dtype, precision = CONTRAST_CALLS[call]
+    dtype, precision = CONTRAST_CALLS[call][3:] if call in CONTRAST_CALLS else CENTERS_CALLS[call][2:4]
     exact = dtype == "float32" and precision == "highest"
     for kernel in kernels[call]:
-        if kernel["name"] in ("stats", "gradient"):
+        if kernel["name"] in ("stats", "gradient", "similarity", "gradients", "spread", "soft_gradient"):
             assert (kernel["wgmma" if capability >= 90 else "mma"] > 0) == (not exact), kernel
 
 
@@ -103,7 +112,7 @@ def main(capability: int) -> None:
         def get_current_stream(self, device: int) -> int:
             return 0
 
-    kernels: dict[str, list[dict[str, object]]] = {name: [] for name in (*CALLS, *CONTRAST_CALLS)}
+    kernels: dict[str, list[dict[str, object]]] = {name: [] for name in (*CALLS, *CONTRAST_CALLS, *CENTERS_CALLS)}
     run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
@@ -137,6 +146,8 @@ def main(capability: int) -> None:
                            loss, totals, argmax, grad)  # fmt: skip
     for name, call in CONTRAST_CALLS.items():  # noqa: B007
         compile_contrast(*call)
+    for name, call in CENTERS_CALLS.items():  # noqa: B007
+        compile_centers(*call)
     print(json.dumps(kernels))
 
 
@@ -153,6 +164,31 @@ def compile_contrast(form_name: str, rows: int, depth: int, dtype_name: str, pre
     form = Form(form_name, 0.1, 1.0, 1.0, 0.0, 2)
     contrast.contrast_stats_kernel(x, None, form, torch.zeros((rows, STATS)))
     contrast.contrast_grad_kernel(x, None, form, torch.zeros((rows, COEFFICIENTS)), torch.zeros_like(features), None)
+
+
+def compile_centers(against: str, classes: int, dtype_name: str, precision: str, layout: str) -> None:
+    import torch
+
+    from metricseg_kernels.centers import triton as centers
+
+    torch.set_float32_matmul_precision(precision)
+    dtype, (batch, channels, height, width) = getattr(torch, dtype_name), (8, 512, 128, 256)
+    features = torch.empty((batch, channels, height, width), dtype=dtype, device="meta")
+    features = features.contiguous(memory_format=getattr(torch, layout))
+    logits = torch.empty((batch, classes, height, width), dtype=dtype, device="meta")
+    labels = torch.empty((batch, height, width), dtype=torch.uint8, device="meta")
+    pixels, grad = torch.empty_like(labels, dtype=torch.float32), torch.empty_like(features)
+    rows, mass = (torch.empty(size, device="meta") for size in ((batch, classes, channels), (batch, classes)))
+    if against in ("soft", "hard"):
+        assignment, grad_assignment = (logits, logits) if against == "soft" else (labels, None)
+        centers.class_sums_kernel(features, assignment, 255, rows, mass)
+        centers.class_sums_grad_kernel(rows, mass, features, assignment, 255, grad, grad_assignment)
+        return
+    shared = rows[:1]
+    pull, own = (labels, pixels) if against == "pull" else (None, None)
+    centers.similarity_kernel(features, shared, None, pull, "cosine", 15.0, 255, logits, own, pixels)
+    centers.similarity_grad_kernel(logits, own, features, shared, pull, pixels, logits, own, "cosine", 15.0, 255, grad,
+                                   shared)  # fmt: skip
 
 
 def resource_usage(cubin: bytes) -> dict[str, int]:

@@ -39,7 +39,7 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("half sync", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4)),
     ("half", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 64, 128, 8, 3, programs=128)),
     ("half", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3)),
-    ("half sync", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3)),
+    ("half sync", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 2)),
     ("half sync", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
     ("half", "T"): (Shape(64, 64, 128, 8, 3),),
     ("tf32", "P"): (Shape(32, 128, 32, 4, 3), Shape(160, 128, 16, 8, 4)),
@@ -49,6 +49,7 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("tf32", "T"): (Shape(64, 64, 128, 8, 3),),
     ("ieee", "P"): (Shape(64, 128, 16, 8, 3),),
     ("ieee", "ST"): (Shape(32, 16, 64, 4, 3, programs=1024), Shape(64, 16, 64, 8, 2)),
+    ("ieee", "ST more"): (Shape(32, 16, 64, 8, 3, programs=512),),
     ("ieee", "T"): (Shape(16, 64, 64, 8, 3),),
     ("double", "P"): (Shape(32, 64, 16, 4, 2),),
     ("double", "ST"): (Shape(32, 16, 32, 4, 2, programs=1024),),
@@ -124,10 +125,11 @@ def make_view(maps: Tensor) -> View:
     return View(maps, b, c, None if joins else y, y if width == 1 else x, width, tl.constexpr(c == 1))
 
 
-def class_widths(classes: int) -> tuple[int, ...]:
-    """Powers of two from 64 to 16, falling, that sum to the next multiple of 16: 150 -> 64, 64, 32."""
-    units = max(triton.cdiv(classes, 16), 1)
-    return (64,) * (units // 4) + tuple(16 * u for u in (2, 1) if units & u)
+def class_widths(classes: int, widest: int) -> tuple[int, ...]:
+    """Powers of two from the widest to 16, falling, that sum to the next multiple of 16: 150 -> 128, 32."""
+    rest = triton.cdiv(classes, 16) * 16
+    widths = (widest,) * (rest // widest)
+    return widths + tuple(1 << i for i in reversed(range(4, 10)) if rest % widest & 1 << i)
 
 
 def kind_of(dtype: torch.dtype) -> str:
@@ -145,7 +147,7 @@ def make_launch(dtype: torch.dtype, product: str, classes: int) -> Launch:
     shapes = next(SHAPES[k, p] for k in kinds for p in (product, product.removesuffix(" more")) if (k, p) in SHAPES)
     shape = next((s for s in shapes if classes <= s.classes), shapes[-1])
     blocks = triton.cdiv(classes, shape.classes)
-    widths = class_widths(triton.cdiv(classes, blocks))
+    widths = class_widths(triton.cdiv(classes, blocks), 64 if product == "P" else 128)
     operand = torch.float32 if kind == "tf32" else dtype
     constants = (shape.pixels, shape.channels, tuple(map(tl.constexpr, widths)), sum(widths),
                  "tf32" if kind == "tf32" else "ieee", TYPES[operand], TYPES[accumulator(dtype)])  # fmt: skip

@@ -8,7 +8,7 @@ Pixels x_n [C], read where they lie in maps [B, C, h, w] of any strides, meet ro
 
 P goes to an op's epilogue before anything of it is stored; A [K, N] is no tensor, an op makes a tile of it [k, BN] in
 registers. P has the pixels as the rows of the tensor cores' tile, S and T the channels, so that few classes fill few
-columns, in blocks whose widths are powers of two: 150 costs 64 + 64 + 32. Padding in K, C and N is 0 in operands, and a
+columns, in blocks whose widths are powers of two: 150 costs 128 + 32. Padding in K, C and N is 0 in operands, and a
 pixel meets no other one in P and T, so what is not finite stays where it is.
 
 sm_90 takes 16-bit operands from shared memory as they lie, those of tf32 only where the product sums along what lies

@@ -1,0 +1,37 @@
+"""What only the Triton backend of the centers family cuts up: several tiles of pixels an image, several blocks of K."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from centers_cases import Case, against_reference
+
+from metricseg_kernels.core import backends
+
+
+@pytest.mark.parametrize("job, precision", [("pulled", "highest"), ("soft", "highest"), ("cosine", "high")])
+def test_tiles_and_blocks(job: str, precision: str) -> None:
+    pytest.importorskip("triton")
+    from metricseg_kernels.pairwise.triton_maps import make_launch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (reason := backends.why_not("triton", device)) is not None:
+        pytest.skip(reason)
+    case = Case("cut", (2, 9, 17), 5, 70 if precision == "highest" else 165, "own", "nhwc", label_dtype=torch.uint8)
+    torch.set_float32_matmul_precision(precision)
+    launch = make_launch(torch.float32, "P", case.classes)
+    assert launch.tiles(9 * 17) > 1 and launch.blocks > 1
+    # products of tf32 are as good as those of fp16, which has its mantissa
+    against_reference(job, case, torch.float32 if precision == "highest" else torch.float16, "triton", device)
+
+
+def test_widths_of_class_blocks() -> None:
+    pytest.importorskip("triton")
+    from metricseg_kernels.pairwise.triton_maps import class_widths
+
+    assert (
+        class_widths(150, 128) == (128, 32) and class_widths(150, 64) == (64, 64, 32) and class_widths(1, 64) == (16,)
+    )
+    for classes in range(1, 161):
+        widths = class_widths(classes, 64)
+        assert classes <= sum(widths) < classes + 16 and list(widths) == sorted(widths, reverse=True)
