@@ -50,7 +50,7 @@ CENTERS = Comparison(
 
 def pictures(args: argparse.Namespace) -> None:
     """`camvid_centers_matrix.png`: how alike the class centers of four validation pictures are, before training and
-    after; `camvid_centers_maps.png`: the pictures' similarity to some of them, of the last row of `--rows`."""
+    after; `camvid_centers_maps.png`: two pictures' similarity to some of them, of the last row of `--rows`."""
     matrices, started = {}, []
     for name, row in ((name, CENTERS.rows[name]) for name in args.rows if name != "plain"):
         if row.model not in started:
@@ -61,7 +61,7 @@ def pictures(args: argparse.Namespace) -> None:
         shown = four_pictures(trained(CENTERS, args, name), args.data, ("logits", "centers"))
         matrices[f"{row.name}\nafter training"] = center_similarities(shown)
     draw_matrices(matrices, CamVid.classes, args.out / "camvid_centers_matrix.png")
-    draw_maps(shown, CamVid.palette, CamVid.classes, args.out / "camvid_centers_maps.png")
+    draw_maps(shown[:2], CamVid.palette, CamVid.classes, args.out / "camvid_centers_maps.png")
 
 
 if __name__ == "__main__":

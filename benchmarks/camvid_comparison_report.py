@@ -109,6 +109,7 @@ def plot(comparison: Comparison, runs: Runs, steps: dict[str, Any], path: Path) 
         axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", labelrotation=35)
         axis.margins(y=0.15)
+        axis.set_visible(bool(measured))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
