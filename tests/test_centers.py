@@ -310,11 +310,12 @@ def test_push(shape: tuple[int, int, int], margin: float) -> None:
 
 
 def test_push_of_nothing_is_zero() -> None:
-    """One class, no class present, no images; and a center of norm 0 pushes and is pushed by nobody."""
+    """One class, no class present, no images, no channels; and a center of norm 0 pushes and is pushed by nobody."""
     for centers, present in (
         (torch.ones(1, 4), None),
         (torch.ones(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool)),
         (torch.ones(0, 3, 4), None),
+        (torch.ones(2, 3, 0), None),
         (torch.zeros(3, 4), None),
     ):
         centers.requires_grad_()

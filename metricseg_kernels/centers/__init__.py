@@ -260,9 +260,10 @@ def center_push(centers: Tensor, present: Tensor | None = None, margin: float = 
             f"present {tuple(present.shape)} and centers {tuple(centers.shape)} differ in images or classes"
         )
     classes = centers.shape[-2]
-    w = unit(centers.to(checks.accumulator(centers.dtype)).reshape(-1, *centers.shape[-2:]), 2)
+    w = unit(centers.to(checks.accumulator(centers.dtype)), -1)
     close = (product(w, w.mT) - margin).relu() * (1 - torch.eye(classes, dtype=w.dtype, device=w.device))
-    return _mean_of_present(close.sum(2) / max(classes - 1, 1), present.reshape(-1, classes))
+    near = close.sum(-1) / max(classes - 1, 1)
+    return _mean_of_present(near.reshape(-1, classes), present.reshape(-1, classes))
 
 
 def _mean_of_present(values: Tensor, present: Tensor) -> Tensor:
