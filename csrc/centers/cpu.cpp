@@ -19,11 +19,11 @@ namespace {
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
-constexpr int64_t kPanelBytes = int64_t{1} << 20;  // of the tiles of features in a panel
+constexpr int64_t kPanelBytes = int64_t{320} << 10;  // of the tiles of features in a panel
 constexpr int64_t kMostPanel = 1024;
 constexpr int64_t kLeastParts = 4;  // of all sums over pixels
 constexpr int64_t kMostParts = 64;
-constexpr int64_t kPartShare = 24;  // parts take up to this share of the maps' memory
+constexpr int64_t kPartShare = 96;  // parts take up to this share of the maps' memory
 
 template <typename T>
 const Loops<T>& loops() {

@@ -21,6 +21,8 @@ constexpr int kDotRows = METRICSEG_SIMD_BYTES == 64 ? 4 : 3;
 constexpr int kDotColumns = METRICSEG_SIMD_BYTES == 64 ? 6 : 3;
 template <typename T>
 constexpr int kTile = 2 * Lanes<T>::count;  // pixels
+template <typename T>                       // of a block, to whole vectors
+constexpr int kDots = (kDotRows * kDotColumns + Lanes<T>::count - 1) / Lanes<T>::count * Lanes<T>::count;
 
 METRICSEG_HD int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -89,18 +91,29 @@ METRICSEG_HD T sum_of(Lanes<T> x) {
   return (x + shift<1>(x)).first();
 }
 
+// Lane i becomes the sum of vector i: a transposition that adds on its way.
+template <int step, typename T>
+METRICSEG_HD Lanes<T> sums_of(Lanes<T>* v) {
+  constexpr int n = Lanes<T>::count;
+  if constexpr (step < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n / (2 * step); ++i) {
+      v[i] = interleave<step, false>(v[2 * i], v[2 * i + 1]) + interleave<step, true>(v[2 * i], v[2 * i + 1]);
+    }
+    return sums_of<2 * step>(v);
+  } else {
+    return v[0];
+  }
+}
+
 // Rows [m, kDotRows) of A with columns [j, kDotColumns) of X: over the tiles of a panel, which lie a_step and x_step
 // apart.
 template <typename T>
-void dots_block(const T* a, int64_t a_step, const T* x, int64_t x_step, int64_t tiles,
-                T (&out)[kDotRows][kDotColumns]) {
+void dots_block(const T* a, int64_t a_step, const T* x, int64_t x_step, int64_t tiles, T* out) {
   constexpr int n = Lanes<T>::count;
-  Lanes<T> sums[kDotRows][kDotColumns];
-#pragma GCC unroll 16
-  for (int r = 0; r < kDotRows; ++r) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kDotColumns; ++c) sums[r][c] = Lanes<T>(T(0));
-  }
+  Lanes<T> sums[kDots<T>];
+#pragma GCC unroll 32
+  for (int i = 0; i < kDots<T>; ++i) sums[i] = Lanes<T>(T(0));
   for (int64_t t = 0; t < tiles; ++t, a += a_step, x += x_step) {
     for (int half = 0; half < 2 * n; half += n) {
       Lanes<T> columns[kDotColumns];
@@ -110,15 +123,14 @@ void dots_block(const T* a, int64_t a_step, const T* x, int64_t x_step, int64_t 
       for (int r = 0; r < kDotRows; ++r) {
         const Lanes<T> row = Lanes<T>::load(a + 2 * n * r + half);
 #pragma GCC unroll 16
-        for (int c = 0; c < kDotColumns; ++c) sums[r][c] = sums[r][c] + row * columns[c];
+        for (int c = 0; c < kDotColumns; ++c) {
+          sums[kDotColumns * r + c] = sums[kDotColumns * r + c] + row * columns[c];
+        }
       }
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kDotRows; ++r) {
-#pragma GCC unroll 16
-    for (int c = 0; c < kDotColumns; ++c) out[r][c] = sum_of(sums[r][c]);
-  }
+  for (int i = 0; i < kDots<T>; i += n) sums_of<1>(sums + i).store(out + i);
 }
 
 // sums [M, J] += A X^T over the pixels of a panel: A and X in tiles of M and J rows to whole blocks.
@@ -128,10 +140,10 @@ void dots(const T* a, int64_t a_step, int64_t M, const T* x, int64_t x_step, int
     const int64_t columns = J - j < kDotColumns ? J - j : kDotColumns;
     for (int64_t m = 0; m < M; m += kDotRows) {
       const int64_t rows = M - m < kDotRows ? M - m : kDotRows;
-      T found[kDotRows][kDotColumns];
+      T found[kDots<T>];
       dots_block(a + m * kTile<T>, a_step, x + j * kTile<T>, x_step, tiles, found);
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; ++c) sums[(m + r) * J + j + c] += found[r][c];
+        for (int64_t c = 0; c < columns; ++c) sums[(m + r) * J + j + c] += found[kDotColumns * r + c];
       }
     }
   }
