@@ -247,7 +247,7 @@ def run_race(shape: Centers, loss: str, phases: tuple[str, ...], processes: memo
 
     measures = device == "cuda" or processes is not None
     with race.precision(shape.precision):
-        budget = race.BUDGET[device] * len(phases) / 4  # of many races each takes a part
+        budget = race.BUDGET[device] * len(phases) / 2  # of many races each takes a part
         results = race.run(problem, entrants(shape, loss), device, peak if measures else None, phases, budget)
     return problem, results
 

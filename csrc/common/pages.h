@@ -16,7 +16,7 @@ namespace metricseg {
 
 // Asks the kernel to back a large fresh tensor by huge pages. A gradient of 32 MB is 8,192 pages, and the faults of its
 // first touch cost as much as filling it ten times over; where huge pages are given on request (Linux' "madvise") they
-// cost a third of it or less. Elsewhere nothing changes.
+// cost a quarter of that, unless the host of a virtual machine must find the memory first. Elsewhere nothing changes.
 inline void want_huge_pages(const torch::stable::Tensor& room) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kWorth = 4 << 20;
