@@ -133,40 +133,27 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
     )
 
 
-def problems() -> Iterator[tuple[Maps, str]]:
+def problems() -> Iterator[tuple[Maps, str, tuple[str, ...]]]:
     for shape in shapes.ANCHORS_CPU if machine.DEVICE == "cpu" else shapes.ANCHORS_GPU:
         if shape.dtype == "float32":
-            yield shape, "sample_anchors"
-        yield shape, "gather_pixels"
+            yield shape, "sample_anchors", PHASES["sample_anchors"]
+        yield shape, "gather_pixels", PHASES["gather_pixels"]
 
 
-def rows() -> Iterator[Any]:
-    for shape, loss in problems():
-        for phase in PHASES[loss]:
-            for contestant in contestants(loss):
-                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, id=name)
-
-
-def run_race(shape: Maps, loss: str, processes: memory.FreshProcesses | None) -> Any:
+def run_race(shape: Maps, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = AnchorsProblem(shape, loss, device)
-
-    def peak(contestant: Contestant, phase: str) -> int:
-        if device == "cuda":
-            return race.cuda_peak(problem, contestant, phase)
-        assert processes is not None
-        return processes.peak(race.fresh_step, AnchorsProblem, contestants, shape, loss, contestant.name, phase)
-
-    measures = device == "cuda" or processes is not None
-    return problem, race.run(problem, contestants(loss), device, peak if measures else None, PHASES[loss])
+    peak = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, contestants(loss), device, peak, phases)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name"), list(rows()))
-def test_anchors(shape, loss, phase, name, raced, enter) -> None:
-    problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss))
+@pytest.mark.parametrize(
+    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss)))
+)
+def test_anchors(shape, loss, phase, name, phases, raced, enter) -> None:
+    problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))
     figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
     figures |= {"op": "anchors", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

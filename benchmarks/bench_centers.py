@@ -226,34 +226,19 @@ def problems() -> Iterator[tuple[Centers, str, tuple[str, ...]]]:
             yield shape, loss, ("step",)
 
 
-def rows() -> Iterator[Any]:
-    for shape, loss, phases in problems():
-        for phase in phases:
-            for contestant in entrants(shape, loss):
-                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
-
-
 def run_race(shape: Centers, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = CentersProblem(shape, loss, device)
-
-    def peak(contestant: Contestant, phase: str) -> int:
-        if device == "cuda":
-            return race.cuda_peak(problem, contestant, phase)
-        assert processes is not None
-        return processes.peak(race.fresh_step, CentersProblem, contestants, shape, loss, contestant.name, phase)
-
-    measures = device == "cuda" or processes is not None
+    peak = race.peak_meter(problem, contestants, processes, device)
     with race.precision(shape.precision):
         budget = race.BUDGET[device] * len(phases) / 2  # of many races each takes a part
-        results = race.run(problem, entrants(shape, loss), device, peak if measures else None, phases, budget)
+        results = race.run(problem, entrants(shape, loss), device, peak, phases, budget)
     return problem, results
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
 def test_centers(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))

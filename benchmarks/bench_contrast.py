@@ -228,37 +228,19 @@ def laps(shape: Rows, device: str) -> tuple[int, int] | None:
     return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else (3, 20) if shape.pairs > 1e7 else None
 
 
-def rows() -> Iterator[Any]:
-    for shape, loss, phases in problems():
-        for phase in phases:
-            for contestant in entrants(shape, loss):
-                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
-
-
 def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = ContrastProblem(shape, loss, device)
     warm_up = shapes.SAMPLED if laps(shape, device) == (1, 1) else None
-
-    def peak(contestant: Contestant, phase: str) -> int:
-        if device == "cuda":
-            return race.cuda_peak(problem, contestant, phase)
-        assert processes is not None
-        arguments = race.fresh_step, ContrastProblem, contestants, shape, loss, contestant.name, phase, warm_up
-        return processes.peak(*arguments, warm=warm_up is not None)
-
-    measures = device == "cuda" or processes is not None
+    peak = race.peak_meter(problem, contestants, processes, device, warm_up)
     with race.precision(shape.precision):
-        results = race.run(
-            problem, entrants(shape, loss), device, peak if measures else None, phases, laps=laps(shape, device)
-        )
+        results = race.run(problem, entrants(shape, loss), device, peak, phases, laps=laps(shape, device))
     return problem, results
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
 def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))

@@ -161,31 +161,16 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
         yield shape, "focal", ("step",)
 
 
-def rows() -> Iterator[Any]:
-    for shape, loss, phases in problems():
-        for phase in phases:
-            for contestant in entrants(shape, loss):
-                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
-
-
 def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = FocalProblem(shape, loss, device)
-
-    def peak(contestant: Contestant, phase: str) -> int:
-        if device == "cuda":
-            return race.cuda_peak(problem, contestant, phase)
-        assert processes is not None
-        return processes.peak(race.fresh_step, FocalProblem, contestants, shape, loss, contestant.name, phase)
-
-    measures = device == "cuda" or processes is not None
-    return problem, race.run(problem, entrants(shape, loss), device, peak if measures else None, phases)
+    peak = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, entrants(shape, loss), device, peak, phases)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(rows()))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
 def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))

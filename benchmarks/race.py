@@ -12,15 +12,19 @@ import functools
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import machine
+import pytest
 import torch
 from torch import Tensor
 
 from metricseg import memory
+
+if TYPE_CHECKING:
+    from memory import FreshProcesses
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
 BUDGET = {"cpu": 8.0, "cuda": 1.5}  # seconds of laps per race
@@ -39,6 +43,8 @@ class Problem(Protocol):
     """What the contestants have to compute."""
 
     name: str
+    shape: Any
+    loss: str
     leaves: tuple[Tensor, ...]
 
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -246,8 +252,32 @@ def _laps(
         gc.enable()
 
 
-def cuda_peak(problem: Problem, contestant: Contestant, phase: str) -> int:
-    return memory.cuda_peak(make_step(problem, contestant, phase))
+def rows(
+    problems: Iterable[tuple[Any, str, tuple[str, ...]]], entrants: Callable[..., Sequence[Contestant]]
+) -> Iterator[Any]:
+    """pytest's parameters (shape, loss, phase, contestant, phases) of all rows of a benchmark."""
+    for shape, loss, phases in problems:
+        for phase in phases:
+            for contestant in entrants(shape, loss):
+                name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
+                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
+
+
+def peak_meter(
+    problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: FreshProcesses | None, device: str,
+    warm_up: Any = None,
+) -> Callable[[Contestant, str], int] | None:  # fmt: skip
+    """What measures the peak memory of a contestant's phase: on CUDA here, on the CPU a fresh process, after a smaller
+    shape where one is given; None without processes."""
+
+    def peak(contestant: Contestant, phase: str) -> int:
+        if device == "cuda":
+            return memory.cuda_peak(make_step(problem, contestant, phase))
+        assert processes is not None
+        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phase, warm_up
+        return processes.peak(fresh_step, *arguments, warm=warm_up is not None)
+
+    return peak if device == "cuda" or processes is not None else None
 
 
 def report(
