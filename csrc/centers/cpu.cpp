@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <string>
 
-#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
@@ -160,7 +159,6 @@ void similarity_grad(const Tensor& grad_logits, const Maybe& grad_own, const Ten
   job.labels = map_of(labels);
   job.norms = map_of(norms);
   job.grad_features = map_of(grad_features);
-  if (grad_features.has_value()) want_huge_pages(*grad_features);
   if (grad_weights.has_value()) {
     T* const sums = static_cast<T*>(grad_weights->mutable_data_ptr());
     run_sums<T>(job, loops<T>().similarity_grad, features, weights.size(0), sums, nullptr);
@@ -186,8 +184,6 @@ void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tens
   job.grad_features = map_of(grad_features);
   job.grad_logits = map_of(grad_logits);
   job.grad_mass = data_of<T>(grad_mass);
-  if (grad_features.has_value()) want_huge_pages(*grad_features);
-  if (grad_logits.has_value()) want_huge_pages(*grad_logits);
   run(job, loops<T>().soft_sums_grad, features);
 }
 

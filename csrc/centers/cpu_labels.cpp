@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "../common/torch_map.h"
 
@@ -134,7 +133,6 @@ void label_sums_kernel(Tensor features, Tensor labels, int64_t ignore_index, Ten
 }
 
 void label_spread_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
-  want_huge_pages(maps);
   const auto run = type_of(rows) == Type::f64 ? label_spread<double> : label_spread<float>;
   run(rows, labels, ignore_index, maps);
 }

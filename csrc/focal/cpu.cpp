@@ -7,7 +7,6 @@
 #include <optional>
 #include <vector>
 
-#include "../common/pages.h"
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
@@ -150,7 +149,6 @@ Job<T> make_job(const Tensor& input, const Tensor& target, const Maybe& grad_los
   job.grad_loss = map_of(grad_loss);
   job.loss = map_of(loss);
   job.grad = map_of(grad);
-  if (grad.has_value()) want_huge_pages(*grad);
   job.grad_scale = T(1);
   if (grad_loss.has_value() && grad_loss->dim() == 0) {
     job.grad_scale = *static_cast<const T*>(grad_loss->const_data_ptr());

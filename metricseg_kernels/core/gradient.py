@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import extension
-from .library import define_kernel, define_op
-
-define_kernel("huge_pages_kernel(Tensor room) -> ()")
+from .library import define_op
 
 
 def empty_gradient(input: Tensor) -> Tensor:
@@ -22,20 +19,13 @@ def empty_gradient(input: Tensor) -> Tensor:
     )
 
 
-def want_huge_pages(room: Tensor) -> Tensor:
-    """Makes the first touch of a large tensor on the CPU cheaper, where the system gives huge pages on request."""
-    if room.is_cpu and extension.error is None:
-        torch.ops.metricseg.huge_pages_kernel(room)
-    return room
-
-
 def _empty_like(grad: Tensor) -> Tensor:
     return grad.new_empty_strided(grad.shape, grad.stride())
 
 
 def _scale(grad: Tensor, scale: Tensor) -> Tensor:
     # A one-element (not 0-d) factor takes part in type promotion: the product is formed in fp32 and rounded once.
-    return torch.mul(grad, scale.reshape(1), out=want_huge_pages(_empty_like(grad)))
+    return torch.mul(grad, scale.reshape(1), out=_empty_like(grad))
 
 
 # an op and not a product, so that a second backward raises instead of taking the gradient for a constant
