@@ -3,7 +3,9 @@ all ops and the host."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -74,6 +76,30 @@ def _embed(x: Tensor) -> tuple[Tensor, Tensor]:
     body = storage[MARGIN : MARGIN + size].view(x.dtype)
     body.copy_(x.detach().as_strided((span,), (1,)))
     return body.as_strided(x.shape, x.stride(), body.storage_offset()), storage
+
+
+@contextlib.contextmanager
+def never_waiting() -> Iterator[None]:
+    """PyTorch raises where the host would wait for the device."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a step that has run before, and the tensors that a replay fills."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
 
 
 class OnDevice(TorchDispatchMode):

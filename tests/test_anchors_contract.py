@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from anchor_cases import CASES, FEATURES, NAMED, STRATEGIES, Case, arguments, make, make_features
-from guard import Guarded, OnDevice
+from guard import Guarded, OnDevice, captured, never_waiting
 from test_anchors import backend  # noqa: F401
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -190,23 +190,12 @@ def test_the_host_never_waits(name: str, strategy: str) -> None:
         index, sampled, count, rows = sample_and_gather(features, *maps, seed=seed, **kwargs)
         return index, sampled, count, rows, *torch.autograd.grad(rows.square().sum() + rows.sum(), features)
 
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         step()
         mk.sample_anchors(*maps[:2], strategy=strategy, confidence=maps[2], backend=name)  # draws a seed
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     for value in (3, 4):
         seed.fill_(value)
         graph.replay()
-        for replayed, eager in zip(captured, step(), strict=True):
+        for replayed, eager in zip(results, step(), strict=True):
             torch.testing.assert_close(replayed, eager)

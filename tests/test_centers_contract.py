@@ -25,7 +25,7 @@ from centers_cases import (
     run,
     skip_slow,
 )
-from guard import Guarded, OnDevice
+from guard import Guarded, OnDevice, captured, never_waiting
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -135,8 +135,8 @@ def test_opcheck_of_class_sums(case: Case, backend: str, device: str) -> None:
     features, _, logits, labels = learning(make(case, device=device), ("features", "logits"))
     forward, backward = torch.ops.metricseg.class_sums, torch.ops.metricseg.class_sums_backward
     for assignment in (logits, labels):
-        torch.library.opcheck(forward.default, (features, assignment, case.classes, case.ignore_index, backend))
-        sums, mass = forward(features.detach(), assignment.detach(), case.classes, case.ignore_index, backend)
+        torch.library.opcheck(forward.default, (features, assignment, case.classes, case.ignore_index, "name", backend))
+        sums, mass = forward(features.detach(), assignment.detach(), case.classes, case.ignore_index, "name", backend)
         saved = (features.detach(), assignment.detach(), case.ignore_index)
         for wanted in ((True, assignment is logits), (False, assignment is logits)):
             grads = (torch.rand_like(sums), torch.ones((), device=device).expand(mass.shape))
@@ -414,22 +414,11 @@ def test_the_host_never_waits(name: str) -> None:
     inputs, target = map_of_every_kind("cuda")
     step = lambda: system_and_grads(inputs, target, name)  # noqa: E731
     step()  # what is compiled at the first call
-    mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         step()
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     for scale in (1.0, -0.5):
         inputs.features.mul_(scale)
         graph.replay()
-        for replayed, eager in zip(captured, step(), strict=True):
+        for replayed, eager in zip(results, step(), strict=True):
             torch.testing.assert_close(replayed, eager, rtol=1e-4, atol=1e-5)

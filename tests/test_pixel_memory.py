@@ -7,6 +7,7 @@ from collections import deque
 import pytest
 import torch
 import torch.nn.functional as F
+from guard import never_waiting
 from test_losses_contrast import published
 
 from metricseg.losses import PixelContrastLoss, PixelMemory
@@ -219,9 +220,6 @@ def test_the_host_never_waits():
     loss = loss_with_memory().float().cuda()
     batches = [[t.cuda() for t in images(step)] for step in range(3)]
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         for features, labels in batches:
             loss(features.requires_grad_(), labels).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -43,20 +43,6 @@ struct Pixels {
   }
 };
 
-// f(S*) with the type that is stored; fp64 meets fp64 only.
-template <typename T, typename F>
-void with_storage(Type type, const F& f) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    f(static_cast<double*>(nullptr));
-  } else if (type == Type::bf16) {
-    f(static_cast<baseline::BFloat16*>(nullptr));
-  } else if (type == Type::f16) {
-    f(static_cast<baseline::Float16*>(nullptr));
-  } else {
-    f(static_cast<float*>(nullptr));
-  }
-}
-
 // move(pixel, channel) for the pixels of a tile: channels first where they lie together, else pixels first.
 template <typename F>
 void sweep_tile(int64_t pixels, int64_t channels, bool channels_first, const F& move) {
@@ -86,7 +72,7 @@ struct Tile {
     return values.data() + n++ * channels;
   }
   void read() {
-    with_storage<T>(map.type, [&](auto* stored) {
+    baseline::with_storage<T>(map.type, [&](auto* stored) {
       using S = std::remove_pointer_t<decltype(stored)>;
       sweep_tile(n, channels, map.k == 1, [&](int64_t r, int64_t c) {
         values[r * channels + c] = baseline::widen(reinterpret_cast<const S*>(pixels[r])[c * map.k]);
@@ -94,7 +80,7 @@ struct Tile {
     });
   }
   void write() {
-    with_storage<T>(map.type, [&](auto* stored) {
+    baseline::with_storage<T>(map.type, [&](auto* stored) {
       using S = std::remove_pointer_t<decltype(stored)>;
       sweep_tile(n, channels, map.k == 1, [&](int64_t r, int64_t c) {
         baseline::narrow(values[r * channels + c], reinterpret_cast<S*>(pixels[r]) + c * map.k);

@@ -68,13 +68,6 @@ struct Position {
   int64_t b, y, x;
 };
 
-__device__ __forceinline__ int64_t load_label(const Map& labels, Position at) {
-  const char* label = labels.at(at.b, 0, at.y, at.x);
-  if (labels.type == Type::u8) return *reinterpret_cast<const uint8_t*>(label);
-  if (labels.type == Type::i32) return *reinterpret_cast<const int32_t*>(label);
-  return *reinterpret_cast<const int64_t*>(label);
-}
-
 // An image has less than 2^32 pixels: divisions of 32 bits within it.
 __device__ __forceinline__ Position position_in(const Problem& p, int64_t image, uint32_t i) {
   const auto width = static_cast<uint32_t>(p.width);
@@ -87,7 +80,7 @@ __device__ __forceinline__ Position position_of(const Problem& p, int64_t pixel)
 }
 
 __device__ __forceinline__ int64_t cell_of(const Problem& p, Position at) {
-  const int64_t label = load_label(p.labels, at);
+  const int64_t label = label_at(p.labels, at.b, at.y, at.x);
   if (label == p.ignore_index) return kIgnored;
   if (label < 0 || label >= p.classes) return kOutOfRange;
   const bool second = p.first && *p.first.at(at.b, 0, at.y, at.x) == 0;
@@ -131,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Problem p, Scratch s) {
     const int64_t next = cell_of(p, at);
     if (next == kOutOfRange) {
       atomicAdd(&s.bad[0], Count(1));
-      atomicMax(&s.bad[1], static_cast<Count>(load_label(p.labels, at)) ^ static_cast<Count>(kSign));
+      atomicMax(&s.bad[1], static_cast<Count>(label_at(p.labels, at.b, at.y, at.x)) ^ static_cast<Count>(kSign));
     }
     if (next != cell) {
       if (cell >= 0) atomicAdd(&s.have[cell], run);

@@ -57,6 +57,20 @@ METRICSEG_HD void narrow(float value, Float16* out) {
   out->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
+// f(S*) with the type that is stored; fp64 meets fp64 only.
+template <typename T, typename F>
+METRICSEG_HD void with_storage(Type type, const F& f) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    f(static_cast<double*>(nullptr));
+  } else if (type == Type::bf16) {
+    f(static_cast<BFloat16*>(nullptr));
+  } else if (type == Type::f16) {
+    f(static_cast<Float16*>(nullptr));
+  } else {
+    f(static_cast<float*>(nullptr));
+  }
+}
+
 // out[i] = p[i stride], i < n
 template <typename S, typename T>
 inline void read_as(const S* p, int64_t stride, int64_t n, T* out) {

@@ -115,6 +115,14 @@ METRICSEG_HD Lanes<T> shift(Lanes<T> a) {
 #endif
 }
 
+template <typename T>
+METRICSEG_HD T sum_of(Lanes<T> x) {
+  if constexpr (Lanes<T>::count > 8) x = x + shift<8>(x);
+  if constexpr (Lanes<T>::count > 4) x = x + shift<4>(x);
+  if constexpr (Lanes<T>::count > 2) x = x + shift<2>(x);
+  return (x + shift<1>(x)).first();
+}
+
 // One step of a transposition: of blocks of `step` lanes, the even ones of a and of b in turn, or with `odd` the odd
 // ones.
 template <int step, bool odd, typename T>

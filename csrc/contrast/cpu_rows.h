@@ -21,13 +21,6 @@ METRICSEG_HD typename Register<T>::Bits load_integers(const int32_t* p) {
 }
 
 template <typename T>
-METRICSEG_HD T sum_of(Lanes<T> x) {
-  T sum = 0;
-  for (int i = 0; i < Lanes<T>::count; ++i) sum += x.v[i];
-  return sum;
-}
-
-template <typename T>
 METRICSEG_HD T largest_of(Lanes<T> x) {
   T m = x.v[0];
   for (int i = 1; i < Lanes<T>::count; ++i) m = x.v[i] > m ? x.v[i] : m;

@@ -83,14 +83,6 @@ void product(const T* packed, int64_t M, int64_t J, const T* tile, T* out) {
   }
 }
 
-template <typename T>
-METRICSEG_HD T sum_of(Lanes<T> x) {
-  if constexpr (Lanes<T>::count > 8) x = x + shift<8>(x);
-  if constexpr (Lanes<T>::count > 4) x = x + shift<4>(x);
-  if constexpr (Lanes<T>::count > 2) x = x + shift<2>(x);
-  return (x + shift<1>(x)).first();
-}
-
 // Lane i becomes the sum of vector i: a transposition that adds on its way.
 template <int step, typename T>
 METRICSEG_HD Lanes<T> sums_of(Lanes<T>* v) {

@@ -34,20 +34,6 @@ struct Addresses {
   }
 };
 
-// f(S*) with the type that is stored; fp64 meets fp64 only.
-template <typename T, typename F>
-METRICSEG_HD void with_storage(Type type, const F& f) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    f(static_cast<double*>(nullptr));
-  } else if (type == Type::bf16) {
-    f(static_cast<BFloat16*>(nullptr));
-  } else if (type == Type::f16) {
-    f(static_cast<Float16*>(nullptr));
-  } else {
-    f(static_cast<float*>(nullptr));
-  }
-}
-
 // Whether a tile is full and its pixels lie together.
 template <typename T>
 METRICSEG_HD bool is_whole(const Map& map, int64_t width, int64_t n) {

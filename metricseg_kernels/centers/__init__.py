@@ -167,33 +167,14 @@ def center_similarity(
 
     Source: Wu et al. 2023 (class center similarity); Gidaris and Komodakis, CVPR 2018 (cosine classifier).
     """
-    checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
-    _check_centers(features, centers)
     checks.choice("metric", metric, METRICS)
     checks.number("scale", scale, 0.0)
     if scale == 0:
         raise ValueError("scale must be > 0, got 0")
-    if pull_labels is not None:
-        _check_labels("pull_labels", pull_labels, features)
-        if metric != "cosine":
-            raise ValueError(f"pull_labels needs metric='cosine', got {metric!r}")
-    name = choose("centers", features.device.type, backend)
-    classes = centers.shape[-2]
-    if name == "reference":
-        if not torch.compiler.is_compiling():
-            op.check_labels(pull_labels, classes, ignore_index, "pull_labels")
-        logits, own = reference.similarity(features, centers, metric, scale, pull_labels, ignore_index)
-    else:
-        weights, bias = op.folded(centers, metric, scale)
-        logits, own, _ = torch.ops.metricseg.center_similarity(
-            features, weights, bias, pull_labels, metric, scale, ignore_index, name
-        )
-    if pull_labels is None:
-        return logits
-    sums, mass = _class_sums(own[:, None], pull_labels, classes, ignore_index, backend, "pull_labels")
-    present = mass > 0
-    far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
-    return logits, _mean_of_present(far, present)
+    if pull_labels is not None and metric != "cosine":
+        raise ValueError(f"pull_labels needs metric='cosine', got {metric!r}")
+    logits, pull = _similarity(features, centers, metric, scale, pull_labels, "pull_labels", ignore_index, backend)
+    return logits if pull is None else (logits, pull)
 
 
 def center_pull(
@@ -224,11 +205,9 @@ def center_pull(
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
     _check_labels("labels", labels, features)
     _check_centers(features, centers)
-    if not torch.compiler.is_compiling():  # here by the name that the caller knows
-        op.check_labels(labels, centers.shape[-2], ignore_index, "labels")
-    return center_similarity(
-        features, centers.detach(), pull_labels=labels, ignore_index=ignore_index, backend=backend
-    )[1]
+    pull = _similarity(features, centers.detach(), "cosine", 15.0, labels, "labels", ignore_index, backend)[1]
+    assert pull is not None
+    return pull
 
 
 def center_push(centers: Tensor, present: Tensor | None = None, margin: float = 0.0) -> Tensor:
@@ -272,6 +251,36 @@ def _mean_of_present(values: Tensor, present: Tensor) -> Tensor:
     return mean.sum() / max(mean.numel(), 1)
 
 
+def _similarity(
+    features: Tensor,
+    centers: Tensor,
+    metric: str,
+    scale: float,
+    labels: Tensor | None,
+    name: str,
+    ignore_index: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits, and the pull where there are labels, an argument of this name."""
+    checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
+    _check_centers(features, centers)
+    if labels is not None:
+        _check_labels(name, labels, features)
+    chosen = choose("centers", features.device.type, backend)
+    if chosen == "reference":
+        logits, own = reference.similarity(features, centers, metric, scale, labels, ignore_index)
+    else:
+        weights, bias = op.folded(centers, metric, scale)
+        logits, own, _ = torch.ops.metricseg.center_similarity(
+            features, weights, bias, labels, metric, scale, ignore_index, chosen
+        )
+    if labels is None:
+        return logits, None
+    sums, mass = _class_sums(own[:, None], labels, centers.shape[-2], ignore_index, backend, name)
+    far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
+    return logits, _mean_of_present(far, mass > 0)
+
+
 def _class_sums(
     features: Tensor, assignment: Tensor, classes: int, ignore_index: int, backend: str | None, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -279,7 +288,7 @@ def _class_sums(
     chosen = choose("centers", features.device.type, backend)
     hard = not assignment.is_floating_point()
     if chosen != "reference":
-        sums, mass = torch.ops.metricseg.class_sums(features, assignment, classes, ignore_index, chosen)
+        sums, mass = torch.ops.metricseg.class_sums(features, assignment, classes, ignore_index, name, chosen)
     else:
         if hard and not torch.compiler.is_compiling():
             op.check_labels(assignment, classes, ignore_index, name)

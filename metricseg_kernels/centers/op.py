@@ -77,9 +77,9 @@ def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor |
     return 2 * scale * weights, -scale * weights.square().sum(2)
 
 
-def check_labels(labels: Tensor | None, classes: int, ignore_index: int, name: str) -> None:
+def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
     """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
-    if labels is not None and checks.validates(labels.device):
+    if checks.validates(labels.device):
         bad = bad_labels(labels, classes, ignore_index)
         if bad.any():
             checks.labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
@@ -118,7 +118,6 @@ def _similarity(
     ignore_index: int,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_labels(labels, weights.shape[1], ignore_index, "pull_labels")
     logits, own, norms = _similarity_outputs(features, weights, labels, metric)
     kernels(backend).similarity_kernel(
         features, weights, bias, labels, metric, scale, ignore_index, logits, _none_if_empty(own), _none_if_empty(norms)
@@ -212,10 +211,10 @@ def _sums_outputs(features: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 
 def _sums(
-    features: Tensor, assignment: Tensor, num_classes: int, ignore_index: int, backend: str
+    features: Tensor, assignment: Tensor, num_classes: int, ignore_index: int, name: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     if not assignment.is_floating_point():
-        check_labels(assignment, num_classes, ignore_index, "assignment")
+        check_labels(assignment, num_classes, ignore_index, name)
     sums, mass = _sums_outputs(features, num_classes)
     kernels(backend).class_sums_kernel(features, assignment, ignore_index, sums, mass)
     return sums, mass
@@ -247,7 +246,7 @@ def _sums_backward(
 
 
 def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, assignment, _, ctx.ignore_index, ctx.backend = inputs
+    features, assignment, _, ctx.ignore_index, _, ctx.backend = inputs
     ctx.save_for_backward(features, assignment)
 
 
@@ -256,11 +255,11 @@ def _sums_autograd(ctx: Any, grad_sums: Tensor, grad_mass: Tensor) -> tuple[Any,
     gradients = torch.ops.metricseg.class_sums_backward(
         grad_sums, grad_mass, *ctx.saved_tensors, ctx.ignore_index, *wanted, ctx.backend
     )
-    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), None, None, None
+    return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 4
 
 
 define_op(
-    "class_sums(Tensor features, Tensor assignment, int num_classes, int ignore_index, str backend) "
+    "class_sums(Tensor features, Tensor assignment, int num_classes, int ignore_index, str name, str backend) "
     "-> (Tensor, Tensor)",
     _sums,
     lambda features, assignment, num_classes, *_: _sums_outputs(features, num_classes),
