@@ -56,14 +56,14 @@ def preferred(
         values = labels.float()
         largest = _largest_around(values.masked_fill(ignored, -torch.inf), radius)
         smallest = -_largest_around((-values).masked_fill(ignored, -torch.inf), radius)
-        return (largest != smallest).view(torch.uint8)
+        return (largest != smallest).to(torch.uint8)
     first = None if predictions is None else predictions != labels
     if strategy == "semi_hard":
         assert confidence is not None
         unsure = ~(confidence.detach() >= threshold)
         first = unsure if first is None else first | unsure
     assert first is not None
-    return first.view(torch.uint8)
+    return first.to(torch.uint8)  # Inductor of torch 2.10 has no view of a bool
 
 
 def _largest_around(values: Tensor, radius: int) -> Tensor:

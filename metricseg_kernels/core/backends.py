@@ -7,8 +7,6 @@ import importlib.util
 import os
 import warnings
 
-import torch
-
 from . import extension
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -75,7 +73,6 @@ def _requested(backend: str | None) -> str | None:
     return name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(family: str, device_type: str, backend: str | None = None) -> str:
     """The backend for one call.
 
@@ -97,3 +94,7 @@ def choose(family: str, device_type: str, backend: str | None = None) -> str:
             return candidate
         reasons.append(f"{candidate}: {reason}")
     raise AssertionError("reference can always run")
+
+
+# torch.compiler.assume_constant_result does just this, but imports torch._dynamo, which takes longer than torch itself
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
