@@ -65,9 +65,9 @@ def sum_totals(partials, programs, loss, totals, WITH_LOSS: tl.constexpr, BLOCK:
 def ordered_key(value, UINT: tl.constexpr, BITS: tl.constexpr):
     """Unsigned integers in the order of the values, NaN last."""
     bits = value.to(UINT, bitcast=True)
-    sign = tl.full(bits.shape, 1, UINT) << (BITS - 1)
-    key = tl.where(bits >= sign, ~bits, bits | sign)
-    return tl.where(value == value, key, ~tl.zeros(bits.shape, UINT))
+    sign = tl.full(bits.shape, 1 << (BITS - 1), UINT)
+    ones = tl.full(bits.shape, (1 << BITS) - 1, UINT)  # bits ^ ones: `~` of unsigned fails in Triton 3.8's interpreter
+    return tl.where(value == value, bits ^ tl.where(bits >= sign, ones, sign), ones)
 
 
 @triton.jit
@@ -90,8 +90,8 @@ def select_digit(values, size, rank, histograms, result, PASS: tl.constexpr, UIN
         digit, rank = choose_digit(histograms + i * 256, rank)
         prefix = (prefix << 8) | digit.to(UINT)
     if PASS * 8 == BITS:
-        sign = tl.full((1,), 1, UINT) << (BITS - 1)
-        bits = tl.where(prefix >= sign, prefix ^ sign, ~prefix)
+        sign = tl.full((1,), 1 << (BITS - 1), UINT)
+        bits = prefix ^ tl.where(prefix >= sign, sign, tl.full((1,), (1 << BITS) - 1, UINT))
         tl.store(result + tl.arange(0, 1), bits.to(result.dtype.element_ty, bitcast=True))
     else:
         counts = tl.zeros((256,), tl.int64)
