@@ -46,11 +46,7 @@ def why_not(backend: str, device_type: str) -> str | None:
     if backend in ("cpu", "cuda"):
         if device_type != backend:
             return f"it runs on {backend} tensors, these are on {device_type}"
-        if extension.error is not None:
-            return extension.error
-        if not extension.has_kernels(device_type):
-            return extension.build_record().get("cuda_error") or "the extension was built without CUDA kernels"
-        return None
+        return extension.why_no_kernels(device_type)
     if (missing := _triton_missing()) is not None:
         return missing
     if device_type == "cpu" and not interpreting():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,21 @@ def build_record() -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
+def _library() -> Path | None:
+    return next((path for pattern in ("_C*.so", "_C*.pyd") for path in sorted(_PACKAGE.glob(pattern))), None)
+
+
 def _load() -> str | None:
-    libraries = sorted(_PACKAGE.glob("_C*.so")) + sorted(_PACKAGE.glob("_C*.pyd"))
-    if not libraries:
+    library = _library()
+    if library is None:
         return (
             build_record().get("error")
             or "the extension was not built (pip install -e . with a C++ compiler builds it)"
         )
     try:
-        torch.ops.load_library(str(libraries[0]))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        return f"{libraries[0].name} does not load: {error}"
+        return f"{library.name} does not load: {error}"
     return None
 
 
@@ -35,7 +41,25 @@ error: str | None = _load()
 """None where the extension is loaded, else the reason."""
 
 
-def has_kernels(device_type: str) -> bool:
-    """Whether the loaded extension holds kernels for this device type ("cpu" or "cuda")."""
+@functools.cache
+def _why_no_cuda() -> str | None:
+    """None if torch and the driver allow launches of the CUDA kernels that the extension has, else the reason."""
+    ask = ctypes.CDLL(str(_library())).metricseg_why_no_cuda
+    ask.restype = ctypes.c_char_p
+    reason: bytes | None = ask()
+    return None if reason is None else reason.decode()
+
+
+def why_no_kernels(device_type: str) -> str | None:
+    """None if the loaded extension can run its kernels for this device type ("cpu" or "cuda"), else the reason."""
+    if error is not None:
+        return error
     key = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
-    return error is None and torch._C._dispatch_has_kernel_for_dispatch_key("metricseg::focal_kernel", key)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("metricseg::focal_kernel", key):
+        return build_record().get("cuda_error") or "the extension was built without CUDA kernels"
+    return _why_no_cuda() if device_type == "cuda" else None
+
+
+def has_kernels(device_type: str) -> bool:
+    """Whether the loaded extension can run its kernels for this device type ("cpu" or "cuda")."""
+    return why_no_kernels(device_type) is None

@@ -1,0 +1,54 @@
+"""Whether the extension finds what it launches CUDA kernels with; no device is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from metricseg_kernels.core import backends, extension
+
+TORCH_CPU = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+
+
+@pytest.fixture
+def library() -> Path:
+    """The extension, if it has CUDA kernels."""
+    if extension.error is not None:
+        pytest.skip(extension.error)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("metricseg::focal_kernel", "CUDA"):
+        pytest.skip("the extension was built without CUDA kernels")
+    library = extension._library()
+    assert library is not None
+    return library
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
+def test_finds_the_stream_of_a_torch_with_cuda() -> None:
+    assert extension.why_no_kernels("cuda") is None and extension.has_kernels("cuda")
+    assert backends.why_not("cuda", "cuda") is None
+
+
+def test_without_the_cuda_library_of_torch(library: Path) -> None:
+    """As under a torch without CUDA: only torch's CPU library is loaded."""
+    script = f"""
+import ctypes
+ctypes.CDLL({str(TORCH_CPU)!r}, ctypes.RTLD_GLOBAL)
+ask = ctypes.CDLL({str(library)!r}).metricseg_why_no_cuda
+ask.restype = ctypes.c_char_p
+print(ask().decode())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == "this torch has no CUDA\n", result.stderr
+
+
+def test_the_reason_reaches_the_choice_of_backends(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "_why_no_cuda", lambda: "this torch has no CUDA")
+    assert not extension.has_kernels("cuda") and extension.has_kernels("cpu")
+    assert backends.why_not("cuda", "cuda") == "this torch has no CUDA"
+    with pytest.raises(RuntimeError, match="backend 'cuda' can't run here: this torch has no CUDA"):
+        backends.choose("focal", "cuda", "cuda")
