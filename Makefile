@@ -1,5 +1,6 @@
 # make demo    trains a small network on generated scenes and shows accuracy, speed and pictures
 # make test    lint, types, and every test that this machine can run
+# make stacks  the same code on every software stack it supports (noxfile.py); SELECT="-s ttsem" picks sessions
 # make bench   benchmarks against the peers; writes benchmarks/results/<device>/
 # make gpu     everything for one visit to a GPU machine
 # Each sets up its own virtual environment on first use. VENV=path puts it elsewhere, PYTHON=... picks the interpreter.
@@ -10,7 +11,7 @@ PY := $(VENV)/bin/python
 GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT))
 SOURCES := setup.py $(wildcard csrc/*/*)
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint stacks bench gpu clean
 
 demo: $(VENV)/train.stamp
 	$(PY) -m metricseg.demo --out demo_out
@@ -24,6 +25,9 @@ lint: $(VENV)/dev.stamp
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $(shell git ls-files '*.cpp' '*.cu' '*.cuh' '*.h')
+
+stacks: $(VENV)/dev.stamp
+	$(VENV)/bin/nox $(SELECT)
 
 bench: $(VENV)/dev.stamp
 	mkdir -p .benchmarks

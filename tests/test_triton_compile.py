@@ -11,17 +11,19 @@ import launches
 import pytest
 
 TESTS = Path(__file__).parent
+RECORDED = ("recorded",) if os.environ.get("METRICSEG_RECORD") else ()
 
 
 @pytest.mark.parametrize("capability", sorted(launches.SHARED_LIMIT))
-@pytest.mark.parametrize("family", launches.FAMILIES)
+@pytest.mark.parametrize("family", (*launches.FAMILIES, *RECORDED))
 def test_every_launch_fits_the_device(family: str, capability: int) -> None:
     pytest.importorskip("triton")
     if not launches.tool().exists():
         pytest.skip("this Triton brings no cuobjdump")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = (str(TESTS.parent), str(TESTS), environment.get("PYTHONPATH"))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    ahead = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (ahead, str(TESTS.parent), str(TESTS))))
     command = [sys.executable, "-m", "launches", family, str(capability), "-q"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    print(done.stdout)

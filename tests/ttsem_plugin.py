@@ -17,9 +17,9 @@ import pytest
 
 os.environ["TRITON_INTERPRET"] = "0"  # before kernels are imported
 
-from ttsem import sanitize  # noqa: E402
+from ttsem import sanitize
 
-from metricseg_kernels.core import backends  # noqa: E402
+from metricseg_kernels.core import backends
 
 _launches: collections.Counter[str] = collections.Counter()
 _unchecked: list[str] = []

@@ -1,7 +1,7 @@
 """The launcher calls of a test run, to be compiled for other targets and by other versions of Triton.
 
-    METRICSEG_RECORD=FOLDER python -m pytest -p ttsem_plugin tests -k triton      records
-    METRICSEG_RECORD=FOLDER python -m launches recorded CAPABILITY                compiles
+METRICSEG_RECORD=FOLDER python -m pytest -p ttsem_plugin tests -k triton      records
+METRICSEG_RECORD=FOLDER python -m launches recorded CAPABILITY                compiles
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def _recorded(family: str, name: str, launcher: Any, calls: dict[bytes, None]) -
 
 def calls() -> Iterator[Call]:
     folder = Path(os.environ["METRICSEG_RECORD"])
-    distinct = dict.fromkeys(call for file in sorted(folder.glob("*.pickle")) for call in pickle.loads(file.read_bytes()))
+    distinct = dict.fromkeys(
+        call for file in sorted(folder.glob("*.pickle")) for call in pickle.loads(file.read_bytes())
+    )
     for i, call in enumerate(distinct):
         family, name, precision, specs = pickle.loads(call)
         exact = precision == "highest" or torch.float64 in _dtypes(specs)

@@ -1,0 +1,130 @@
+"""Every software stack that metricseg supports, a session each.
+
+    make stacks                          all of them
+    .venv/bin/nox -s lower_bound ttsem   some
+    .venv/bin/nox --list
+
+The tag "ci" marks those that every change must pass.
+
+Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
+file changes. A session that can't get its interpreter or a package is not run: the last lines of the output say which
+and why, and the exit status is 0. Sessions use the extension that the development environment built.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+STACKS = ROOT / ".venv-stacks"
+INPUTS = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "noxfile.py"))
+ENVIRONMENTS = STACKS / hashlib.sha256(INPUTS).hexdigest()[:12]
+LAUNCHES = STACKS / "launches"  # what the `ttsem` session recorded
+
+PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
+TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
+TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools")
+
+nox.options.envdir = str(ENVIRONMENTS)
+nox.options.reuse_venv = "yes"
+nox.options.default_venv_backend = "venv"
+
+for stale in STACKS.glob("*") if STACKS.exists() else ():
+    if stale not in (ENVIRONMENTS, LAUNCHES):
+        shutil.rmtree(stale, ignore_errors=True)
+if shutil.which("pyenv"):  # its shims run a version only if it is named
+    versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
+    os.environ["PYENV_VERSION"] = ":".join(v for v in versions if v.startswith("3.1"))
+
+not_run: list[str] = []
+atexit.register(lambda: print("".join(f"NOT RUN {line}\n" for line in not_run), end="", flush=True))
+
+
+def interpreter(version: str) -> str | bool:
+    """What nox.session takes as `python`: the version, or False if this machine has no such interpreter."""
+    name = f"python{version}"
+    works = shutil.which(name) and subprocess.run([name, "-c", ""], capture_output=True).returncode == 0
+    return version if works else False
+
+
+def give_up(session: nox.Session, reason: str) -> None:
+    not_run.append(f"{session.name}: {reason}")
+    session.skip(reason)
+
+
+def install(session: nox.Session, *arguments: str) -> None:
+    """pip install, into the session's environment if it has one; without success in three attempts it is not run."""
+    python = sys.executable if session.python is None else "python"
+    if session.python is False:
+        give_up(session, "this machine has no such Python")
+    for wait in (5, 30, 0):
+        try:
+            session.run(python, "-m", "pip", "install", "--quiet", *arguments, external=session.python is None)
+            return
+        except nox.command.CommandFailed:
+            time.sleep(wait)
+    give_up(session, f"pip could not install {' '.join(arguments)}")
+
+
+def environment(*ahead: Path, **more: str) -> dict[str, str]:
+    """One thread a process; this checkout, and what is named, ahead of what is installed."""
+    paths = [str(path) for path in (*ahead, ROOT, ROOT / "tests")]
+    return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
+
+
+def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
+    session.run("python", "-m", "pytest", *PYTEST, *arguments, *session.posargs, env=environment(**variables))
+
+
+@nox.session(python=interpreter("3.12"))
+@nox.parametrize("torch", [nox.param("2.10.0", tags=["ci"]), nox.param("2.11.0")])
+def lower_bound(session: nox.Session, torch: str) -> None:
+    """The oldest torch and Triton: the extension loads, CPU tests of every family, sampling under torch.compile."""
+    install(session, f"torch=={torch}", "triton==3.6.0", "numpy<2.4", *TESTING)
+    session.run("python", "-m", "metricseg_kernels", env=environment())
+    pytest(session, "tests", "-k", "cpu or extension or import")
+
+
+@nox.session(python=interpreter("3.12"), tags=["ci"])
+def ttsem(session: nox.Session) -> None:
+    """The Triton tests on what Triton compiles for sm_90, executed on the CPU: values, bounds, races."""
+    install(session, "torch==2.14.1", "ttsem==0.1.0", "numpy", *TESTING)
+    shutil.rmtree(LAUNCHES, ignore_errors=True)
+    pytest(session, "tests", "-p", "ttsem_plugin", "-k", "triton", METRICSEG_RECORD=str(LAUNCHES))
+
+
+@nox.session(venv_backend="none", tags=["ci"])
+@nox.parametrize("triton", TRITONS)
+def compile(session: nox.Session, triton: str) -> None:
+    """The launches of tests/launches, on sm_80 and sm_90, within their budgets."""
+    compile_launches(session, triton, "-k", "not recorded")
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("triton", TRITONS)
+def compile_recorded(session: nox.Session, triton: str) -> None:
+    """Every launch that the Triton tests make, on sm_80 and sm_90."""
+    if not LAUNCHES.exists():
+        give_up(session, "the session ttsem has recorded no launches")
+    compile_launches(session, triton, "-k", "recorded", METRICSEG_RECORD=str(LAUNCHES))
+
+
+def compile_launches(session: nox.Session, triton: str, *arguments: str, **variables: str) -> None:
+    """In the development environment, with this Triton ahead of its own."""
+    folder = ENVIRONMENTS / f"triton-{triton}-{sys.implementation.cache_tag}"
+    if not folder.exists():
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
+        partial.rename(folder)
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/test_triton_compile.py", *arguments,
+                env=environment(folder, **variables))  # fmt: skip
