@@ -69,17 +69,6 @@ CASES = [
 NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 EMPTY = ("no-images", "no-images-own", "no-pixels", "no-pixels-own")
-# what Triton's interpreter, in which a program takes 25 ms, runs in fp32; and in other dtypes and other jobs as well
-INTERPRETED = ("primes", "one-class", "ade20k", "odd-channels", "one-pixel", "one-column", "no-images", "no-pixels-own",
-               "no-channels", "channels-last-own", "strided", "channel-slice", "expanded", "zeros-own", "ignored",
-               "absent", "ignore-0", "tiny", "huge")  # fmt: skip
-INTERPRETED_MORE = ("primes", "channels-last-own", "zeros-own", "huge")
-
-
-def skip_slow(case: Case, dtype: torch.dtype, backend: str, device: str, among: tuple[str, ...] = INTERPRETED) -> None:
-    among = among if dtype == torch.float32 else INTERPRETED_MORE
-    if (backend, device) == ("triton", "cpu") and case.id not in among:
-        pytest.skip("some cases only where Triton is interpreted")
 
 
 class Inputs(NamedTuple):
@@ -204,7 +193,7 @@ def against_reference(
     name: str, case: Case, dtype: torch.dtype, backend: str, device: str, learn: tuple[str, ...] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One call on the backend, in plain PyTorch, and in fp64; each held against the last."""
-    skip_unsupported(backend, dtype, device)
+    skip_unsupported(backend, dtype)
     job, inputs = JOBS[name], make(case, dtype, device)
     truth = run(job, double(inputs), case, learn, dtype=dtype, backend="reference")
     plain = run(job, inputs, case, learn, backend="reference")

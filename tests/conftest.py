@@ -13,6 +13,8 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import without_device  # noqa: E402
+
 from metricseg.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends  # noqa: E402
 
@@ -108,7 +110,11 @@ def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" or (backend == "triton" and ON_GPU) else "cpu"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if ON_GPU:
+        return
     for item in items:
-        if "gpu" in item.keywords and not ON_GPU:
+        if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    config.hook.pytest_deselected(items=[item for item in items if not without_device.runs(item)])
+    items[:] = [item for item in items if without_device.runs(item)]

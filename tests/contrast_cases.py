@@ -105,14 +105,6 @@ NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 EMPTY = {"no-rows", "no-anchors", "no-contrast", "nothing", "one-row", "ignored", "anchors-ignored", "contrast-ignored"}
 FORMS = ("negatives", "all", "margin")
-# what Triton's interpreter, which takes a good part of a second for a case, runs in other dtypes than fp32 as well
-IN_EVERY_DTYPE = {"primes", "two-sets", "one-channel", "many-channels", "some-ignored", "duplicates", "zero-norm", "tiny",
-                  "large", "huge", "huge-unit", "cold-two-sets", "no-contrast", "margins-power-1"}  # fmt: skip
-
-
-def skip_slow(case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
-    if (backend, device) == ("triton", "cpu") and dtype != torch.float32 and case.id not in IN_EVERY_DTYPE:
-        pytest.skip("in fp32 only where Triton is interpreted")
 
 
 class Sets(NamedTuple):
@@ -240,7 +232,7 @@ def against_reference(
     upstream: Tensor | None = None, **kwargs: Any,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """One call on the backend, in plain PyTorch, and in fp64; each held against the last."""
-    skip_unsupported(backend, dtype, device)
+    skip_unsupported(backend, dtype)
     sets = make(case, dtype, device)
     kwargs = {**options(case, form), **kwargs}
     truth = loss_and_grads(form, double(sets), learns, upstream, **kwargs, backend="reference")

@@ -9,7 +9,6 @@ import torch
 from cases import FLOOR_PARAMS, FLOORS, skip_unsupported
 from centers_cases import (
     CASE_PARAMS,
-    INTERPRETED_MORE,
     JOBS,
     NAMED,
     Case,
@@ -18,7 +17,6 @@ from centers_cases import (
     learning,
     make,
     run,
-    skip_slow,
 )
 from guard import Guarded, OnDevice, captured, never_waiting
 from torch import Tensor
@@ -201,7 +199,7 @@ def test_compile_once_for_any_size(backend: str, device: str) -> None:
 
 def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> None:
     """bf16 features of a layer, fp32 centers; and no product is cast down."""
-    skip_unsupported(backend, torch.bfloat16, device)
+    skip_unsupported(backend, torch.bfloat16)
     inputs = make(NAMED["primes"], device=device)
     layer = torch.nn.Conv2d(13, 13, 1, device=device)
     with torch.autocast(device, torch.bfloat16):
@@ -233,8 +231,7 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
     """Every element of every output is written, nothing beside it, and no input."""
     if backend == "reference":
         pytest.skip("plain PyTorch")
-    skip_unsupported(backend, dtype, device)
-    skip_slow(case, dtype, backend, device, INTERPRETED_MORE[:2])
+    skip_unsupported(backend, dtype)
     inputs = make(case, dtype, device)
     names = ("dot", "euclidean", "pulled", "soft", "hard")
 
@@ -258,7 +255,6 @@ def test_same_bits_twice(name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
     if backend == "reference":
         pytest.skip("PyTorch's own kernels decide")
-    skip_slow(NAMED[name], torch.float32, backend, device, ("channels-last-own",))
     inputs = make(NAMED[name], device=device)
     threads = torch.get_num_threads()
     try:
@@ -285,7 +281,7 @@ def test_gradients_have_the_memory_format_of_their_inputs(backend: str, device: 
 @pytest.mark.parametrize("dtype", [d for d in FLOOR_PARAMS if d.values[0] not in (torch.float64, torch.float32)])
 def test_loss_scaling_survives_half_precision(dtype: torch.dtype, backend: str, device: str) -> None:
     """A small gradient, scaled by 65536 as a GradScaler does, must not pass through fp16 unscaled."""
-    skip_unsupported(backend, dtype, device)
+    skip_unsupported(backend, dtype)
     case = Case("scaled", (1, 16, 16), 32, 6, magnitude=30.0)
     inputs, results = make(case, dtype, device), []
     for i, b in ((inputs, backend), (double(inputs), "reference")):

@@ -71,8 +71,6 @@ def test_nothing_but_the_gradient_is_larger_than_the_logits(
     """features -> center_similarity -> cross-entropy at label resolution; and the two kinds of class centers."""
     if backend == "reference":
         pytest.skip("it may be large")
-    if (backend, device, layout) == ("triton", "cpu", "nhwc"):
-        pytest.skip("seconds in the interpreter")
     # fewer channels than pixels in a tile of Triton, which sums the gradient of the centers by parts of [K, C]
     case = Case("sizes", (2, 8, 16), 12, 5, layout=layout)
     inputs = learning(make(case, device=device), ("features", "centers", "logits"))

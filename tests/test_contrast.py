@@ -18,12 +18,10 @@ from contrast_cases import (
     loss_and_grads,
     make,
     options,
-    skip_slow,
 )
 from contrast_literal import literal_margin_contrast, literal_pixel_contrast
 
 import metricseg_kernels as mk
-from metricseg_kernels.core import backends
 
 FAMILY = "contrast"
 PER_ROW = ["two-sets", "some-ignored", "own-classes", "one-row", "no-anchors", "ids-of-two-sets", "cold", "ignored"]
@@ -54,7 +52,6 @@ def test_reference_is_the_formula(form: str, case: Case) -> None:
 @pytest.mark.parametrize("case", CASE_PARAMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradients(form: str, case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
-    skip_slow(case, dtype, backend, device)
     loss, grads = against_reference(form, case, dtype, backend, device)
     assert loss.isfinite() and all(g.isfinite().all() for g in grads)
     if case.id in EMPTY:
@@ -107,8 +104,6 @@ def test_margin_forms(average: str, power: int, positive_margin: float, backend:
                                   Case("bank", 5, 16, columns=4999, classes=19),
                                   Case("one-class-of-many", 1050, 8, labels="one")], ids=lambda c: c.id)  # fmt: skip
 def test_more_rows_than_a_panel(form: str, case: Case, backend: str, device: str) -> None:
-    if backends.interpreting() and backend == "triton":
-        pytest.skip("seconds in the interpreter")
     against_reference(form, case, torch.float32, backend, device)
     if form != "margin":
         against_reference(form, case, torch.float32, backend, device, reduction="sum", learns="anchors")

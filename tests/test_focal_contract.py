@@ -108,7 +108,7 @@ def test_compile_with_inductor(backend: str, device: str) -> None:
 
 
 def test_autocast_takes_the_logits_as_they_are(backend: str, device: str) -> None:
-    skip_unsupported(backend, torch.bfloat16, device)
+    skip_unsupported(backend, torch.bfloat16)
     _, target, _ = make(NAMED["channels-last"], device=device)
     features = torch.randn(2, 8, 6, 7, device=device)
     head = torch.nn.Conv2d(8, 19, 1, device=device)
@@ -196,7 +196,7 @@ def test_read_only_inputs(backend: str, device: str) -> None:
 @pytest.mark.parametrize("dtype", [d for d in FLOOR_PARAMS if d.values[0] != torch.float64])
 def test_loss_scaling_survives_half_precision(dtype: torch.dtype, backend: str, device: str) -> None:
     """A gradient of 1e-6 per pixel, scaled by 65536 as a GradScaler does, must not pass through fp16 unscaled."""
-    skip_unsupported(backend, dtype, device)
+    skip_unsupported(backend, dtype)
     input, target, _ = make(Case("big", (8, 8), (64, 64), classes=4), dtype, device)
     scale = torch.tensor(65536.0, device=device)
     got = loss_and_grad(lambda x, t, **k: mk.cross_entropy(x, t, **k) * scale, input, target, backend=backend)[1]

@@ -1,0 +1,58 @@
+"""Which tests of Triton kernels run without a device.
+
+Triton's interpreter takes seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32. All others
+run compiled (ttsem_plugin.py), where a case costs its compilation, and opcheck and torch.compile look for a driver.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+
+from metricseg_kernels.core import backends
+
+# case ids, by the family that stands in the name of the test module; the first four do for the tests in BRIEF
+INTERPRETED = {
+    "focal": ("primes", "identity", "ignored", "channels-last", "up4", "down", "one-cell", "many-classes", "huge-gamma",
+              "confident", "empty-batch"),
+    "contrast": ("primes", "two-sets", "zero-norm-two-sets", "no-contrast", "many-channels", "no-channels", "one-class",
+                 "ids-of-two-sets", "strided", "duplicates-power-1", "huge", "cold-two-sets", "margins"),
+    "centers": ("primes", "channels-last-own", "zeros-own", "no-channels", "one-class", "ade20k", "one-column",
+                "no-pixels-own", "strided", "channel-slice", "ignored", "absent", "huge"),
+}  # fmt: skip
+BRIEF = ("test_margins_and_poison", "test_other_forms", "test_focal_map", "test_sigmoid_focal_of_labels")
+# cases that run in other dtypes than fp32 as well, compiled
+IN_EVERY_DTYPE = {
+    "contrast": {"primes", "two-sets", "one-channel", "many-channels", "nineteen-classes", "some-ignored", "duplicates",
+                 "zero-norm", "tiny", "large", "huge", "huge-unit", "cold-two-sets", "no-contrast", "margins-power-1"},
+    "centers": {"primes", "ade20k", "channels-last-own", "zeros-own", "huge"},
+}  # fmt: skip
+NOT_INTERPRETED = (
+    "test_gradcheck[[]triton-*-[ac]]", "test_every_class_of_the_full_ade20k*",
+    "test_cross_entropy_is_torchs[[]*-ade]", "test_any_confidence_has_a_finite_gradient*-0.[19]*",
+    "test_any_confidence_has_a_finite_gradient*-8.0]", "test_an_infinite_logit*-[248]x*-True]",
+    "test_margins_and_poison*-many-classes]", "test_more_*_than_a_panel*", "test_compile_fullgraph*-aot_eager]",
+    "test_nothing_but_the_gradient_is_larger_than_the_logits*", "test_a_bad_pixel_keeps_to_itself*-nhwc*",
+    "test_opcheck[[]*-all*", "test_other_forms*-float64]", "test_one_channel*-float64]",
+)  # fmt: skip
+NOT_COMPILED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
+                "test_nothing_but_the_gradient_is_larger_than_the_logits*")  # fmt: skip
+
+
+def runs(item: pytest.Item) -> bool:
+    """Whether this test is one of them; True for tests of other backends."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    if params.get("backend") != "triton":
+        return True
+    family = item.module.__name__.split("_")[1]
+    case = getattr(params.get("case"), "id", None)
+    dtype = params.get("dtype", torch.float32)
+    if backends.interpreting():
+        core = INTERPRETED.get(family, ())[: 4 if item.originalname in BRIEF else None]
+        if case in getattr(item.module, "NAMED", {}) and (case not in core or dtype != torch.float32):
+            return False
+        return dtype != torch.bfloat16 and not any(fnmatchcase(item.name, pattern) for pattern in NOT_INTERPRETED)
+    rare = case is not None and dtype != torch.float32 and case not in IN_EVERY_DTYPE.get(family, {case})
+    return not rare and not any(fnmatchcase(item.name, pattern) for pattern in NOT_COMPILED)
