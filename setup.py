@@ -43,6 +43,7 @@ os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
 
 try:
     import torch
+    from torch.utils import cpp_extension
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     torch, MISSING_TORCH = None, f"torch was not there at build time ({error}); reinstall, or drop --no-build-isolation"
@@ -81,6 +82,8 @@ def make_extension(with_cuda: bool) -> Extension:
 
 
 def build_command() -> type:
+    # The stable ABI and a runtime linked statically: nvcc may be of another version than torch's CUDA.
+    cpp_extension._check_cuda_version = lambda *_: None
     base = BuildExtension.with_options(no_python_abi_suffix=True)
 
     class Build(base):

@@ -86,6 +86,30 @@ def test_with_sources_that_do_not_compile(checkout: Path) -> None:
     assert "did not build" in record["error"] and "did not build" in report
 
 
+NVCC = """#!/bin/sh
+case "$*" in
+  *--version*) echo "Cuda compilation tools, release 99.0, V99.0.1" ;;
+  *) while [ "$1" != -o ]; do shift; done; : | c++ -fPIC -x c++ -c - -o "$2" ;;
+esac
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_with_a_toolkit_of_another_version(checkout: Path) -> None:
+    """An nvcc that does not match torch's CUDA, and compiles nothing."""
+    home = checkout.parent / "toolkit"
+    for folder in ("bin", "include", "lib64"):
+        (home / folder).mkdir(parents=True)
+    (home / "include" / "cuda_runtime.h").touch()
+    (home / "bin" / "nvcc").write_text(NVCC)
+    (home / "bin" / "nvcc").chmod(0o755)
+    subprocess.run(["ar", "rcs", home / "lib64" / "libcudart_static.a"], check=True)
+    for source in (checkout / "csrc").glob("*/*.cpp"):
+        source.unlink()
+    record, _ = install(checkout, CUDA_HOME=str(home), METRICSEG_BUILD_CUDA="1")
+    assert record["cuda_home"] == str(home) and record["cuda_error"] is None and record["error"] is None
+
+
 def test_cuda_insisted_on_where_it_cannot_be_built(checkout: Path) -> None:
     env = os.environ | {"METRICSEG_BUILD_CUDA": "1", "CXX": "/nowhere/c++"}
     done = subprocess.run(

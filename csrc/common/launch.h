@@ -15,6 +15,7 @@
 namespace metricseg {
 
 inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) cudaGetLastError();  // else the next launch would report it again
   STD_TORCH_CHECK(error == cudaSuccess, "metricseg: ", what, ": ", cudaGetErrorString(error));
 }
 
@@ -39,7 +40,9 @@ class CudaDevice {
     return static_cast<T*>(scratches_.back().mutable_data_ptr());
   }
 
-  void clear(void* data, int64_t bytes) { check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "memset"); }
+  void clear(void* data, int64_t bytes) {
+    if (bytes > 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream_), "memset");
+  }
 
   template <typename... Parameters, typename... Arguments>
   void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
@@ -54,8 +57,8 @@ class CudaDevice {
   }
 
  private:
-  static constexpr int kDefaultShared = 46 << 10;  // more must be asked for: 48 KiB, static shared memory included
-  static constexpr int kStaticShared = 4 << 10;
+  static constexpr int kStaticShared = 4 << 10;                      // at most, beside dynamic shared memory
+  static constexpr int kDefaultShared = (48 << 10) - kStaticShared;  // more must be asked for
 
   torch::stable::Tensor like_;
   torch::stable::accelerator::DeviceGuard guard_;
