@@ -5,6 +5,8 @@
 // atomic is needed; before it the gradient is cleared, which is nearly all of its traffic.
 #pragma once
 
+#include <type_traits>
+
 #include "../common/reduce.cuh"
 #include "../common/scalar.cuh"
 #include "../common/tensor_map.h"
@@ -67,9 +69,10 @@ __global__ void __launch_bounds__(256) gather_kernel(Rows<T> r) {
   if (threadIdx.x == 0) r.norms[s] = norm;
   const T absent = pixel == -1 ? T(0) : T(NAN);
   with_storage<T>(r.map.data, type, [&](auto* features) {
+    auto* const row = stored<std::remove_pointer_t<decltype(features)>>(r.rows.data) + s * r.channels;
     for (int64_t c = threadIdx.x; c < r.channels; c += blockDim.x) {
       const T x = known ? widen<T>(features[from + c * r.map.k]) : absent;
-      store_float(r.rows.data, type, s * r.channels + c, x / divisor);
+      narrow(x / divisor, row[c]);
     }
   });
 }
@@ -91,19 +94,22 @@ __global__ void __launch_bounds__(256) scatter_kernel(Rows<T> r) {
   const int64_t row = r.order[first];
   const T norm = r.normalize ? r.norms[row] : T(1), divisor = r.normalize ? r.at_least_eps(norm) : T(1);
   const bool projects = r.normalize && !(norm <= r.eps);
-  const auto unit = [&](int64_t c) { return load_float<T>(r.rows.data, type, row * r.channels + c); };
+  const auto unit = [&](auto* gradients, int64_t c) {  // the rows are stored as the gradients are
+    return widen<T>(stored<std::remove_pointer_t<decltype(gradients)>>(r.rows.data)[row * r.channels + c]);
+  };
   T along = 0;
   if (projects) {
     with_storage<T>(r.grad_rows.data, type, [&](auto* gradients) {
-      for (int64_t c = threadIdx.x; c < r.channels; c += blockDim.x) along += unit(c) * sum(gradients, c);
+      for (int64_t c = threadIdx.x; c < r.channels; c += blockDim.x) along += unit(gradients, c) * sum(gradients, c);
     });
   }
   along = block_total(along);
   const int64_t to = r.offset(pixel);
   with_storage<T>(r.grad_rows.data, type, [&](auto* gradients) {
+    auto* const grad = stored<std::remove_pointer_t<decltype(gradients)>>(r.map.data) + to;
     for (int64_t c = threadIdx.x; c < r.channels; c += blockDim.x) {
-      const T total = sum(gradients, c) - (projects ? unit(c) * along : T(0));
-      store_float(r.map.data, type, to + c * r.map.k, norm == 0 ? T(0) : total / divisor);
+      const T total = sum(gradients, c) - (projects ? unit(gradients, c) * along : T(0));
+      narrow(norm == 0 ? T(0) : total / divisor, grad[c * r.map.k]);
     }
   });
 }

@@ -30,6 +30,12 @@ __device__ __forceinline__ float exp_nonpositive(float x) {
 }
 __device__ __forceinline__ double exp_nonpositive(double x) { return std::exp(x); }
 
+// The same value, which the compiler does not know: what is computed from it stays where it is needed.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Over the `width` neighbouring lanes (a power of two) that share the high bits of the lane index.
 template <typename T>
 __device__ __forceinline__ T group_sum(T value, int width) {
@@ -62,25 +68,6 @@ __device__ __forceinline__ void block_reduce(double (&values)[N], Combine combin
   for (int i = 0; i < N; ++i) {
     values[i] = parts[i][0];
     for (int w = 1; w < warps; ++w) values[i] = combine(i, values[i], parts[i][w]);
-  }
-}
-
-// f(i, j) for every i in [0, rows), j in [0, columns); j runs along neighbouring threads, or i where rows_fast.
-template <typename F>
-__device__ __forceinline__ void block_sweep(int rows, int columns, bool rows_fast, F f) {
-  const int width = rows_fast ? rows : columns, height = rows_fast ? columns : rows;
-  if (width <= 0) return;
-  const unsigned threads = blockDim.x, thread = threadIdx.x;
-  int fast = thread % width, slow = thread / width;
-  const int step_fast = threads % width, step_slow = threads / width;
-  while (slow < height) {
-    f(rows_fast ? fast : slow, rows_fast ? slow : fast);
-    fast += step_fast;
-    slow += step_slow;
-    if (fast >= width) {
-      fast -= width;
-      ++slow;
-    }
   }
 }
 

@@ -29,18 +29,33 @@ __device__ __forceinline__ T widen(__half v) {
   return static_cast<T>(__half2float(v));
 }
 
+// Rounds once, to nearest even.
+__device__ __forceinline__ void narrow(double v, double& to) { to = v; }
+__device__ __forceinline__ void narrow(float v, float& to) { to = v; }
+__device__ __forceinline__ void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
+__device__ __forceinline__ void narrow(float v, __half& to) { to = __float2half_rn(v); }
+
+template <typename Stored>
+__device__ __forceinline__ const Stored* stored(const void* data) {
+  return static_cast<const Stored*>(data);
+}
+template <typename Stored>
+__device__ __forceinline__ Stored* stored(void* data) {
+  return static_cast<Stored*>(data);
+}
+
 // Calls f with the data as what it is. Arithmetic in T goes with storage in double for double, in anything else for
 // float: the types that cannot occur are not compiled.
-template <typename T, typename F>
-__device__ __forceinline__ void with_storage(const void* data, Scalar type, F f) {
+template <typename T, typename Void, typename F>
+__device__ __forceinline__ void with_storage(Void* data, Scalar type, F f) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    f(static_cast<const double*>(data));
+    f(stored<double>(data));
   } else if (type == Scalar::kFloat32) {
-    f(static_cast<const float*>(data));
+    f(stored<float>(data));
   } else if (type == Scalar::kBFloat16) {
-    f(static_cast<const __nv_bfloat16*>(data));
+    f(stored<__nv_bfloat16>(data));
   } else {
-    f(static_cast<const __half*>(data));
+    f(stored<__half>(data));
   }
 }
 
@@ -55,20 +70,6 @@ __device__ __forceinline__ T load_float(const void* data, Scalar type, int64_t i
       return widen<T>(static_cast<const __nv_bfloat16*>(data)[i]);
     default:
       return widen<T>(static_cast<const __half*>(data)[i]);
-  }
-}
-
-// Rounds once, to nearest even.
-__device__ __forceinline__ void store_float(void* data, Scalar, int64_t i, double value) {
-  static_cast<double*>(data)[i] = value;
-}
-__device__ __forceinline__ void store_float(void* data, Scalar type, int64_t i, float value) {
-  if (type == Scalar::kFloat32) {
-    static_cast<float*>(data)[i] = value;
-  } else if (type == Scalar::kBFloat16) {
-    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
-  } else {
-    static_cast<__half*>(data)[i] = __float2half_rn(value);
   }
 }
 

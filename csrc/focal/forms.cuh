@@ -29,7 +29,7 @@ struct BadLabels {
 template <typename T>
 __device__ __forceinline__ int classify(const Problem<T>& p, int64_t label) {
   if (label == p.ignore_index) return kNoLabel;
-  return label >= 0 && label < p.classes ? static_cast<int>(label) : kBadLabel;
+  return static_cast<uint64_t>(label) < static_cast<uint64_t>(p.classes) ? static_cast<int>(label) : kBadLabel;
 }
 
 template <typename T>
@@ -40,6 +40,11 @@ __device__ __forceinline__ int64_t label_at(const Problem<T>& p, int64_t image, 
 template <typename T>
 __device__ __forceinline__ int fetch_label(const Problem<T>& p, int64_t image, int64_t y, int64_t x) {
   return classify(p, label_at(p, image, y, x));
+}
+
+template <typename T>
+__device__ __forceinline__ int fetch_label(const Problem<T>& p, const Lane<T>& lane, unsigned y) {
+  return classify(p, load_label(p.target, static_cast<Scalar>(p.target_type), lane.target + y * p.target_stride.y));
 }
 
 // W = sum_k w_k, the same in every thread of the block; only label smoothing asks for it.
@@ -77,9 +82,16 @@ template <typename T>
 __device__ __forceinline__ void tell(const Problem<T>& p, const Verdict<T>& v, int label, int best, Sums& sums) {
   if (!v.takes_part) return;
   sums.loss += v.loss;
-  sums.weight += p.weight == nullptr ? T(1) : p.weight[label];
+  if (p.weight != nullptr) sums.weight += p.weight[label];  // see with_weight
   ++sums.valid;
   sums.correct += p.argmax != nullptr && best == label;
+}
+
+// Without class weights each pixel weighs 1: their sum is known at the end, and costs no double per pixel before.
+template <typename T>
+__device__ __forceinline__ Sums with_weight(const Problem<T>& p, Sums sums) {
+  if (p.weight == nullptr) sums.weight = sums.valid;
+  return sums;
 }
 
 template <typename T>
@@ -99,9 +111,11 @@ struct SoftmaxForm {
     c = {p.gamma, p.smoothing, p.smoothing / static_cast<T>(p.classes), total_weight(p)};
   }
 
-  __device__ __forceinline__ int fetch(int64_t image, const Lane<T>& lane, int64_t y, int64_t y_end) const {
-    return lane.active && y < y_end ? fetch_label(p, image, y, lane.x) : kNoLabel;
+  __device__ __forceinline__ int fetch(const Lane<T>& lane, int y, int y_end) const {
+    return lane.active && y < y_end ? fetch_label(p, lane, y) : kNoLabel;
   }
+
+  __device__ __forceinline__ Sums total() const { return with_weight(p, sums); }
 
   __device__ __forceinline__ T class_weight(int k) const { return p.weight == nullptr ? T(1) : p.weight[k]; }
 
@@ -182,19 +196,18 @@ struct SoftmaxForm {
     for (int k = 0; k < KT; ++k) g1[k] += lower * e[k];
   }
 
-  __device__ __forceinline__ void row(int groups, int64_t image, const Lane<T>& lane, int64_t y, bool owned, int label,
-                                      T f, const T (&z0)[KT], const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
-    const int64_t pixel = (image * p.y.labels + y) * p.x.labels + lane.x;
+  __device__ __forceinline__ void row(int groups, int64_t image, const Lane<T>& lane, int y, bool owned, int label, T f,
+                                      const T (&z0)[KT], const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
+    const auto pixel = [&] { return (image * p.y.labels + opaque(y)) * p.x.labels + lane.x; };
     if (p.argmax == nullptr && __all_sync(kFullMask, label == kNoLabel)) {  // ignored regions cost nothing
-      if (owned && lane.local == 0 && p.loss_map != nullptr) p.loss_map[pixel] = T(0);
+      if (owned && lane.local == 0 && p.loss_map != nullptr) p.loss_map[pixel()] = T(0);
       return;
     }
     T z[KT];
-#pragma unroll
-    for (int k = 0; k < KT; ++k) z[k] = blend(p.y, z0[k], z1[k], f);
+    blend(p.y, z0, z1, f, z);
     if (Grad && p.pixels != nullptr) {  // the statistics come from pixel_kernel
       if (label < 0) return;
-      const PixelGradient<T> d = p.pixels[pixel];
+      const PixelGradient<T> d = p.pixels[pixel()];
 #pragma unroll
       for (int k = 0; k < KT; ++k) z[k] = exp_nonpositive(z[k] - d.max);
       if (d.scale != T(0) || d.smooth != T(0)) spread(lane, label, d, f, z, g0, g1);
@@ -204,8 +217,8 @@ struct SoftmaxForm {
     const T grad_loss = Grad && p.grad_loss != nullptr ? p.grad_loss[p.grad_loss_stride.at(image, 0, y, lane.x)] : T(1);
     const Verdict<T> v = normalise(lane, groups, label, grad_loss, z);
     if (owned && lane.local == 0) {
-      if (p.argmax != nullptr) p.argmax[pixel] = best;
-      if (p.loss_map != nullptr) p.loss_map[pixel] = map_value(label, v.takes_part, v.loss);
+      if (p.argmax != nullptr) p.argmax[pixel()] = best;
+      if (p.loss_map != nullptr) p.loss_map[pixel()] = map_value(label, v.takes_part, v.loss);
       if (label == kBadLabel) bad.add(label_at(p, image, y, lane.x));
       if (label >= 0) tell(p, v, label, best, sums);
     }
@@ -223,9 +236,11 @@ struct SigmoidForm {
   __device__ __forceinline__ SigmoidForm(const Problem<T>& problem, BadLabels& bad)
       : p(problem), bad(bad), dense(static_cast<Scalar>(problem.target_type) <= Scalar::kFloat16) {}
 
-  __device__ __forceinline__ int fetch(int64_t image, const Lane<T>& lane, int64_t y, int64_t y_end) const {
+  __device__ __forceinline__ Sums total() const { return sums; }
+
+  __device__ __forceinline__ int fetch(const Lane<T>& lane, int y, int y_end) const {
     if (!lane.active || y >= y_end) return kNoLabel;
-    return dense ? 0 : fetch_label(p, image, y, lane.x);
+    return dense ? 0 : fetch_label(p, lane, y);
   }
 
   __device__ __forceinline__ void row(int, int64_t image, const Lane<T>& lane, int64_t y, bool owned, int label, T f,

@@ -42,9 +42,10 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT)) walk_kernel(
     chunk = first_chunk(plan, p.x, tile);
   }
   __syncthreads();
+  if (!plan.direct) pad_cells(room, p, plan, tile);
   for (;;) {
-    const Lane<T> lane = lane_at<T>(plan, p.x, tile, chunk);
-    if (Grad) tabulate(room, plan, p.x, chunk);
+    const Lane<T> lane = lane_at(p, plan, tile, chunk);
+    if (Grad && !plan.direct) tabulate(room, plan, p.x, chunk);
     walk_rows<T, KT, Grad>(room, p, plan, tile, chunk, lane, form);
     __syncthreads();
     if (chunk.x1 == chunk.x_end) break;
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT)) walk_kernel(
     if (threadIdx.x == 0) chunk = next_chunk(plan, p.x, tile, chunk);
     __syncthreads();
   }
-  if (p.partial != nullptr) write_partial(form.sums, bad, p.partial);
+  if (p.partial != nullptr) write_partial(form.total(), bad, p.partial);
 }
 
 // The logit of one class at one pixel.
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const Problem<T> p) 
        i += gridDim.x * static_cast<int64_t>(blockDim.x)) {
     settle_pixel(p, c, i, sums, bad);
   }
-  if (p.partial != nullptr) write_partial(sums, bad, p.partial);
+  if (p.partial != nullptr) write_partial(with_weight(p, sums), bad, p.partial);
 }
 
 // partial [blocks, kSums] -> loss [] and totals [kSums - 1]

@@ -76,6 +76,7 @@ struct Plan {
   int stride;            // of a cell or a label column in shared memory: span, or 4 more
   int skew;              // free slots between the columns of neighbouring cells, for the banks' sake
   int slots;             // label columns and free slots
+  bool direct;           // whether label columns are cells, side by side in memory: no shared memory then
   bool chunked;          // whether a tile takes more than one chunk of columns
   int fold_at, fraction_at, edge_at, carry_at, start_at;  // places in shared memory, in values
   int64_t blocks;
@@ -117,9 +118,10 @@ inline int64_t most_columns(const Axis& x, const Plan& p) {
 // Lays out shared memory: see walk.cuh.
 template <typename T>
 void lay_out(Plan& p, bool grad) {
+  if (p.direct) return;
   p.fold_at = p.staged * p.stride;
   p.fraction_at = p.fold_at + (grad ? p.slots * p.stride : 0);
-  p.edge_at = p.fraction_at + (grad ? p.staged : 0);
+  p.edge_at = p.fraction_at + (grad ? (p.staged + 3) / 4 * 4 : 0);
   p.carry_at = p.edge_at + (grad && p.chunked ? 2 * p.span * p.tile_y : 0);
   p.start_at = p.carry_at + (grad && p.chunked ? 2 * p.span : 0);
   p.shared = p.start_at * sizeof(T) + (grad ? p.staged + 1 : 0) * sizeof(int);
@@ -137,6 +139,7 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
   plan.columns = kThreads / plan.groups;
   plan.halo_y = grad && !p.y.identity();
   plan.halo_x = grad && !p.x.identity();
+  plan.direct = p.x.identity() && p.input_stride.x <= p.input_stride.k && (!grad || p.grad_stride.x <= p.grad_stride.k);
   const int64_t h = p.y.cells, w = p.x.cells, W = std::max<int64_t>(p.x.labels, 1);
   const int64_t reach = p.x.den > 0 ? detail::ceil_div(plan.columns * p.x.mul, p.x.den) + 2 : 2;
   plan.staged = static_cast<int>(std::min<int64_t>(plan.columns + 1, reach));
@@ -163,7 +166,8 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
       t.blocks = images * t.tiles_y * t.tiles_x;
       detail::lay_out<T>(t, grad);
       if (t.shared > std::min(kShared, device.shared)) continue;
-      const int64_t resident = std::clamp<int64_t>(2 * kShared / t.shared, 1, resident_blocks<T>(t.kt));
+      const int64_t resident =
+          std::clamp<int64_t>(2 * kShared / std::max<int64_t>(t.shared, 1), 1, resident_blocks<T>(t.kt));
       const int64_t waves = detail::ceil_div(t.blocks, resident * device.multiprocessors);
       const int64_t cost = waves * chunks * ((rows + t.halo_y) * (2 * interval + 3) + 8);
       if (cost < least) {

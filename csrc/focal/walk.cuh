@@ -12,8 +12,11 @@
 // for their gradient only, so the pixels are visited (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
 #pragma once
 
+#include <limits>
+#include <type_traits>
+
 #include "../common/reduce.cuh"
-#include "../common/scalar.cuh"
+#include "../common/sweep.cuh"
 #include "problem.h"
 
 namespace metricseg::focal {
@@ -85,6 +88,7 @@ struct Lane {
   int class0;       // of the image
   int local;        // the same, counted from the block's first class
   int x;            // label column
+  int64_t target;   // offset of its label in row 0
   int left, right;  // cells around it, within the chunk
   int slot;         // its place in the staged gradient
   bool active;      // whether it has a label column in this chunk
@@ -93,7 +97,9 @@ struct Lane {
 };
 
 template <typename T>
-__device__ __forceinline__ Lane<T> lane_at(const Plan& plan, const Axis& axis, const Tile& tile, const Chunk& chunk) {
+__device__ __forceinline__ Lane<T> lane_at(const Problem<T>& p, const Plan& plan, const Tile& tile,
+                                           const Chunk& chunk) {
+  const Axis& axis = p.x;
   Lane<T> lane{};
   const int column = threadIdx.x / plan.groups;
   lane.local = threadIdx.x % plan.groups * plan.kt;
@@ -101,6 +107,7 @@ __device__ __forceinline__ Lane<T> lane_at(const Plan& plan, const Axis& axis, c
   lane.active = chunk.x0 + column < chunk.x1;
   if (chunk.x0 >= chunk.x1) return lane;
   lane.x = min(chunk.x0 + column, chunk.x1 - 1);
+  lane.target = p.target_stride.at(tile.image, 0, 0, lane.x);
   const int cell = static_cast<int>(axis.cell(lane.x));
   lane.owned = lane.active && cell >= tile.x0;
   lane.left = cell - chunk.cell0;
@@ -112,10 +119,12 @@ __device__ __forceinline__ Lane<T> lane_at(const Plan& plan, const Axis& axis, c
 
 // Label rows from the top down, by exact integer steps: row y lies at cell + rest / den, held at 0 above the first
 // cell.
+template <typename T>
 struct RowStepper {
   int cell, rest;
+  T per_rest;  // 1 / den
 
-  __device__ __forceinline__ RowStepper(const Axis& axis, int64_t y) {
+  __device__ __forceinline__ RowStepper(const Axis& axis, int64_t y) : per_rest(T(1) / static_cast<T>(axis.den)) {
     const int64_t at = axis.labels > 0 ? axis.cell(y) : 0;
     cell = static_cast<int>(at);
     rest = static_cast<int>(axis.mul * y + axis.add - at * axis.den);
@@ -124,9 +133,8 @@ struct RowStepper {
     const int den = static_cast<int>(axis.den);
     for (rest += static_cast<int>(axis.mul); rest >= den; rest -= den) ++cell;
   }
-  template <typename T>
   __device__ __forceinline__ T fraction(const Axis& axis) const {
-    return rest > 0 && cell + 1 < axis.cells ? static_cast<T>(rest) / static_cast<T>(static_cast<int>(axis.den)) : T(0);
+    return rest > 0 && cell + 1 < axis.cells ? static_cast<T>(rest) * per_rest : T(0);
   }
 };
 
@@ -134,6 +142,19 @@ struct RowStepper {
 template <typename T>
 __device__ __forceinline__ T blend(const Axis& axis, T a, T b, T f) {
   return axis.identity() ? a : (T(1) - f) * a + f * b;
+}
+
+// Of all classes of a lane, with one branch instead of a selection each. The sum with 0 keeps the compiler from making
+// copies ahead of the branch.
+template <typename T, int KT>
+__device__ __forceinline__ void blend(const Axis& axis, const T (&a)[KT], const T (&b)[KT], T f, T (&out)[KT]) {
+  if (axis.identity()) {
+#pragma unroll
+    for (int k = 0; k < KT; ++k) out[k] = a[k] + T(0);
+  } else {
+#pragma unroll
+    for (int k = 0; k < KT; ++k) out[k] = (T(1) - f) * a[k] + f * b[k];
+  }
 }
 
 // Four classes side by side: what shared memory hands out in one instruction.
@@ -144,6 +165,10 @@ struct alignas(16) Quad {
 template <typename T>
 __device__ __forceinline__ const Quad<T>& quad(const T* p) {
   return *reinterpret_cast<const Quad<T>*>(p);
+}
+template <typename T>
+__device__ __forceinline__ Quad<T>& quad(T* p) {
+  return *reinterpret_cast<Quad<T>*>(p);
 }
 
 // Shared memory of a block. Classes run fastest, and strides are odd multiples of 4, so that the eight lanes of a
@@ -180,20 +205,35 @@ __device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, 
   }
 }
 
-// cells[c, k] = logits of cell row y; classes past the last are -inf, which leaves maxima and sums alone, or finite but
-// as good as that where they meet a factor of 0.
+// For classes past the last: -inf, which leaves maxima and sums alone, or finite but as good as that where it meets a
+// factor of 0.
+template <typename T>
+__device__ __forceinline__ T padding(const Problem<T>& p) {
+  return p.x.identity() && p.y.identity() ? -std::numeric_limits<T>::infinity() : T(-1e38);
+}
+
+template <typename T>
+__device__ __forceinline__ void pad_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
+                                          const Tile& tile) {
+  const int classes = min(p.classes - tile.class0, plan.span);
+  const T past = padding(p);
+  block_sweep(plan.span - classes, plan.staged, true,
+              [&](int k, int c) { room.cells()[c * plan.stride + classes + k] = past; });
+}
+
+// cells[c, k] = logits of cell row y
 template <typename T>
 __device__ __forceinline__ void stage_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
                                             const Tile& tile, const Chunk& chunk, int64_t y) {
   const int64_t origin = p.input_stride.at(tile.image, tile.class0, y, chunk.cell0);
   const int classes = min(p.classes - tile.class0, plan.span);
-  const bool blends = !p.x.identity() || !p.y.identity();
-  const T padding = blends ? T(-1e38) : -std::numeric_limits<T>::infinity();
+  const int64_t k = p.input_stride.k, x = p.input_stride.x;
+  const bool classes_fast = k < x;
   with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
-    block_sweep(plan.span, chunk.cells, p.input_stride.k < p.input_stride.x, [&](int k, int c) {
-      room.cells()[c * plan.stride + k] =
-          k < classes ? widen<T>(input[origin + k * p.input_stride.k + c * p.input_stride.x]) : padding;
-    });
+    using From = std::remove_const_t<std::remove_pointer_t<decltype(input)>>;
+    block_copy<kThreads, 4, From, T>(classes_fast ? classes : chunk.cells, classes_fast ? chunk.cells : classes,
+                                     {input + origin, classes_fast ? k : x, classes_fast ? x : k},
+                                     {room.cells(), classes_fast ? 1 : plan.stride, classes_fast ? plan.stride : 1});
   });
 }
 
@@ -216,12 +256,12 @@ __device__ __forceinline__ void stage_gradient(const Room<T>& room, const Plan& 
   if (lane.active) {
     T* column = room.fold() + lane.slot * plan.stride + lane.local;
 #pragma unroll
-    for (int k = 0; k < KT; k += 4) *reinterpret_cast<Quad<T>*>(column + k) = {g[k], g[k + 1], g[k + 2], g[k + 3]};
+    for (int k = 0; k < KT; k += 4) quad(column + k) = {g[k], g[k + 1], g[k + 2], g[k + 3]};
   }
   if (!chunk.continues) return;
-  for (int i = threadIdx.x; i < 2 * plan.span; i += blockDim.x) {
-    const int parity = i / plan.span, k = i % plan.span;
-    room.carry()[i] = room.edge()[(parity * plan.tile_y + row) * plan.span + k];
+  for (int k = 4 * threadIdx.x; k < 2 * plan.span; k += 4 * blockDim.x) {
+    const int parity = k >= plan.span;
+    quad(room.carry() + k) = quad(room.edge() + row * plan.span + (parity ? (plan.tile_y - 1) * plan.span : 0) + k);
   }
 }
 
@@ -230,6 +270,7 @@ template <typename T>
 __device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& p, const Plan& plan, const Tile& tile,
                                          const Chunk& chunk, int row) {
   const int stop = min(tile.x1, chunk.complete + 2);
+  const int64_t origin = p.grad_stride.at(tile.image, tile.class0, tile.y0 + row, 0);
   const T step = static_cast<T>(p.x.mul) / static_cast<T>(p.x.den);
   const auto fold_cell = [&](int c, int k0) {
     Quad<T> sum{};
@@ -247,23 +288,65 @@ __device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& 
         for (int q = 0; q < 4; ++q) sum.v[q] += share * g.v[q];
       }
     };
-    add_interval(c - 1, true);
+    if (!p.x.identity()) add_interval(c - 1, true);
     add_interval(c, false);
+    if (chunk.continues && c - chunk.done < 2) {
+      const Quad<T> before = quad(room.carry() + (c & 1) * plan.span + k0);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int k = k0 + q;
-      if (tile.class0 + k >= p.classes) continue;
-      if (chunk.continues && c - chunk.done < 2) sum.v[q] += room.carry()[(c & 1) * plan.span + k];
-      if (c < chunk.complete) {
-        const int64_t at = p.grad_stride.at(tile.image, tile.class0 + k, tile.y0 + row, c);
-        store_float(p.grad, static_cast<Scalar>(p.input_type), at, sum.v[q]);
-      } else {
-        room.edge()[((c & 1) * plan.tile_y + row) * plan.span + k] = sum.v[q];
-      }
+      for (int q = 0; q < 4; ++q) sum.v[q] += before.v[q];
     }
+    return sum;
   };
-  block_sweep(plan.span / 4, stop - chunk.done, p.grad_stride.k < p.grad_stride.x,
-              [&](int quad_index, int c) { fold_cell(chunk.done + c, 4 * quad_index); });
+  block_sweep(plan.span / 4, stop - chunk.done, p.grad_stride.k < p.grad_stride.x, [&](int quad_index, int i) {
+    const int c = chunk.done + i, k0 = 4 * quad_index;
+    const Quad<T> sum = fold_cell(c, k0);
+    if (c >= chunk.complete) {
+      quad(room.edge() + ((c & 1) * plan.tile_y + row) * plan.span + k0) = sum;
+      return;
+    }
+    const int64_t at = origin + k0 * p.grad_stride.k + c * p.grad_stride.x;
+    const int classes = p.classes - tile.class0 - k0;
+    with_storage<T>(p.grad, static_cast<Scalar>(p.input_type), [&](auto* grad) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        if (q < classes) narrow(sum.v[q], grad[at + q * p.grad_stride.k]);
+      }
+    });
+  });
+}
+
+// Where label columns are cells and lie side by side in memory, lanes read and write them without shared memory.
+template <typename T, int KT>
+__device__ __forceinline__ void load_row(const Problem<T>& p, const Tile& tile, const Lane<T>& lane, int64_t y,
+                                         T (&z)[KT]) {
+  const int classes = p.classes - lane.class0;
+  const int64_t at = p.input_stride.at(tile.image, min(lane.class0, p.classes - 1), y, lane.x);
+  const T past = padding(p);
+  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
+    std::remove_const_t<std::remove_pointer_t<decltype(input)>> values[KT];
+    input += at;
+#pragma unroll
+    for (int k = 0; k < KT; ++k) {  // without conditions, so that no load waits for another
+      values[k] = *input;
+      input += k + 1 < classes ? p.input_stride.k : 0;
+    }
+#pragma unroll
+    for (int k = 0; k < KT; ++k) z[k] = k < classes ? widen<T>(values[k]) : past;
+  });
+}
+
+template <typename T, int KT>
+__device__ __forceinline__ void store_row(const Problem<T>& p, const Tile& tile, const Lane<T>& lane, int64_t y,
+                                          const T (&g)[KT]) {
+  const int classes = lane.active ? p.classes - lane.class0 : 0;
+  const int64_t at = p.grad_stride.at(tile.image, lane.class0, y, lane.x);
+  with_storage<T>(p.grad, static_cast<Scalar>(p.input_type), [&](auto* grad) {
+    grad += at;
+#pragma unroll
+    for (int k = 0; k < KT; ++k, grad += p.grad_stride.k) {
+      if (k < classes) narrow(g[k], *grad);
+    }
+  });
 }
 
 // One chunk of columns, from the top of the tile to its bottom.
@@ -274,28 +357,37 @@ __device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>&
   const int top = max(tile.y0 - plan.halo_y, 0);
   int y = static_cast<int>(p.y.first(top));
   const int y_end = chunk.x0 < chunk.x1 ? static_cast<int>(p.y.first(tile.y1)) : y;
-  RowStepper at(p.y, y);
-  int label = form.fetch(tile.image, lane, y, y_end);
+  RowStepper<T> at(p.y, y);
+  int label = form.fetch(lane, y, y_end);
   // Each turn brings in cell row `cell + 1`, sends out row `cell - 1`, and walks the interval between `cell` and
   // `cell + 1`; the first only brings in row `top`, the last only sends out.
   for (int cell = top - 1; cell <= tile.y1; ++cell) {
     const int finished = cell - 1 - tile.y0;
-    __syncthreads();
-    if (cell < tile.y1) stage_cells(room, p, plan, tile, chunk, cell < top ? top : p.y.next(cell));
-    if (Grad && finished >= 0) stage_gradient(room, plan, chunk, lane, finished, g0);
-    __syncthreads();
-    if (Grad && finished >= 0) fold_row(room, p, plan, tile, chunk, finished);
+    const int64_t entering = cell < top ? top : p.y.next(cell);
+    if (plan.direct) {
+      if (Grad && finished >= 0) store_row(p, tile, lane, tile.y0 + finished, g0);
+    } else {
+      __syncthreads();
+      if (cell < tile.y1) stage_cells(room, p, plan, tile, chunk, entering);
+      if (Grad && finished >= 0) stage_gradient(room, plan, chunk, lane, finished, g0);
+      __syncthreads();
+      if (Grad && finished >= 0) fold_row(room, p, plan, tile, chunk, finished);
+    }
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
       z0[k] = z1[k];
       g0[k] = g1[k];
       g1[k] = T(0);
     }
-    read_row(room, plan, p.x, lane, z1);
+    if (!plan.direct) {
+      read_row(room, plan, p.x, lane, z1);
+    } else if (cell < tile.y1) {
+      load_row(p, tile, lane, entering, z1);
+    }
     for (; y < y_end && at.cell == cell; ++y, at.step(p.y)) {
-      const int ahead = form.fetch(tile.image, lane, y + 1, y_end);  // the load returns while this row is worked on
-      form.row(plan.groups, tile.image, lane, y, lane.owned && cell >= tile.y0, label, at.template fraction<T>(p.y), z0,
-               z1, g0, g1);
+      const int ahead = form.fetch(lane, y + 1, y_end);  // the load returns while this row is worked on
+      form.row(plan.groups, tile.image, lane, y, lane.owned && cell >= tile.y0, label, at.fraction(p.y), z0, z1, g0,
+               g1);
       label = ahead;
     }
   }
