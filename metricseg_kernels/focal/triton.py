@@ -1,7 +1,4 @@
-"""Launchers of the Triton kernels: what to walk, in which tiles.
-
-Tile choices are by argument and not by measurement: nothing here has been timed on a device.
-"""
+"""Launchers of the focal family's Triton kernels: tile constants from shapes, and run-time arguments."""
 
 from __future__ import annotations
 
@@ -16,52 +13,36 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from .triton_reduce import select_digit, sum_totals
+from .triton_tiles import Axis, Kind, Tensors
 from .triton_walk import walk
 
-# Classes of a chunk, and how many of them one thread can hold for a lane, in fp32: as many as
-# compile without spills for sm_80 and sm_90. "softmax" holds five values per class, two rows of logits, two of gradient
-# and the exponentials, "smoothed" (softmax with label smoothing) the weights too; where threads share a lane they
-# exchange partial maxima and sums, and beyond 64 classes a second reading of the logits is cheaper than that.
-CLASSES = {"softmax": (64, 24), "smoothed": (64, 20), "statistics": (20, 20), "given": (24, 24), "sigmoid": (12, 12)}
-# Lanes of a program; of these the one that leaves fewer idle at the right edge.
+
+class Limits(NamedTuple):
+    """Sizes of a phase in fp32 that compile without spills for sm_80 and sm_90."""
+
+    chunk: int  # classes that one program takes at once
+    thread: int  # classes that one thread holds for a lane
+    registers: int = 255  # per thread; if not stated, ptxas may spill to fit more blocks onto a multiprocessor
+
+
+# "softmax" holds five values per class: two rows of logits, two of gradient and the exponentials. Label smoothing adds
+# the weights. Threads that share a lane exchange partial maxima and sums; beyond 64 classes a second reading of the
+# logits is cheaper than that.
+LIMITS = {
+    "softmax": Limits(64, 24),
+    "softmax, smoothed": Limits(64, 20),
+    "statistics": Limits(20, 20),
+    "statistics, smoothed": Limits(16, 16),
+    "given": Limits(24, 24),
+    "given, smoothed": Limits(24, 24),
+    "sigmoid": Limits(12, 12, registers=168),
+}
+# Lanes of a program: the choice that leaves fewer idle at the right edge.
 LANES = (128, 64)
-# Rows of cells per program: the fewer, the more programs; the more, the less is walked twice.
+# Rows of cells per program. Fewer give more programs; more give less work at the edges of tiles, which is done twice.
 ROWS = (32, 16, 8, 4)
 ENOUGH_PROGRAMS = 1024
-
-
-class View(NamedTuple):
-    data: Tensor
-    strides: tuple[int, ...]
-
-
-class Axis(NamedTuple):
-    """Label d lies at cell coordinate (mul d + add) / den: csrc/common/resize.h, but for an axis whose labels all lie
-    on cell 0, which is written with a den that none of them reaches."""
-
-    cells: int
-    labels: int
-    mul: int
-    add: int
-    den: int
-
-
-class Arguments(NamedTuple):
-    """What a walk reads and writes, each a pointer, a View with strides (b, k, y, x), or None."""
-
-    input: View  # [B, K, h, w]
-    target: View  # [B, H, W] or [B, K, H, W]
-    grad_loss: View | None  # like loss
-    loss: Tensor | None  # [B, H, W] or [B, K, H, W]
-    grad: View | None  # [B, K, h, w], and the stride of its parts
-    classes: int
-    rows: Axis
-    cols: Axis
-    weight: Tensor | None = None  # [K]
-    keep_above: Tensor | None = None  # []
-    argmax: Tensor | None = None  # [B, H, W]
-    state: tuple[Tensor, ...] | None = None  # 3 or 4 times [B, H, W]
-    partials: Tensor | None = None  # [programs, 8]
+REGISTER_FILE = 65536  # of a multiprocessor
 
 
 class Tiles(NamedTuple):
@@ -76,6 +57,7 @@ class Tiles(NamedTuple):
     rows: int  # CH
     programs: int  # per chunk and part
     warps: int
+    registers: int  # at most, per thread
 
 
 def make_axis(cells: int, labels: int, align_corners: bool) -> Axis:
@@ -95,18 +77,17 @@ def class_sizes(classes: int) -> tuple[int, ...]:
     return tuple(sizes) if sum(sizes) < triton.next_power_of_2(classes) else (triton.next_power_of_2(classes),)
 
 
-def classes_of(phase: str, acc: torch.dtype) -> tuple[int, int]:
-    chunk, thread = CLASSES[phase]
-    return (chunk, thread) if acc == torch.float32 else (chunk // 2, thread // 4)
+def limits_of(phase: str, acc: torch.dtype, smoothed: bool = False) -> Limits:
+    limits = LIMITS[f"{phase}, smoothed" if smoothed else phase]
+    if acc == torch.float32:
+        return limits
+    return Limits(limits.chunk // 2, limits.thread // 4)
 
 
-def make_tiles(
-    phase: str, batch: int, classes: int, rows: Axis, cols: Axis, acc: torch.dtype, with_grad: bool
-) -> Tiles:
-    largest_chunk, per_thread = classes_of(phase, acc)
-    chunks = triton.cdiv(classes, largest_chunk)
+def make_tiles(limits: Limits, batch: int, classes: int, rows: Axis, cols: Axis, with_grad: bool) -> Tiles:
+    chunks = triton.cdiv(classes, limits.chunk)
     chunk = class_sizes(triton.cdiv(classes, chunks))
-    threads = triton.next_power_of_2(triton.cdiv(sum(chunk), per_thread))  # that share a lane
+    threads = triton.next_power_of_2(triton.cdiv(sum(chunk), limits.thread))  # that share a lane
     before_y, before_x = int(rows.cells != rows.labels), int(cols.cells != cols.labels)
     halo_y, halo_x = (before_y, before_x) if with_grad else (0, 0)
     labels_per_cell = max(1, min(triton.cdiv(cols.den, cols.mul), cols.labels)) if before_x else 1
@@ -127,84 +108,78 @@ def make_tiles(
         return batch * tiles_x * triton.cdiv(rows.cells + before_y - halo_y, height)
 
     height = next((n for n in ROWS if programs(n) * chunks * parts >= ENOUGH_PROGRAMS), ROWS[-1])
-    return Tiles(lanes, chunk, chunks, columns, width, parts, height, programs(height), lanes // 32 * threads)
+    warps = lanes // 32 * threads
+    registers = min(limits.registers, REGISTER_FILE // (32 * warps))
+    return Tiles(lanes, chunk, chunks, columns, width, parts, height, programs(height), warps, registers)
 
 
-def view(tensor: Tensor, per_class: bool) -> View:
-    """With strides (b, k, y, x); 0 for k where the tensor has none, and for all where it is one number."""
-    if tensor.ndim == 0:
-        return View(tensor, (0, 0, 0, 0))
-    strides = tensor.stride()
-    return View(tensor, strides if per_class else (strides[0], 0, *strides[1:]))
-
-
-def make_arguments(
-    input: Tensor,
-    target: Tensor,
-    grad_loss: Tensor | None,
-    align_corners: bool,
-    loss: Tensor | None,
-    grad: Tensor | None,
-    per_class: bool,
-    **others: Any,
-) -> Arguments:
-    return Arguments(
-        input=view(input, True),
-        target=view(target, target.ndim == 4),
-        grad_loss=None if grad_loss is None else view(grad_loss, per_class),
-        loss=loss if loss is not None and loss.ndim else None,
-        grad=None if grad is None else view(grad, True),
-        classes=input.shape[1],
-        rows=make_axis(input.shape[2], target.shape[-2], align_corners),
-        cols=make_axis(input.shape[3], target.shape[-1], align_corners),
-        **others,
-    )
+def strides(tensor: Tensor | None) -> tuple[int, ...]:
+    """(b, k, y, x), 0 for a dimension that the tensor does not have."""
+    if tensor is None or tensor.ndim == 0:
+        return 0, 0, 0, 0
+    stride = tensor.stride()
+    return stride[-4:] if tensor.ndim >= 4 else (stride[0], 0, *stride[1:])
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def launch(phase: str, arguments: Arguments, gamma: float = 0.0, smoothing: float = 0.0,
-           alpha: float = -1.0, ignore_index: int = 0) -> Tensor:  # fmt: skip
-    """Runs one walk, and returns the totals of its programs, [programs, 8]."""
-    logits, target = arguments.input.data, arguments.target.data
+def launch(
+    phase: str,
+    io: Tensors,
+    align_corners: bool,
+    gamma: float,
+    ignore_index: int,
+    smoothing: float = 0.0,
+    alpha: float = -1.0,
+) -> Tensor:
+    """Run one walk. Returns the totals of its programs, [programs, 8]."""
+    logits, target, grad = io.input, io.target, io.grad
     acc = accumulator(logits.dtype)
     if logits.numel() == 0:
         return logits.new_empty((0, 8), dtype=torch.float64)
-    rows, cols, grad = arguments.rows, arguments.cols, arguments.grad
-    limits = "smoothed" if phase == "softmax" and smoothing else phase
-    tiles = make_tiles(limits, logits.shape[0], arguments.classes, rows, cols, acc, grad is not None)
+    classes = logits.shape[1]
+    rows, cols = (make_axis(logits.shape[i], target.shape[i], align_corners) for i in (-2, -1))
+    tiles = make_tiles(limits_of(phase, acc, smoothing > 0), logits.shape[0], classes, rows, cols, grad is not None)
     grid = (tiles.programs, 1 if phase == "statistics" else tiles.chunks, tiles.parts)
     partials = logits.new_empty((math.prod(grid), 8), dtype=torch.float64)
-    # An interval with more labels than a program has lanes for is shared out, each part with a gradient of its own.
-    shares = None
-    if grad is not None and tiles.parts > 1:
-        shares = logits.new_empty((tiles.parts, *logits.shape), dtype=acc)
-        grad = View(shares, (*shares.stride()[1:], shares.stride(0)))
-    elif grad is not None:
-        grad = View(grad.data, (*grad.strides, 0))
-    in_range = target.dtype == torch.int64 or -(2**31) <= ignore_index < 2**31
-    walk[grid](
-        arguments._replace(partials=None if phase == "given" else partials, grad=grad),
-        PHASE=phase, DENSE=target.is_floating_point(), GAMMA=gamma, SMOOTHING=smoothing, ALPHA=alpha,
-        IGNORE=ignore_index if in_range else None, KS=tiles.chunk, BK=sum(tiles.chunk),
-        KALL=triton.next_power_of_2(arguments.classes), C=tiles.columns, R=tiles.width, CH=tiles.rows,
-        BLEND_Y=rows.cells != rows.labels, BLEND_X=cols.cells != cols.labels,
-        ACC=tl.float64 if acc == torch.float64 else tl.float32, num_warps=tiles.warps, enable_fp_fusion=True,
+    # An interval with more labels than a program has lanes for is split, and each part has a gradient of its own.
+    shares = logits.new_empty((tiles.parts, *logits.shape), dtype=acc) if grad is not None and tiles.parts > 1 else None
+    out = grad if shares is None else shares
+    constants = Kind(
+        PHASE=phase, DENSE=target.is_floating_point(), POWER=int(gamma) if gamma in (0, 1, 2) else -1,
+        SMOOTHED=smoothing > 0, ALPHA=alpha >= 0, KS=None, BK=sum(tiles.chunk),
+        KALL=triton.next_power_of_2(classes), C=tiles.columns, R=tiles.width, BLEND_Y=rows.cells != rows.labels,
+        BLEND_X=cols.cells != cols.labels, ACC=tl.float64 if acc == torch.float64 else tl.float32,
     )  # fmt: skip
-    if shares is not None and arguments.grad is not None:
-        arguments.grad.data.copy_(shares.sum(0))
+    kind = Kind(*map(tl.constexpr, constants))._replace(KS=tuple(map(tl.constexpr, tiles.chunk)))
+    walk[grid](
+        io._replace(partials=None if phase == "given" else partials, grad=out), kind,
+        gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
+        *strides(logits), *strides(target), *strides(io.grad_loss), *strides(out),
+        0 if shares is None else shares.stride(0),
+        num_warps=tiles.warps, maxnreg=tiles.registers, enable_fp_fusion=True,
+    )  # fmt: skip
+    if grad is not None and shares is not None:
+        grad.copy_(shares.sum(0))
     return partials
 
 
 def finish(partials: Tensor, loss: Tensor | None, totals: Tensor | None) -> None:
-    """The sums of a walk's partial totals, where they are asked for."""
+    """The sums of a walk's partial totals, if they are asked for."""
     with_loss = loss is not None and loss.ndim == 0
     if totals is None and not with_loss:
         return
     totals = partials.new_empty(5) if totals is None else totals
-    sum_totals[(1,)](partials, partials.shape[0], loss if with_loss else None, totals, WITH_LOSS=with_loss, BLOCK=128)
+    sum_totals[(1,)](
+        partials, partials.shape[0], loss if with_loss else None, totals, WITH_LOSS=with_loss, BLOCK=128,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def loss_map(loss: Tensor | None) -> Tensor | None:
+    return loss if loss is not None and loss.ndim else None
 
 
 def focal_kernel(
@@ -223,19 +198,16 @@ def focal_kernel(
     grad: Tensor | None,
 ) -> None:
     acc = accumulator(input.dtype)
-    arguments = make_arguments(
-        input, target, grad_loss, align_corners, loss, grad, False, weight=weight, keep_above=keep_above, argmax=argmax
-    )
-    scalars: dict[str, Any] = {"gamma": gamma, "smoothing": label_smoothing, "ignore_index": ignore_index}
+    io = Tensors(input, target, weight, keep_above, grad_loss, loss_map(loss), argmax, grad)
+    scalars: tuple[Any, ...] = (align_corners, gamma, ignore_index, label_smoothing)
     with on_device_of(input):
-        if input.shape[1] <= classes_of("softmax", acc)[0]:
-            partials = launch("softmax", arguments, **scalars)
+        if input.shape[1] <= limits_of("softmax", acc).chunk:
+            partials = launch("softmax", io, *scalars)
         else:
             state = tuple(input.new_empty(target.shape, dtype=acc) for _ in range(4 if label_smoothing else 3))
-            partials = launch("statistics", arguments._replace(grad=None, state=state), **scalars)
+            partials = launch("statistics", io._replace(grad=None, state=state), *scalars)
             if grad is not None:
-                rest = arguments._replace(keep_above=None, grad_loss=None, loss=None, argmax=None, state=state)
-                launch("given", rest, **scalars)
+                launch("given", Tensors(input, target, weight, grad=grad, state=state), *scalars)
         finish(partials, loss, totals)
 
 
@@ -251,9 +223,9 @@ def sigmoid_focal_kernel(
     totals: Tensor | None,
     grad: Tensor | None,
 ) -> None:
-    arguments = make_arguments(input, target, grad_loss, align_corners, loss, grad, True)
+    io = Tensors(input, target, grad_loss=grad_loss, loss=loss_map(loss), grad=grad)
     with on_device_of(input):
-        partials = launch("sigmoid", arguments, gamma=gamma, alpha=alpha, ignore_index=ignore_index)
+        partials = launch("sigmoid", io, align_corners, gamma, ignore_index, alpha=alpha)
         finish(partials, loss, totals)
 
 
@@ -269,5 +241,5 @@ def kth_largest_kernel(values: Tensor, k: int, result: Tensor) -> None:
         for i in range(bits // 8 + 1):
             select_digit[(programs if i < bits // 8 else 1,)](
                 values, values.numel(), k, histograms, result, PASS=i, UINT=tl.uint32 if bits == 32 else tl.uint64,
-                BITS=bits, BLOCK=block,
+                BITS=bits, BLOCK=block, VECTOR=math.gcd(values.numel(), 4), enable_fp_fusion=True,
             )  # fmt: skip

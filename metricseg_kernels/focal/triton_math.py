@@ -4,23 +4,57 @@ A lane is a label pixel, [P]. Its classes come as a tuple of [k, P] blocks, so t
 to one power of two; ks holds their indices as [k, 1] blocks. Padding (index >= classes) has the logit -inf.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..core.triton_math import exp, log1p
 
 
+class RowStats(NamedTuple):
+    """Sums over the classes of a label pixel, each [P]."""
+
+    row_max: Any
+    others: Any  # sum of exp(z_k - row_max) over k != t
+    target_logit: Any  # z_t
+    gap: Any  # sum of w_k (row_max - z_k), with label smoothing
+
+
+class RowCoefs(NamedTuple):
+    """The gradient of a label pixel, each [P]:  dl/dz_k = scale (k = t ? at_target : exp(z_k - row_max)) - b w_k."""
+
+    scale: Any
+    at_target: Any
+    b: Any
+
+
 @triton.jit
-def power(u, G: tl.constexpr):
-    """u^G, u >= 0."""
-    if G == 0:
+def power(u, g, POWER: tl.constexpr):
+    """u^g, u >= 0. POWER is g if that is 0, 1 or 2, else -1.
+
+    The exponents 1 and 2 take no more than a product. In `sigmoid`, which has a power per class, general exponents take
+    a sixth more instructions.
+    """
+    if POWER == 0:
         return tl.full(u.shape, 1.0, u.dtype)
-    elif G == 1:
+    elif POWER == 1:
         return u
-    elif G == 2:
+    elif POWER == 2:
         return u * u
     else:
-        return tl.exp2(G * tl.log2(u))
+        return tl.exp2(g * tl.log2(u))
+
+
+@triton.jit
+def power_slope(u, g, POWER: tl.constexpr):
+    """g u^(g-1), u > 0."""
+    if POWER == 1:
+        return tl.full(u.shape, 1.0, u.dtype)
+    elif POWER == 2:
+        return 2.0 * u
+    else:
+        return g * tl.exp2((g - 1.0) * tl.log2(u))
 
 
 @triton.jit
@@ -57,28 +91,28 @@ def finite(m):
 
 
 @triton.jit
-def take_classes(z, ks, k0, label, opaque, m, rest, z_t):
-    """Takes the classes of z, which begin at k0, into m = max z_k, rest = sum_{k != t} exp(z_k - m) and z_t.
+def take_classes(z, ks, k0, label, opaque, row_max, others, target_logit):
+    """Takes the classes of z, which begin at k0, into the first three of RowStats.
 
-    -> (m, rest, z_t, blocks of exp(z_k - m) with 0 at the label). Before any class: -inf, 0, -inf.
-    `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one
-    instruction, where it would pack the first one's predicates into registers and unpack them, for three.
+    -> (row_max, others, target_logit, blocks of exp(z_k - row_max) with 0 at the label). Before any class: -inf, 0,
+    -inf. `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one
+    instruction. Without it the compiler packs the first one's predicates into registers and unpacks them, for three.
     """
-    old = m
-    others = ()
+    old = row_max
+    masked = ()
     for i in tl.static_range(len(ks)):
         here = tl.sum(tl.where(ks[i] == (label + opaque)[None, :], z[i], 0.0), 0)
-        z_t = tl.where((label >= k0) & (label < k0 + z[i].shape[0]), here, z_t)
+        target_logit = tl.where((label >= k0) & (label < k0 + z[i].shape[0]), here, target_logit)
         k0 += z[i].shape[0]
-        others += (tl.where(ks[i] == label[None, :], float("-inf"), z[i]),)
-        m = tl.maximum(m, tl.max(others[i], 0))
-    m = tl.maximum(m, z_t)
-    rest *= exp(old - finite(m))
+        masked += (tl.where(ks[i] == label[None, :], float("-inf"), z[i]),)
+        row_max = tl.maximum(row_max, tl.max(masked[i], 0))
+    row_max = tl.maximum(row_max, target_logit)
+    others *= exp(old - finite(row_max))
     exps = ()
     for i in tl.static_range(len(ks)):
-        exps += (exp(others[i] - finite(m)[None, :]),)
-        rest += tl.sum(exps[i], 0)
-    return m, rest, z_t, exps
+        exps += (exp(masked[i] - finite(row_max)[None, :]),)
+        others += tl.sum(exps[i], 0)
+    return row_max, others, target_logit, exps
 
 
 @triton.jit
@@ -94,64 +128,87 @@ def take_largest(z, k0, largest, best):
 
 
 @triton.jit
-def weighted_gap(z, ks, weight, classes, m):
-    """sum_k w_k (m - z_k) over the classes of z."""
-    total = tl.zeros(m.shape, m.dtype)
+def weighted_gap(z, ks, weight, classes, row_max):
+    """sum_k w_k (row_max - z_k) over the classes of z."""
+    total = tl.zeros(row_max.shape, row_max.dtype)
     for i in tl.static_range(len(ks)):
-        gap = tl.where(ks[i] < classes, m[None, :] - z[i], 0.0)
-        total += tl.sum(weight_block(weight, ks[i], classes, m.dtype) * gap, 0)
+        gap = tl.where(ks[i] < classes, row_max[None, :] - z[i], 0.0)
+        total += tl.sum(weight_block(weight, ks[i], classes, row_max.dtype) * gap, 0)
     return total
 
 
 @triton.jit
-def softmax_pixel(m, rest, z_t, gap, w_t, w_all, classes, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr):
-    """(-log p, loss, scale, hit, b), the gradient in the form
+def softmax_pixel(stats, w_t, w_all, params, POWER: tl.constexpr, SMOOTHED: tl.constexpr):
+    """(-log p, loss, RowCoefs) with
 
-    dl/dz_k = scale (k = t ? hit : exp(z_k - m)) - b w_k,  scale = (a + b W) / s,  hit = (b W e_t - a rest) / (a + b W)
+    scale = (a + b W) / s,  at_target = (b W e_t - a others) / (a + b W)
     """
-    e_t = exp(z_t - finite(m))
-    s = rest + e_t
-    log_s = tl.where(m == z_t, log1p(rest), tl.log(s))
-    nll = (m - z_t) + log_s
+    ACC: tl.constexpr = w_t.dtype
+    e_t = exp(stats.target_logit - finite(stats.row_max))
+    s = stats.others + e_t
+    log_s = tl.where(stats.row_max == stats.target_logit, log1p(stats.others), tl.log(s))
+    nll = (stats.row_max - stats.target_logit) + log_s
     # S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
     ce = w_t * nll
-    smoothing_k = SMOOTHING / tl.cast(classes, m.dtype)
-    if SMOOTHING > 0:
-        ce = (1.0 - SMOOTHING) * ce + smoothing_k * (gap + w_all * log_s)
+    a = w_t
+    b = tl.zeros(w_t.shape, ACC)
+    if SMOOTHED:
+        b += params.smoothing / tl.cast(params.classes, ACC)
+        ce = (1.0 - params.smoothing) * ce + b * (stats.gap + w_all * log_s)
+        a *= 1.0 - params.smoothing
     # a = u^g (1-e) w_t + g u^(g-1) p S,  b = u^g e / K
-    f = tl.full(m.shape, 1.0, m.dtype)
-    a = (1.0 - SMOOTHING) * w_t
-    if GAMMA > 0:
-        u = rest / s
-        f = power(u, GAMMA)
-        slope = GAMMA * power(tl.where(below_normal(u), 1.0, u), GAMMA - 1.0) * exp(-nll) * ce
+    f = tl.full(w_t.shape, 1.0, ACC)
+    if POWER != 0:
+        u = stats.others / s
+        f = power(u, params.gamma, POWER)
+        slope = power_slope(u, params.gamma, POWER) * exp(-nll) * ce
         a = f * a + tl.where(below_normal(u), 0.0, slope)
-    b = f * smoothing_k
+        b *= f
     scale = a / s
-    hit = -rest
-    if SMOOTHING > 0:
+    at_target = -stats.others
+    if SMOOTHED:
         both = a + b * w_all
         scale = both / s
-        hit = tl.where(both == 0.0, 0.0, (b * w_all * e_t - a * rest) / tl.where(both == 0.0, 1.0, both))
-    return nll, f * ce, scale, hit, b
+        at_target = tl.where(both == 0.0, 0.0, (b * w_all * e_t - a * stats.others) / tl.where(both == 0.0, 1.0, both))
+    return nll, f * ce, RowCoefs(scale, at_target, b)
 
 
 @triton.jit
-def softmax_gradient(exps, ks, label, weight, classes, scale, hit, b, SMOOTHING: tl.constexpr):
+def softmax_gradient(exps, ks, label, weight, classes, coefs, SMOOTHED: tl.constexpr):
     """Blocks v and a factor c [P] with dl/dz_k = c v_k."""
+    c = coefs.scale
     out = ()
     for i in tl.static_range(len(ks)):
-        v = tl.where(ks[i] == label[None, :], hit[None, :], exps[i])
-        if SMOOTHING > 0:
-            v = scale[None, :] * v - b[None, :] * weight_block(weight, ks[i], classes, b.dtype)
+        v = tl.where(ks[i] == label[None, :], coefs.at_target[None, :], exps[i])
+        if SMOOTHED:
+            v = c[None, :] * v - coefs.b[None, :] * weight_block(weight, ks[i], classes, c.dtype)
         out += (v,)
-    if SMOOTHING > 0:
-        scale = tl.full(scale.shape, 1.0, scale.dtype)
-    return out, scale
+    if SMOOTHED:
+        c = tl.full(c.shape, 1.0, c.dtype)
+    return out, c
 
 
 @triton.jit
-def sigmoid_element(x, t, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
+def sigmoid_of_label(x, positive, params, POWER: tl.constexpr, ALPHA: tl.constexpr):
+    """(loss, dl/dx) of one logit whose target is 1 or 0."""
+    # y = x (1 - 2t),  v = 1 - p_t = sigmoid(y)
+    # l = alpha_t v^g softplus(y),  dl/dy = alpha_t v^g (v + g p_t softplus(y))
+    y = tl.where(positive, -x, x)
+    e = exp(-tl.abs(x))
+    inv = 1.0 / (1.0 + e)
+    v = tl.where(y >= 0, inv, e * inv)
+    ce = tl.maximum(y, 0.0) + log1p(e)
+    grad = v
+    if POWER != 0:
+        grad += params.gamma * tl.where(y >= 0, e * inv, inv) * ce
+    f = power(v, params.gamma, POWER)
+    if ALPHA:
+        f *= tl.where(positive, params.alpha, 1.0 - params.alpha)
+    return f * ce, f * tl.where(positive, -grad, grad)
+
+
+@triton.jit
+def sigmoid_of_target(x, t, params, POWER: tl.constexpr, ALPHA: tl.constexpr):
     """(loss, dl/dx) of one logit and its target in [0, 1]."""
     # e = exp(-|x|); sigmoid of either sign without cancellation
     e = exp(-tl.abs(x))
@@ -161,14 +218,14 @@ def sigmoid_element(x, t, GAMMA: tl.constexpr, ALPHA: tl.constexpr):
     ce = tl.where(x >= 0, (1.0 - t) * x, -t * x) + log1p(e)
     v = s * (1.0 - t) + s_neg * t
     # dl/dx = alpha_t [ v^g (s - t) + g v^(g-1) ce (1 - 2t) s (1-s) ]
-    f = power(v, GAMMA)
+    f = power(v, params.gamma, POWER)
     grad = f * (s * (1.0 - t) - s_neg * t)
-    if GAMMA > 0:
-        slope = GAMMA * power(tl.where(below_normal(v), 1.0, v), GAMMA - 1.0) * ce * (1.0 - 2.0 * t) * s * s_neg
+    if POWER != 0:
+        slope = power_slope(v, params.gamma, POWER) * ce * (1.0 - 2.0 * t) * s * s_neg
         grad += tl.where(below_normal(v), 0.0, slope)
     loss = f * ce
-    if ALPHA >= 0:
-        alpha_t = ALPHA * t + (1.0 - ALPHA) * (1.0 - t)
+    if ALPHA:
+        alpha_t = params.alpha * t + (1.0 - params.alpha) * (1.0 - t)
         loss *= alpha_t
         grad *= alpha_t
     return loss, grad

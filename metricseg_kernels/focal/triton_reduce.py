@@ -1,13 +1,13 @@
 """Small reductions of the focal family in Triton: a walk's totals, and the order statistic of OHEM.
 
-Each program of a walk counts per lane, and writes one row of [programs, 8] float64; `sum_totals`, one program, adds
+Each program of a walk counts per lane, and writes one row of [programs, 8] float64. `sum_totals`, one program, adds
 the rows in their order.
 
 `select_digit`: radix select, 8 bits a pass, over keys that order as their values do (NaN as the largest). Pass i
 counts the digit of every value that still matches the chosen prefix, by one shared-memory histogram per program and
-integer atomics, which commute: the same bits every time. What the passes before it chose is found by every program
-for itself from their histograms, so no host sync and no kernel lies between two passes; the last only decodes. Values
-are read once a pass, 4 times for fp32 and 8 for fp64: for OHEM's -log p map about the cost of writing it.
+integer atomics, which commute: the same bits every time. Every program finds the prefix from the histograms of earlier
+passes, so two passes need no host synchronization and no kernel between them; the last pass only decodes. Values are
+read once a pass, 4 times for fp32 and 8 for fp64.
 """
 
 import triton
@@ -41,8 +41,8 @@ def store_totals(p_row, totals):
     tl.store(p_row + 5, tl.max(totals[5]))
 
 
-@triton.jit
-def sum_totals(partials, programs, loss, totals, WITH_LOSS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["programs"])
+def sum_totals(partials, programs: tl.int64, loss, totals, WITH_LOSS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.arange(0, BLOCK)[:, None]
     column = tl.arange(0, 8)[None, :]
     total = tl.zeros((BLOCK, 8), tl.float64)
@@ -80,11 +80,10 @@ def choose_digit(histogram, rank):
     return tl.sum(tl.where(here, digit, 0)), rank - tl.sum(tl.where(here, above, 0))
 
 
-@triton.jit
-def select_digit(values, size, rank, histograms, result, PASS: tl.constexpr, UINT: tl.constexpr, BITS: tl.constexpr,
-                 BLOCK: tl.constexpr):  # fmt: skip
-    """Pass PASS of BITS / 8; the one after the last writes the result."""
-    rank = tl.cast(rank, tl.int64)
+@triton.jit(do_not_specialize=["size", "rank"])
+def select_digit(values, size: tl.int64, rank: tl.int64, histograms, result, PASS: tl.constexpr, UINT: tl.constexpr,
+                 BITS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
+    """Pass PASS of BITS / 8; the one after the last writes the result. VECTOR divides size: loads are that wide."""
     prefix = tl.zeros((1,), UINT)
     for i in tl.static_range(PASS):
         digit, rank = choose_digit(histograms + i * 256, rank)
@@ -97,8 +96,8 @@ def select_digit(values, size, rank, histograms, result, PASS: tl.constexpr, UIN
         counts = tl.zeros((256,), tl.int64)
         for begin in range(tl.program_id(0).to(tl.int64) * BLOCK, size, tl.num_programs(0) * BLOCK):
             n = begin + tl.arange(0, BLOCK)
-            key = ordered_key(tl.load(values + n, mask=n < size, other=0.0), UINT, BITS)
-            taking_part = n < size
+            taking_part = n // VECTOR < size // VECTOR
+            key = ordered_key(tl.load(values + n, mask=taking_part, other=0.0), UINT, BITS)
             if PASS > 0:
                 taking_part = taking_part & ((key >> (BITS - 8 * PASS)) == prefix)
             digits = (key >> (BITS - 8 - 8 * PASS)) & 255

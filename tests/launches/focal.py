@@ -4,53 +4,103 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
 from . import Call
 
-# name: (op, (B, K, h, w), (H, W), dtype, options)
-CALLS = {
-    "cityscapes": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
-    "cityscapes-fp32": ("focal", (8, 19, 128, 256), (512, 1024), "float32", {"weight": True, "argmax": True}),
-    "smoothing": ("focal", (8, 19, 128, 256), (512, 1024), "float32", {"gamma": 0.5, "smoothing": 0.1, "weight": True}),
-    "channels-last": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {"channels_last": True}),
-    "no-gradient": ("focal", (8, 19, 128, 256), (512, 1024), "bfloat16", {"grad": False, "argmax": True}),
-    "no-interpolation": ("focal", (2, 21, 512, 512), (512, 512), "float16", {"gamma": 0.0}),
-    "48-classes": ("focal", (4, 48, 128, 128), (512, 512), "bfloat16", {}),
-    "ade20k": ("focal", (16, 150, 128, 128), (512, 512), "bfloat16", {}),
-    "ade20k-fp32": ("focal", (16, 150, 128, 128), (512, 512), "float32", {"smoothing": 0.1, "weight": True}),
-    "float64": ("focal", (2, 19, 33, 65), (513, 1025), "float64", {"align_corners": True}),
-    "sigmoid": ("sigmoid", (8, 19, 128, 256), (512, 1024), "bfloat16", {}),
-    "sigmoid-150": ("sigmoid", (16, 150, 128, 128), (512, 512), "float32", {}),
-    "select": ("select", (1, 1, 1, 1), (512, 512), "float32", {}),
+# label pixels per cell of an axis: ((h, w), (H, W), align_corners)
+SIZES = {
+    "x1": ((512, 512), (512, 512), False),
+    "x4": ((128, 256), (512, 1024), False),
+    "x8": ((64, 128), (512, 1024), False),
+    "x16": ((32, 64), (512, 1024), False),
+    "x32": ((16, 32), (512, 1024), False),
+    "x40": ((13, 26), (520, 1040), False),
+    "down": ((512, 1024), (128, 256), False),
+    "corners": ((129, 257), (513, 1025), True),
 }
 
 
-def calls() -> Iterator[Call]:
-    for name, call in CALLS.items():
-        yield Call(name, partial(launch, *call))
+class Launch(NamedTuple):
+    """One call of a kernel of focal/op.py."""
+
+    op: str  # "softmax", "sigmoid" of labels, or "dense"
+    classes: int
+    dtype: str
+    ratio: str
+    mode: str = "fused"  # "fused": loss and gradient; "sum"; "map"; "backward" of a map; "expanded": of one number
+    layout: str = "nchw"  # or "nhwc", "strided"
+    labels: str = "uint8"
+    gamma: float = 2.0
+    weight: bool = False
+    smoothing: float = 0.0
+    alpha: float = 0.25
+    argmax: bool = False
+    ohem: bool = False  # whether only pixels above a threshold count
+
+    def run(self) -> None:
+        from metricseg_kernels.focal import triton as focal
+
+        dtype, acc = getattr(torch, self.dtype), torch.float64 if self.dtype == "float64" else torch.float32
+        cells, size, align_corners = SIZES[self.ratio]
+        shape = (4, self.classes, *(2 * n if self.layout == "strided" else n for n in cells))
+        input = torch.empty(shape, dtype=dtype, device="meta")
+        if self.layout == "strided":
+            input = input[..., ::2, ::2]
+        if self.layout == "nhwc":
+            input = input.contiguous(memory_format=torch.channels_last)
+        pixels = (4, *size)
+        target = torch.empty(pixels, dtype=getattr(torch, self.labels), device="meta")
+        if self.op == "dense":
+            target = torch.empty((4, self.classes, *size), dtype=dtype, device="meta")
+        map_shape = pixels if self.op == "softmax" else (4, self.classes, *size)
+        number = torch.empty((), dtype=acc, device="meta")
+        loss = totals = argmax = grad_loss = grad = None
+        if self.mode in ("fused", "sum", "map"):
+            loss = number.new_empty(map_shape) if self.mode == "map" else number
+            totals = torch.empty(5, dtype=torch.float64, device="meta")
+            argmax = torch.empty(pixels, dtype=torch.int32, device="meta") if self.argmax else None
+        if self.mode in ("fused", "backward", "expanded"):
+            grad = torch.empty_like(input)
+        if self.mode in ("backward", "expanded"):
+            grad_loss = number.new_empty(map_shape) if self.mode == "backward" else number.expand(map_shape)
+        if self.op != "softmax":
+            focal.sigmoid_focal_kernel(input, target, grad_loss, self.gamma, self.alpha, 255, align_corners, loss,
+                                       totals, grad)  # fmt: skip
+            return
+        weight = number.new_empty(self.classes) if self.weight else None
+        keep_above = number if self.ohem else None
+        focal.focal_kernel(input, target, weight, keep_above, grad_loss, self.gamma, self.smoothing, 255, align_corners,
+                           loss, totals, argmax, grad)  # fmt: skip
 
 
-def launch(op: str, cells: tuple[int, ...], size: tuple[int, int], dtype_name: str, options: dict[str, object]) -> None:
+LAUNCHES = {
+    "cityscapes": Launch("softmax", 19, "bfloat16", "x4"),
+    "cityscapes-fp32": Launch("softmax", 19, "float32", "x4", weight=True, argmax=True),
+    "smoothing": Launch("softmax", 19, "float32", "x4", gamma=0.5, smoothing=0.1, weight=True),
+    "channels-last": Launch("softmax", 19, "bfloat16", "x4", layout="nhwc"),
+    "no-gradient": Launch("softmax", 19, "bfloat16", "x4", mode="sum", argmax=True),
+    "no-interpolation": Launch("softmax", 21, "float16", "x1", gamma=0.0),
+    "48-classes": Launch("softmax", 48, "bfloat16", "x4"),
+    "ade20k": Launch("softmax", 150, "bfloat16", "x4"),
+    "ade20k-fp32": Launch("softmax", 150, "float32", "x4", smoothing=0.1, weight=True),
+    "float64": Launch("softmax", 19, "float64", "corners"),
+    "sigmoid": Launch("sigmoid", 19, "bfloat16", "x4"),
+    "sigmoid-150": Launch("sigmoid", 150, "float32", "x4"),
+}
+
+
+def select(dtype: torch.dtype) -> None:
     from metricseg_kernels.focal import triton as focal
 
-    dtype = getattr(torch, dtype_name)
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    if op == "select":
-        focal.kth_largest_kernel(torch.empty(size, dtype=acc), 100, torch.empty((), dtype=acc))
-        return
-    input = torch.empty(cells, dtype=dtype, device="meta")
-    if options.get("channels_last"):
-        input = input.contiguous(memory_format=torch.channels_last)
-    target = torch.empty((cells[0], *size), dtype=torch.uint8, device="meta")
-    loss, totals = torch.empty((), dtype=acc), torch.empty(5, dtype=torch.float64)
-    grad = torch.empty_like(input) if options.get("grad", True) else None
-    gamma, align_corners = options.get("gamma", 2.0), options.get("align_corners", False)
-    if op == "sigmoid":
-        focal.sigmoid_focal_kernel(input, target, None, gamma, 0.25, 255, align_corners, loss, totals, grad)
-        return
-    weight = torch.empty(cells[1], dtype=acc) if options.get("weight") else None
-    argmax = torch.empty_like(target, dtype=torch.int32) if options.get("argmax") else None
-    focal.focal_kernel(input, target, weight, None, None, gamma, options.get("smoothing", 0.0), 255, align_corners,
-                       loss, totals, argmax, grad)  # fmt: skip
+    values = torch.empty(2**20, dtype=dtype)
+    focal.kth_largest_kernel(values, 100, values.new_empty(()))
+
+
+def calls() -> Iterator[Call]:
+    for name, launch in LAUNCHES.items():
+        yield Call(name, launch.run)
+    for dtype in (torch.float32, torch.float64):
+        yield Call(f"select-{dtype}".replace("torch.", ""), partial(select, dtype))

@@ -1,0 +1,214 @@
+"""Tiles of a walk: sizes and strides, class blocks, and the loads and stores of rows of cells and label pixels."""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Axis(NamedTuple):
+    """Label d lies at cell coordinate (mul d + add) / den, as in csrc/common/resize.h.
+
+    If all labels of an axis lie on cell 0, den is larger than any of their numerators.
+    """
+
+    cells: Any
+    labels: Any
+    mul: Any
+    add: Any
+    den: Any
+
+
+class Params(NamedTuple):
+    """Run-time numbers of a walk. Strides are (b, k, y, x), 0 for a dimension that the tensor does not have."""
+
+    gamma: Any
+    smoothing: Any
+    alpha: Any
+    ignore_index: Any
+    classes: Any
+    rows: Axis
+    cols: Axis
+    input: Any  # strides
+    target: Any
+    grad_loss: Any
+    grad: Any
+    grad_part: Any  # stride of the parts of grad
+
+
+class Tensors(NamedTuple):
+    """Everything a walk reads and writes; None for what it does not."""
+
+    input: Any  # [B, K, h, w]
+    target: Any  # [B, H, W] or [B, K, H, W]
+    weight: Any = None  # [K]
+    keep_above: Any = None  # []
+    grad_loss: Any = None  # like loss, or []
+    loss: Any = None  # [B, H, W] or [B, K, H, W]
+    argmax: Any = None  # [B, H, W]
+    grad: Any = None  # [B, K, h, w], or [parts, B, K, h, w] in the accumulator dtype
+    state: Any = None  # 3 or, with label smoothing, 4 times [B, H, W]
+    partials: Any = None  # [programs, 8]
+
+
+class Kind(NamedTuple):
+    """The constants that a walk is compiled for."""
+
+    PHASE: Any  # which epilogue
+    DENSE: Any  # whether the target is [B, K, H, W]
+    POWER: Any  # gamma if that is 0, 1 or 2, else -1
+    SMOOTHED: Any  # whether there is label smoothing
+    ALPHA: Any  # whether the positives have a weight
+    KS: Any  # sizes of the class blocks of a chunk
+    BK: Any  # their sum
+    KALL: Any  # a power of two, at least the number of classes
+    C: Any  # cell intervals of a tile
+    R: Any  # label columns of an interval
+    BLEND_Y: Any  # whether rows are interpolated
+    BLEND_X: Any  # whether columns are
+    ACC: Any  # accumulator dtype
+
+
+class Geometry(NamedTuple):
+    """The tile of a program; [P] is one value per lane."""
+
+    image: Any
+    y_begin: Any  # first interval row
+    y_cells: Any  # first row of cells
+    y_end: Any
+    left: Any  # [1, P] cell to the left
+    right: Any  # [1, P] cell to the right
+    fx: Any  # [1, P] share of the right cell
+    X: Any  # [P] label column
+    inside: Any  # [P] whether there is such a column
+    y_counts: Any  # [P] first interval row whose loss counts here
+    x_cell: Any  # [1, C] cell column
+    my_cells: Any  # [1, C] whether its gradient is written here
+
+
+class Pixels(NamedTuple):
+    """One label row of a tile."""
+
+    image: Any
+    Y: Any
+    X: Any  # [P]
+    n: Any  # [P] index into [B, H, W]
+    inside: Any  # [P]
+    mine: Any  # [P] inside, and its loss counts here
+    opaque: Any  # a 0 that the compiler can't see through
+
+
+class Labels(NamedTuple):
+    """Labels of one row, each [P]."""
+
+    valid: Any
+    bad: Any  # neither ignored nor in [0, K)
+    label: Any  # int32; -1 if not valid
+    raw: Any  # int64, as stored
+
+
+@triton.jit
+def first_label(axis, cell):
+    """The first label whose interval is >= cell, exact: csrc/common/resize.h with intervals from -1."""
+    n = tl.cast(cell, tl.int64) * axis.den - axis.add
+    return tl.minimum(tl.where(n <= 0, 0, (n + axis.mul - 1) // axis.mul), axis.labels)
+
+
+@triton.jit
+def fraction(axis, label, cell, ACC: tl.constexpr):
+    """Share of the lower or right neighbor: 1 before the first cell's center, 0 beyond the last's."""
+    n = tl.cast(label, tl.int64) * axis.mul + axis.add - tl.cast(cell, tl.int64) * axis.den
+    f = n.to(ACC) / tl.cast(axis.den, ACC)
+    return tl.where(cell < 0, 1.0, tl.where(cell >= axis.cells - 1, 0.0, f)).to(ACC)
+
+
+@triton.jit
+def class_blocks(k0, KS):
+    """Class indices of a chunk that begins at k0, one [k, 1] block for each size in KS."""
+    ks = ()
+    for i in tl.static_range(len(KS)):
+        ks += ((tl.arange(0, KS[i]) + k0)[:, None],)
+        k0 += KS[i]
+    return ks
+
+
+@triton.jit
+def zero_blocks(ks, C: tl.constexpr, ACC: tl.constexpr):
+    """Zeros, one [k, C] block for each of ks."""
+    zeros = ()
+    for i in tl.static_range(len(ks)):
+        zeros += (tl.zeros_like(ks[i]).to(ACC) + tl.zeros((1, C), ACC),)
+    return zeros
+
+
+@triton.jit
+def load_row(row, s_k, s_x, ks, classes, at, BLEND: tl.constexpr, PADDING: tl.constexpr, ACC: tl.constexpr):
+    """A row of cells interpolated to the tile's label columns, [k, P] blocks; PADDING if there is no such class.
+
+    The hint of contiguity makes every compiler lay threads along the lanes, whatever the strides. It does not merge
+    accesses, since `row` has no known alignment.
+    """
+    out = ()
+    for i in tl.static_range(len(ks)):
+        known = ks[i] < classes
+        p_class = row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64)
+        z = tl.load(tl.max_contiguous(p_class + at.left * s_x, (1, 2)), mask=known, other=0.0).to(ACC)
+        if BLEND:
+            p_right = tl.max_contiguous(p_class + at.right * s_x, (1, 2))
+            z_right = tl.load(p_right, mask=known, other=0.0).to(ACC)
+            z = (1.0 - at.fx) * z + at.fx * z_right
+        out += (tl.where(known, z, PADDING),)
+    return out
+
+
+@triton.jit
+def blend(top, bottom, f):
+    """(1 - f) top + f bottom, block by block."""
+    out = ()
+    for i in tl.static_range(len(top)):
+        out += ((1.0 - f) * top[i] + f * bottom[i],)
+    return out
+
+
+@triton.jit
+def multiply_add(c, x, y):
+    """c x + y, block by block."""
+    out = ()
+    for i in tl.static_range(len(x)):
+        out += (c * x[i] + y[i],)
+    return out
+
+
+@triton.jit
+def fold_and_store(p_row, s_k, s_x, g, ks, classes, at, C: tl.constexpr, R: tl.constexpr, SHIFT: tl.constexpr):
+    """Sums a gradient row [k, C R] over the label columns of each interval onto its cells, and writes those [k, C].
+
+    dl/dz[x] = sum over interval x of (1 - f) g  +  sum over interval x - 1 of f g
+    """
+    for i in tl.static_range(len(ks)):
+        cells = g[i]
+        if SHIFT:
+            here = tl.sum(tl.reshape((1.0 - at.fx) * g[i], (ks[i].shape[0], C, R)), 2)
+            right = tl.sum(tl.reshape(at.fx * g[i], (ks[i].shape[0], C, R)), 2)
+            before = tl.maximum(tl.arange(0, C) - 1, 0)[None, :] + tl.zeros_like(ks[i])
+            cells = here + tl.gather(right, before, 1)
+        p_cells = p_row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64) + at.x_cell * s_x
+        tl.store(
+            tl.max_contiguous(p_cells, (1, 2)), cells.to(p_row.dtype.element_ty), mask=(ks[i] < classes) & at.my_cells
+        )
+
+
+@triton.jit
+def load_pixels(data, strides, pixels):
+    """One value per label pixel, [P]."""
+    p_row = data + pixels.image * strides[0] + tl.cast(pixels.Y, tl.int64) * strides[2]
+    return tl.load(p_row + pixels.X * strides[3], mask=pixels.inside, other=0)
+
+
+@triton.jit
+def load_labels(target, pixels, params):
+    raw = load_pixels(target, params.target, pixels).to(tl.int64)
+    inside = pixels.inside & (raw != params.ignore_index)
+    known = (raw >= 0) & (raw < params.classes)
+    valid = inside & known
+    return Labels(valid=valid, bad=inside & (known == 0), label=tl.where(valid, raw, -1).to(tl.int32), raw=raw)
