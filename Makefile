@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT))
+GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 SOURCES := setup.py $(wildcard csrc/*/*)
 
 .PHONY: demo test lint stacks bench gpu clean
@@ -35,7 +35,8 @@ bench: $(VENV)/dev.stamp
 	  --benchmark-columns=min,median,rounds --benchmark-json=.benchmarks/latest.json
 	$(PY) benchmarks/report.py
 
-# a GPU machine's own Python serves where it has torch: nothing is installed then
+# a GPU machine's own Python serves if it has torch: nothing is installed then
+# OUT=folder, ONLY="tests/focal bench", AGAIN=1: see benchmarks/gpu.py
 gpu:
 	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) $(GPU); \
 	else $(MAKE) $(VENV)/dev.stamp && $(PY) $(GPU); fi

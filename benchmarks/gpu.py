@@ -1,12 +1,16 @@
 """Everything for one visit to a GPU machine, in under nine minutes: `make gpu`.
 
-    python benchmarks/gpu.py [--out FOLDER] [--only PART ...] [--again]
+    python benchmarks/gpu.py [--out FOLDER] [--only NAME ...] [--again] [--plan]
 
-Parts, in this order: build, tests, sanitizer, bench, train. Each has a time limit, and a failing part does not stop the
-others. A part that passed leaves a stamp in FOLDER (benchmarks/results/gpu-visit) and is skipped next time, so that a
-visit cut short goes on where it stopped; --again forgets the stamps. FOLDER gets a log per part, the results, and
-summary.json (device, driver, versions; status and seconds per part).
-The exit status is 0 if every part passed now or before, 2 if a part could not run here, and 1 if one failed.
+Parts, in this order: build, tests, benchmarks, compute-sanitizer, training. Each is a list of commands, and a command
+a group of processes that run at the same time, each with a log. A command has a time limit, to which the time that the
+commands before it left over is added; one that fails does not stop the others. FOLDER (benchmarks/results/gpu-visit)
+gets logs, results and summary.json.
+
+What passed is noted in .gpu, beside the caches of the compilers, and is skipped next time: a visit cut short goes on
+where it stopped. --only takes parts (tests) and commands (tests/focal); --again, for changed code, runs what passed
+before as well; --plan prints the commands. METRICSEG_BENCH_COMPILE=1 adds torch.compile to the benchmarks.
+The exit status is 0 if every command passed now or before, 2 if one could not run here, and 1 if one failed.
 Uses the Python that runs it, and what that Python has: nothing is installed.
 """
 
@@ -16,355 +20,265 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TOTAL = 520  # seconds for all parts together
+sys.path.insert(0, str(ROOT))
+
+from metricseg_kernels.core import backends  # noqa: E402
+
+TOTAL = 520  # seconds for all commands together
+SECONDS = {  # by command, in their order; tests and benchmarks mostly wait for Triton's compiler
+    "build/extension": 50, "build/report": 8,
+    "tests/small": 28, "tests/anchors": 18, "tests/rest": 14, "tests/focal": 42, "tests/centers": 52,
+    "tests/contrast": 56,
+    "bench/warm": 30, "bench/anchors": 14, "bench/centers": 26, "bench/focal": 44, "bench/contrast": 30,
+    "bench/report": 6,
+    "sanitizer/cuda": 28, "sanitizer/triton": 28,
+    "train/both": 38,
+}  # fmt: skip
+STATE = ROOT / ".gpu"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
+FAMILIES = {family: [b for b in order["cuda"] if b != "reference"] for family, order in backends.ORDER.items()}
+BACKENDS = sorted({backend for names in FAMILIES.values() for backend in names})
 
 
 @dataclass(frozen=True)
-class Visit:
-    """Where the results go, and what the parts' commands see."""
+class Command:
+    """Processes that run at the same time: argument lists by name."""
 
-    out: Path
+    name: str  # part/command
+    processes: dict[str, list[str]]
+    environment: dict[str, str] = field(default_factory=dict)
+    packages: tuple[str, ...] = ()  # that must be there
 
     @property
-    def environment(self) -> dict[str, str]:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        cache = {"TRITON_CACHE_DIR": str(self.out / "cache" / "triton")}
-        return {**os.environ, **cache, "PYTHONPATH": os.pathsep.join(paths)}
+    def part(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def seconds(self) -> int:
+        return SECONDS[self.name]
+
+    def missing(self) -> str | None:
+        """Why it can't run here."""
+        absent = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        absent += [argv[0] for argv in self.processes.values() if shutil.which(argv[0]) is None]
+        return f"there is no {', '.join(dict.fromkeys(absent))}" if absent else None
 
 
-@dataclass(frozen=True)
-class Part:
-    """`commands(visit)` yields (name, argument list, extra environment), or raises Missing."""
-
-    name: str
-    seconds: int
-    commands: Callable[[Visit], Iterator[tuple[str, list[str], dict[str, str]]]]
+def named_after_backend(path: Path) -> bool:
+    """Whether a file of tests is about one backend of a family: test_triton_centers.py."""
+    return path.stem in {f"test_{backend}_{family}" for backend in BACKENDS for family in FAMILIES}
 
 
-class Missing(RuntimeError):
-    """Why a part can't run here."""
+def test_files() -> dict[str, list[str]]:
+    """Files with tests for a device, by family; the others are "rest"."""
+    files: dict[str, list[str]] = {name: [] for name in (*FAMILIES, "rest")}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        takes_backend = re.search(r"def test_\w+\([^)]*\bbackend\b|mark\.gpu", path.read_text())
+        if takes_backend or named_after_backend(path):
+            files[next((family for family in FAMILIES if family in name), "rest")].append(name)
+    return {name: found for name, found in files.items() if found}
 
 
-def _has(*packages: str) -> None:
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    if absent:
-        raise Missing(f"{sys.executable} has no {', '.join(absent)}")
+def plan(out: Path, cores: int) -> list[Command]:
+    """The commands of a visit."""
+    python, benchmarks = sys.executable, ROOT / "benchmarks"
+    pytest = [python, "-m", "pytest", "-vv", "-p", "no:cacheprovider"]
+    build = [python, "setup.py", "build_ext", "--inplace", "--force"]  # ninja compiles what changed, headers too
+    small = {
+        f"{backend}-{family}": [python, str(benchmarks / "small_cases.py"), backend, family]
+        for family, names in FAMILIES.items()
+        for backend in names
+    }
+    commands = [
+        Command("build/extension", {"setup": build}, {"METRICSEG_BUILD_CUDA": "1"}, ("setuptools",)),
+        Command("build/report", {"report": [python, "-m", "metricseg_kernels"]}),
+        Command("tests/small", small),
+    ]
+
+    shares = {str(i): f"{i}/{cores}" for i in range(1, cores + 1)}
+    single = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    for name, files in test_files().items():
+        test = [*pytest, "-p", "device_tests", "--no-summary", *files, "--share"]
+        commands.append(
+            Command(f"tests/{name}", {i: [*test, share] for i, share in shares.items()}, single, ("pytest",))
+        )
+
+    needed = ("pytest", "pytest_benchmark")
+    warm = {i: [python, str(benchmarks / "warm_caches.py"), share] for i, share in shares.items()}
+    commands.append(Command("bench/warm", warm, single, needed))
+    rows = {family: str(out / f"rows-{family}.jsonl") for family in FAMILIES}
+    for family, kept in rows.items():
+        race = [*pytest, f"benchmarks/bench_{family}.py", "--benchmark-only", "--benchmark-columns=min,median,rounds"]
+        commands.append(Command(f"bench/{family}", {"rows": race}, {"METRICSEG_BENCH_ROWS": kept}, needed))
+    report = [python, str(benchmarks / "report.py"), *rows.values(), "--out", str(out)]
+    commands.append(Command("bench/report", {"report": report}, packages=("matplotlib",)))
+
+    places = os.pathsep.join((os.environ.get("PATH", ""), *SANITIZER_PLACES))
+    sanitizer = shutil.which("compute-sanitizer", path=places) or "compute-sanitizer"
+    checker = [sanitizer, "--error-exitcode", "9", "--report-api-errors", "no"]
+    for backend in BACKENDS:
+        checks, ours = ["memcheck"], []
+        if backend == "cuda":
+            checks += ["racecheck", "initcheck", "synccheck"]
+            ours = ["--kernel-name", "kns=metricseg"]  # the namespace, in the mangled names
+        checked = {
+            f"{check}-{name}": [*checker, "--tool", check, *ours, *argv]
+            for check in checks
+            for name, argv in small.items()
+            if name.startswith(backend)
+        }
+        # without torch's caching allocator every tensor is an allocation of its own, whose ends and whose
+        # uninitialized bytes the tools then see
+        commands.append(Command(f"sanitizer/{backend}", checked, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+
+    train = {
+        "demo": [python, "-m", "metricseg.demo", "--out", str(out / "demo")],
+        "bf16-mixed": [python, str(benchmarks / "short_training.py")],
+    }
+    needed = ("lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "tqdm")
+    commands.append(Command("train/both", train, packages=needed))
+    return sorted(commands, key=lambda command: list(SECONDS).index(command.name))
 
 
-def _device() -> None:
-    _has("torch")
-    import torch
-
-    if not torch.cuda.is_available():
-        raise Missing("torch sees no CUDA device")
-
-
-def _tool(name: str) -> str:
-    places = [os.environ.get("CUDA_HOME", "") + "/bin", *SANITIZER_PLACES]
-    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(places))
-    if found is None:
-        raise Missing(f"no {name} on the PATH, nor in {', '.join(SANITIZER_PLACES)}")
-    return found
-
-
-def build(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """The extension in place, with CUDA kernels or not at all."""
-    _has("torch", "setuptools")
-    _tool("nvcc")
-    _device()
-    yield "extension", [sys.executable, "setup.py", "build_ext", "--inplace"], {"METRICSEG_BUILD_CUDA": "1"}
-    yield "report", [sys.executable, "-m", "metricseg_kernels"], {}
-
-
-def tests(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """What needs a device, and every test that takes a backend, on the device."""
-    _has("pytest")
-    _device()
-    pytest = [sys.executable, "-m", "pytest", "tests", "-p", "no:cacheprovider", "--durations=5"]
-    yield "gpu", [*pytest, "-m", "gpu", f"--junitxml={visit.out / 'tests-gpu.xml'}"], {}
-    only_triton = ["-m", "not gpu", "-k", "triton and not interpret", f"--junitxml={visit.out / 'tests-triton.xml'}"]
-    yield "triton", [*pytest, *only_triton], {}
-
-
-def sanitizer(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Our CUDA kernels under compute-sanitizer, on the small cases below; then Triton's under memcheck.
-
-    Without torch's caching allocator every tensor is an allocation of its own, whose ends and whose
-    uninitialised bytes the tools then know.
-    """
-    _device()
-    tool = _tool("compute-sanitizer")
-    small = [sys.executable, str(Path(__file__).resolve()), "--small-cases"]
-    exits = ["--error-exitcode", "9", "--report-api-errors", "no"]
-    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    for check in ("memcheck", "racecheck", "initcheck", "synccheck"):
-        ours = ["--tool", check, "--kernel-name", "kns=metricseg"]  # the namespace, in the mangled name
-        yield check, [tool, *exits, *ours, *small, "cuda"], uncached
-    yield "memcheck-triton", [tool, *exits, *small, "triton"], uncached
-
-
-def bench(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    _has("pytest", "pytest_benchmark", "matplotlib")
-    _device()
-    raw = str(visit.out / "bench-raw.json")
-    columns = ["--benchmark-columns=min,median,rounds", "--benchmark-sort=min", f"--benchmark-json={raw}"]
-    yield "races", [sys.executable, "-m", "pytest", "benchmarks/", "--benchmark-only", *columns], {}
-    yield "report", [sys.executable, "benchmarks/report.py", raw, "--out", str(visit.out)], {}
-
-
-def train(visit: Visit) -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    _has("lightning", "timm", "torchvision", "torchmetrics", "matplotlib")
-    _device()
-    yield "demo", [sys.executable, "-m", "metricseg.demo", "--out", str(visit.out / "demo")], {}
-    if importlib.util.find_spec("jsonargparse") is not None:
-        epoch = ["fit", "--config", "scenes", "--trainer.max_epochs", "1"]
-        epoch += ["--trainer.default_root_dir", str(visit.out / "fit"), "--trainer.logger", "false"]
-        yield "bf16-mixed", [sys.executable, "-c", "from metricseg.cli import main; main()", *epoch], {}
-
-
-PARTS = (
-    Part("build", 150, build),
-    Part("tests", 150, tests),
-    Part("sanitizer", 100, sanitizer),
-    Part("bench", 260, bench),
-    Part("train", 90, train),
-)
-
-
-def run_command(command: list[str], environment: dict[str, str], log: Any, seconds: float) -> str:
-    """ "passed", "timed out after ..." or "failed with status ..."; ends the whole process group at its limit."""
-    log.write(f"$ {' '.join(command)}\n")
-    log.flush()
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    )
+def run(command: Command, seconds: float, logs: Path) -> dict[str, Any]:
+    """{"status", "seconds", "limit", "processes": the last line of each}. Ends every process at the limit."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = (str(ROOT), str(ROOT / "benchmarks"), environment.get("PYTHONPATH"))
+    environment |= {
+        "PATH": os.pathsep.join((sysconfig.get_path("scripts"), environment.get("PATH", ""))),  # ninja
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "TRITON_CACHE_DIR": str(STATE / "cache" / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(STATE / "cache" / "inductor"),
+        **command.environment,
+    }
+    start, running, files = time.monotonic(), {}, {}
+    late: list[str] = []
     try:
-        status = process.wait(timeout=max(seconds, 1))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return f"timed out after {seconds:.0f} s"
-    return "passed" if status == 0 else f"failed with status {status}"
-
-
-def run_part(part: Part, visit: Visit, seconds: float) -> dict[str, Any]:
-    """{"status", "seconds", and what each command came to}. Status: passed, failed, or missing."""
-    start = time.monotonic()
-    entry: dict[str, Any] = {"status": "passed", "commands": {}}
-    with (visit.out / f"{part.name}.log").open("w") as log:
-        try:
-            for name, command, extra in part.commands(visit):
-                left = seconds - (time.monotonic() - start)
-                came_to = (
-                    run_command(command, {**visit.environment, **extra}, log, left) if left > 1 else "no time left"
+        for name, argv in command.processes.items():
+            files[name] = logs / f"{command.name.replace('/', '-')}-{name}.log"
+            with files[name].open("w") as log:
+                running[name] = subprocess.Popen(
+                    argv, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp
                 )
-                entry["commands"][name] = came_to
-                if came_to != "passed":
-                    entry["status"] = "failed"
-        except Missing as reason:
-            entry.update(status="missing", reason=str(reason))
-            log.write(f"{reason}\n")
-    entry["seconds"] = round(time.monotonic() - start, 1)
-    return entry
+        for name, process in running.items():
+            try:
+                process.wait(max(0.0, start + seconds - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                late.append(name)
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    failed = [name for name, process in running.items() if process.returncode != 0]
+    said = {}
+    for name, process in running.items():
+        state = "timed out" if name in late else f"status {process.returncode}" if process.returncode else "passed"
+        lines = files[name].read_text(errors="replace").split("\n")
+        said[name] = f"{state}: {next((line.strip(' =') for line in reversed(lines) if line.strip()), '')[:200]}"
+    status = "timed out" if late else "failed" if failed else "passed"
+    return {"status": status, "seconds": round(time.monotonic() - start, 1), "limit": round(seconds), "processes": said}
+
+
+def write(path: Path, content: Any) -> None:
+    """Whole or not at all, whenever this process is killed."""
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(content, indent=1) + "\n")
+    draft.replace(path)
 
 
 def machine_record() -> dict[str, Any]:
-    try:
-        import machine
-        import torch
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import machine
 
-        return machine.record("cuda" if torch.cuda.is_available() else "cpu")
-    except ImportError as error:
-        return {"error": str(error)}
+    return machine.record()
 
 
-def visit_all(out: Path, names: list[str], again: bool) -> int:
-    out.mkdir(parents=True, exist_ok=True)
-    visit, deadline = Visit(out), time.monotonic() + TOTAL
-    stamp = {part.name: out / f".{part.name}.passed" for part in PARTS}
-    summary_file = out / "summary.json"
-    summary = json.loads(summary_file.read_text()) if summary_file.exists() else {"parts": {}}
-    summary["machine"] = machine_record()
-    chosen = [part for part in PARTS if part.name in names]
-    for part in chosen:
-        if again:
-            stamp[part.name].unlink(missing_ok=True)
-        if stamp[part.name].exists():
-            print(f"{part.name:10} passed before")
+def visit(commands: Sequence[Command], out: Path, state: Path, again: bool = False, device: bool = True) -> int:
+    """Run what has not passed yet; the exit status. `device`: whether there is one."""
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+    state.mkdir(parents=True, exist_ok=True)
+    kept = state / "visit.json"
+    entries: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    if again:
+        entries = {name: entry for name, entry in entries.items() if name not in {c.name for c in commands}}
+    about, deadline = machine_record(), time.monotonic() + TOTAL
+
+    def note(**entry: Any) -> None:
+        entries.update(entry)
+        write(kept, entries)
+        write(out / "summary.json", {"machine": about, "commands": entries})
+
+    note()
+    for number, command in enumerate(commands):
+        # the build always runs: it compiles only what has changed
+        if entries.get(command.name, {}).get("status") == "passed" and command.part != "build":
+            print(f"{command.name:20} passed before", flush=True)
             continue
-        entry = run_part(part, visit, min(part.seconds, deadline - time.monotonic()))
-        summary["parts"][part.name] = entry
-        summary_file.write_text(json.dumps(summary, indent=1) + "\n")
-        if entry["status"] == "passed":
-            stamp[part.name].touch()
-        reasons = [f"{name}: {came_to}" for name, came_to in entry["commands"].items() if came_to != "passed"]
-        print(
-            f"{part.name:10} {entry['status']} in {entry['seconds']} s", entry.get("reason", ""), *reasons, flush=True
-        )
+        reason = command.missing() if device else "torch sees no CUDA device"
+        if reason is not None:
+            note(**{command.name: {"status": "missing", "reason": reason}})
+        else:
+            later = sum(c.seconds for c in commands[number + 1 :] if entries.get(c.name, {}).get("status") != "passed")
+            note(**{command.name: {"status": "running"}})
+            note(**{command.name: run(command, max(1.0, deadline - time.monotonic() - later), out / "logs")})
+        entry = entries[command.name]
+        took = f"in {entry['seconds']} s" if "seconds" in entry else entry["reason"]
+        print(f"{command.name:20} {entry['status']}", took, flush=True)
+        for name, line in entry.get("processes", {}).items():
+            if entry["status"] != "passed" and not line.startswith("passed"):
+                print(f"    {name}: {line}", flush=True)
     print(f"results: {out}")
-    statuses = {summary["parts"].get(part.name, {}).get("status") for part in chosen}
-    return 1 if "failed" in statuses else 2 if "missing" in statuses else 0
+    statuses = {entries[command.name]["status"] for command in commands}
+    return 1 if statuses - {"passed", "missing"} else 2 if "missing" in statuses else 0
 
 
-def small_cases(backend: str) -> None:
-    """Each kernel of a backend once or twice on small input."""
-    from metricseg_kernels.core import backends
-
-    focal_cases(backend)
-    if backend in backends.ORDER["contrast"]["cuda"]:
-        contrast_cases(backend)
-    if backend in backends.ORDER["anchors"]["cuda"]:
-        anchors_cases(backend)
-    if backend in backends.ORDER["centers"]["cuda"]:
-        centers_cases(backend)
-
-
-def contrast_cases(backend: str) -> None:
-    """A set with itself and two sets, no size a multiple of a tile, rows that take no part, ids, odd strides."""
-    import torch
-
-    import metricseg_kernels as mk
-
-    for rows, columns, dim, dtype in ((150, None, 20, torch.float32), (131, 77, 64, torch.bfloat16)):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2 * rows, dim, generator=generator).to("cuda", dtype)[::2].requires_grad_()
-        labels = torch.randint(-1, 4, (rows,), generator=generator).to("cuda")
-        sets: list[Any] = [x, labels, None, None]
-        ids: dict[str, Any] = {"anchor_ids": torch.arange(rows, device="cuda")}
-        if columns is not None:
-            y = torch.randn(columns, dim, generator=generator).to("cuda", dtype).requires_grad_()
-            sets[2:] = y, torch.randint(-1, 4, (columns,), generator=generator).to("cuda")
-            ids["contrast_ids"] = torch.arange(columns, device="cuda")
-        losses = [
-            mk.pixel_contrast_loss(*sets, backend=backend),
-            mk.pixel_contrast_loss(*sets, denominator="all", reduction="none", backend=backend, **ids).mean(),
-            mk.margin_contrast_loss(*sets, margin=9.0, backend=backend),
-        ]
-        sum(losses).backward()
-        torch.cuda.synchronize()
-        assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
-        print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
-
-
-def centers_cases(backend: str) -> None:
-    """No size a multiple of a tile, shared centers and each image's own, labels out of range, odd strides."""
-    import torch
-
-    import metricseg_kernels as mk
-
-    for channels, classes, own, dtype, layout in (
-        (37, 19, False, torch.float32, torch.contiguous_format),
-        (64, 150, True, torch.bfloat16, torch.channels_last),
-        (5, 847, False, torch.float16, torch.contiguous_format),
-    ):
-        generator = torch.Generator().manual_seed(0)
-        sizes = (2, channels, 11, 26), (2, classes, 11, 13), (*(2,) * own, classes, channels)
-        x, z, w = (torch.randn(size, generator=generator).to("cuda", dtype) for size in sizes)
-        x = x[..., ::2] if layout == torch.contiguous_format else x[..., :13].contiguous(memory_format=layout)
-        x, z, w = (t.requires_grad_() for t in (x, z, w))
-        labels = torch.randint(classes, (2, 11, 13), generator=generator).to("cuda", torch.int32)
-        labels[:, 0, :3] = 255
-        kwargs = {"num_classes": classes, "return_present": True, "backend": backend}
-        logits, pull = mk.center_similarity(x, w, pull_labels=labels, backend=backend)
-        far = mk.center_similarity(x, w, metric="euclidean", scale=0.1, backend=backend)
-        (soft, _), (hard, present) = (mk.class_centers(x, a, **kwargs) for a in (z, labels))
-        loss = sum(t.float().mean() for t in (logits, far, soft, hard)) + pull + mk.center_push(hard, present)
-        loss.backward()
-        torch.cuda.synchronize()
-        assert all(bool(t.grad.isfinite().all()) for t in (x, z, w)) and bool(loss.isfinite())
-        labels[0, 1, 1] = 2**30  # no class: the pull is NaN, and so are the centers of its image
-        assert bool(mk.center_pull(x, w, labels, backend=backend).isnan())
-        hard = mk.class_centers(x, labels, **kwargs)[0]
-        torch.cuda.synchronize()
-        assert bool(hard[0].isnan().all() and hard[1].isfinite().all())
-        print(f"{backend} centers {channels} x {classes} {dtype}: done", flush=True)
-
-
-def anchors_cases(backend: str) -> None:
-    """Every strategy, more slots than samples, labels and indices out of range, a pixel twice, odd strides."""
-    import torch
-
-    import metricseg_kernels as mk
-
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(5, (3, 19, 46), generator=generator).to("cuda")[..., ::2]
-    labels[0, 0, :3], labels[1, 2, 3] = 255, 2**40
-    predictions = torch.randint(5, labels.shape, generator=generator).to("cuda")
-    confidence = torch.rand(labels.shape, generator=generator).to("cuda")
-    for strategy, samples in (("hard", 200), ("random", 7), ("semi_hard", 200), ("boundary", 31)):
-        kwargs = {"strategy": strategy, "max_samples": samples, "max_views": 20, "seed": 1, "backend": backend}
-        index, sampled, count = mk.sample_anchors(labels, predictions, confidence=confidence, **kwargs)
-        used = index[: int(count)]
-        assert count > 0 and bool((labels.flatten()[used] == sampled[: int(count)]).all())
-        for dtype, layout in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
-            x = torch.randn(3, 37, 19, 23, generator=generator).to("cuda", dtype, memory_format=layout).requires_grad_()
-            pixels = torch.cat([index, index[:5], index.new_tensor([-1, -2, 2**50])])
-            rows = mk.gather_pixels(x, pixels, backend=backend)
-            rows.sum().backward()
-            torch.cuda.synchronize()
-            assert bool(rows[:-2].isfinite().all() and rows[-2:].isnan().all() and x.grad.isfinite().all())
-        print(f"{backend} anchors {strategy}: done", flush=True)
-
-
-def focal_cases(backend: str) -> None:
-    """Up, down, none to interpolate, bad labels, odd strides."""
-    import torch
-
-    import metricseg_kernels as mk
-
-    def pair(classes: int, cells: tuple[int, int], labels: tuple[int, int], dtype: torch.dtype) -> tuple[Any, Any]:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, classes, *cells, generator=generator).to("cuda", dtype).requires_grad_()
-        t = torch.randint(classes, (2, *labels), generator=generator)
-        t[:, 0, :2] = 255
-        return x, t.to("cuda", torch.uint8)
-
-    for classes, cells, labels, dtype in (
-        (19, (9, 13), (36, 52), torch.float32),
-        (5, (8, 8), (31, 29), torch.bfloat16),
-        (150, (12, 12), (12, 12), torch.float32),
-        (3, (33, 17), (9, 8), torch.float16),
-    ):
-        x, t = pair(classes, cells, labels, dtype)
-        weight = torch.linspace(0.5, 1.5, classes, device="cuda")
-        losses = [
-            mk.focal_loss(x, t, backend=backend),
-            mk.cross_entropy(x, t, weight=weight, label_smoothing=0.1, align_corners=True, backend=backend),
-            mk.focal_loss(x, t, reduction="none", return_stats=True, backend=backend)[0].mean(),
-            mk.sigmoid_focal_loss(x, t, backend=backend),
-            mk.ohem_cross_entropy(x, t, min_kept=20, backend=backend),
-        ]
-        sum(losses).backward()
-        torch.cuda.synchronize()
-        assert all(bool(loss.isfinite()) for loss in losses) and bool(x.grad.isfinite().all())
-        t[0, 0, 5] = 200  # no class: the loss is NaN, and no address comes of it
-        assert bool(mk.focal_loss(x, t, backend=backend).isnan())
-        print(f"{backend} {tuple(x.shape)} to {tuple(labels)} {dtype}: done", flush=True)
+def describe(commands: Sequence[Command], cores: int) -> str:
+    """The plan as text."""
+    lines = []
+    for command in commands:
+        first, *others = command.processes.values()
+        lines.append(f"{command.name:20} {command.seconds:4} s  {len(others) + 1:2} at once: {' '.join(first)}")
+    total = sum(command.seconds for command in commands)
+    return "\n".join([*lines, f"{'sum':20} {total:4} s  of {TOTAL} s, on {cores} cores"])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu-visit")
-    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], default=[p.name for p in PARTS])
-    parser.add_argument("--again", action="store_true", help="run parts that passed before as well")
-    parser.add_argument("--small-cases", metavar="BACKEND", help="what the sanitizer part runs under compute-sanitizer")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="parts or commands")
+    parser.add_argument("--again", action="store_true", help="run what passed before as well")
+    parser.add_argument("--plan", action="store_true", help="print the commands of a machine of 16 cores, and run none")
     arguments = parser.parse_args()
-    if arguments.small_cases:
-        small_cases(arguments.small_cases)
+    cores = 16 if arguments.plan else len(os.sched_getaffinity(0))
+    commands = plan(arguments.out.resolve(), cores)
+    if arguments.only:
+        unknown = set(arguments.only) - {name for c in commands for name in (c.part, c.name)}
+        if unknown:
+            parser.error(f"no part or command is named {', '.join(sorted(unknown))}")
+        commands = [c for c in commands if {c.part, c.name} & set(arguments.only)]
+    if arguments.plan:
+        print(describe(commands, cores))
         return 0
-    return visit_all(arguments.out.resolve(), arguments.only, arguments.again)
+    import torch
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that run() ends its processes
+    return visit(commands, arguments.out.resolve(), STATE, arguments.again, torch.cuda.is_available())
 
 
 if __name__ == "__main__":

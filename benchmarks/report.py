@@ -1,9 +1,10 @@
 """Turns a run's JSON into what is kept and shown: a results file, a table and plots per op family.
 
-    python benchmarks/report.py [RAW] [--out FOLDER]
+    python benchmarks/report.py [RAW ...] [--out FOLDER]
 
-RAW is what `pytest benchmarks/ --benchmark-only --benchmark-json=RAW` wrote (default: .benchmarks/latest.json).
-FOLDER is benchmarks/results/<device> unless given.
+RAW is what `pytest benchmarks/ --benchmark-only --benchmark-json=RAW` wrote (default: .benchmarks/latest.json), or the
+rows that METRICSEG_BENCH_ROWS=RAW.jsonl kept, of a run that was killed too. FOLDER is benchmarks/results/<device>
+unless given.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ COLORS = {
     "bare products": "#a58fbf",
     "bound": "#b0b0b0",
 }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The JSON of a whole run; or its rows (.jsonl), of which the last may be cut off."""
+    text = path.read_text()
+    if path.suffix != ".jsonl":
+        return json.loads(text)
+    head, *rows = (json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())
+    return {**head, "benchmarks": rows}
 
 
 def read(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Row]]]:
@@ -237,11 +247,15 @@ def write(raw: dict[str, Any], out: Path | None = None) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw", type=Path, nargs="?", default=machine.ROOT / ".benchmarks" / "latest.json")
+    parser.add_argument("raw", type=Path, nargs="*", default=[machine.ROOT / ".benchmarks" / "latest.json"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    for path in write(json.loads(arguments.raw.read_text()), arguments.out):
-        print(path)
+    absent = [str(raw) for raw in arguments.raw if not raw.exists()]
+    for raw in arguments.raw:
+        for path in write(load(raw), arguments.out) if raw.exists() else ():
+            print(path)
+    if absent:
+        raise SystemExit(f"there is no {', '.join(absent)}")
 
 
 if __name__ == "__main__":

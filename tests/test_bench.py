@@ -1,7 +1,6 @@
 """The benchmarks' own machinery: a wrong result gets no time, the meter measures what is known, the report renders."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -163,23 +162,3 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
     assert len(kept["rows"]) == 6 and kept["rows"][1]["times_as_fast_as"] == {"eager": 8.0}
     assert "| 8.00x | 10.0x | 2.50x |" in (tmp_path / "focal.md").read_text()
     assert {path.suffix for path in written} == {".json", ".md", ".png"} and all(p.stat().st_size for p in written)
-
-
-def test_gpu_visit_says_why_a_part_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gpu
-
-    parts = {
-        "missing": lambda visit: (_ for _ in ()).throw(gpu.Missing("no device")),
-        "failing": lambda visit: iter([("exit", [sys.executable, "-c", "raise SystemExit(3)"], {})]),
-        "endless": lambda visit: iter([("sleep", [sys.executable, "-c", "import time; time.sleep(60)"], {})]),
-        "passing": lambda visit: iter([("print", [sys.executable, "-c", "print('here')"], {})]),
-    }
-    monkeypatch.setattr(gpu, "PARTS", tuple(gpu.Part(name, 2, commands) for name, commands in parts.items()))
-    assert gpu.visit_all(tmp_path, list(parts), again=False) == 1
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    status = {name: entry["status"] for name, entry in summary["parts"].items()}
-    assert status == {"missing": "missing", "failing": "failed", "endless": "failed", "passing": "passed"}
-    assert "timed out" in summary["parts"]["endless"]["commands"]["sleep"] and "torch" in summary["machine"]
-    before = (tmp_path / "passing.log").read_text()
-    assert "here" in before and gpu.visit_all(tmp_path, ["passing"], again=False) == 0
-    assert gpu.visit_all(tmp_path, ["missing"], again=False) == 2
