@@ -34,15 +34,16 @@ class FocalProblem:
 
     def __init__(self, shape: Shape, loss: str, device: str) -> None:
         self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
-        generator = torch.Generator().manual_seed(0)
-        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), generator=generator).float()
+        generator = torch.Generator(device).manual_seed(0)
+        numbers = {"generator": generator, "device": device}
+        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
         target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
         favoured = F.interpolate(coarse, shape.cells, mode="nearest").long()
-        logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, generator=generator)
-        logits.scatter_add_(1, favoured, torch.full(favoured.shape, 4.0))
-        target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE
-        self.logits = logits.to(device, getattr(torch, shape.dtype)).requires_grad_()
-        self.target = target.to(device)
+        logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
+        logits.scatter_add_(1, favoured, torch.full(favoured.shape, 4.0, device=device))
+        target[torch.rand(target.shape, **numbers) < 0.05] = IGNORE
+        self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
+        self.target = target
         self.weight = torch.linspace(0.5, 1.5, shape.classes).to(device) if loss == "cross_entropy" else None
         self.min_kept = shape.pixels // 16
         self.leaves = (self.logits,)

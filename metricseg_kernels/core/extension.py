@@ -44,7 +44,9 @@ error: str | None = _load()
 @functools.cache
 def _why_no_cuda() -> str | None:
     """None if torch and the driver allow launches of the CUDA kernels that the extension has, else the reason."""
-    ask = ctypes.CDLL(str(_library())).metricseg_why_no_cuda
+    ask = getattr(ctypes.CDLL(str(_library())), "metricseg_why_no_cuda", None)
+    if ask is None:
+        return "the extension was built from other sources (build it again)"
     ask.restype = ctypes.c_char_p
     reason: bytes | None = ask()
     return None if reason is None else reason.decode()

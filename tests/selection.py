@@ -1,7 +1,8 @@
-"""Which tests of Triton kernels run without a device.
+"""Which tests of Triton kernels run where.
 
-Triton's interpreter takes seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32. All others
-run compiled (ttsem_plugin.py), where a case costs its compilation, and opcheck and torch.compile look for a driver.
+Each case costs a compilation. On a device, dtypes other than fp32 take a part of the cases. Without one, all of these
+run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver. Triton's interpreter takes
+seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INTERPRETED = {
                 "no-pixels-own", "strided", "channel-slice", "ignored", "absent", "huge"),
 }  # fmt: skip
 BRIEF = ("test_margins_and_poison", "test_other_forms", "test_focal_map", "test_sigmoid_focal_of_labels")
-# cases that run in other dtypes than fp32 as well, compiled
+# cases that run in other dtypes than fp32 as well, if kernels are compiled
 IN_EVERY_DTYPE = {
     "contrast": {"primes", "two-sets", "one-channel", "many-channels", "nineteen-classes", "some-ignored", "duplicates",
                  "zero-norm", "tiny", "large", "huge", "huge-unit", "cold-two-sets", "no-contrast", "margins-power-1"},
@@ -37,12 +38,12 @@ NOT_INTERPRETED = (
     "test_nothing_but_the_gradient_is_larger_than_the_logits*", "test_a_bad_pixel_keeps_to_itself*-nhwc*",
     "test_opcheck[[]*-all*", "test_other_forms*-float64]", "test_one_channel*-float64]",
 )  # fmt: skip
-NOT_COMPILED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
+NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*")  # fmt: skip
 
 
-def runs(item: pytest.Item) -> bool:
-    """Whether this test is one of them; True for tests of other backends."""
+def selected(item: pytest.Item) -> bool:
+    """Whether this test runs here; True for tests of other backends."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     if params.get("backend") != "triton":
         return True
@@ -54,5 +55,6 @@ def runs(item: pytest.Item) -> bool:
         if case in getattr(item.module, "NAMED", {}) and (case not in core or dtype != torch.float32):
             return False
         return dtype != torch.bfloat16 and not any(fnmatchcase(item.name, pattern) for pattern in NOT_INTERPRETED)
-    rare = case is not None and dtype != torch.float32 and case not in IN_EVERY_DTYPE.get(family, {case})
-    return not rare and not any(fnmatchcase(item.name, pattern) for pattern in NOT_COMPILED)
+    if case is not None and dtype != torch.float32 and case not in IN_EVERY_DTYPE.get(family, {case}):
+        return False
+    return torch.cuda.is_available() or not any(fnmatchcase(item.name, pattern) for pattern in NOT_EXECUTED)
