@@ -135,8 +135,8 @@ def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> N
     sizes = {("f", "SoftmaxForm"): (4, 12, 20, 28), ("f", "SigmoidForm"): (12,)}
     sizes |= {("d", "SoftmaxForm"): (4,), ("d", "SigmoidForm"): (4,)}
     assert len(walks) == 2 * 2 * sum(map(len, sizes.values()))
-    for (_, scalar, kt, _, _), u in walks.items():
-        wanted = 2 if scalar == "d" or int(kt) > 20 else 3 if int(kt) > 12 else 4
+    for (_, scalar, kt, grad, _), u in walks.items():
+        wanted = 2 if scalar == "d" else (2 if int(kt) > 20 else 3 if int(kt) > 12 else 4) + (grad == "0")
         granted = REGISTER_FILE // (128 * -(-u.registers // 8) * 8)
         assert granted >= wanted, u
         assert u.shared <= 4096, u  # beside the dynamic shared memory that the geometry lays out

@@ -30,7 +30,8 @@ __device__ __forceinline__ void write_partial(const Sums& sums, const BadLabels&
 }
 
 template <typename T, int KT, bool Grad, template <typename, int, bool> class Form>
-__global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT)) walk_kernel(const Problem<T> p, const Plan plan) {
+__global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT, Grad))
+    walk_kernel(const Problem<T> p, const Plan plan) {
   __shared__ Tile tile;
   __shared__ Chunk chunk;
   const Room<T> room{plan};

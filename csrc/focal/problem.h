@@ -57,10 +57,10 @@ constexpr int kSums = 6;
 
 constexpr int kThreads = 128;  // of a block
 
-// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a lane.
+// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a lane with gradient.
 template <typename T>
-constexpr int resident_blocks(int kt) {
-  return sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4;
+constexpr int resident_blocks(int kt, bool grad) {
+  return (sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4) + (sizeof(T) < 8 && !grad);
 }
 
 struct Plan {
@@ -109,10 +109,20 @@ inline void choose_classes(Plan& plan, const int* sizes, int count, int classes,
   plan.span = plan.kt * plan.groups;
 }
 
-// The most label columns that a tile with its halo walks: the first one has no halo, but a longer first interval.
-inline int64_t most_columns(const Axis& x, const Plan& p) {
-  if (x.mul == 0) return x.labels;
-  return std::min(x.labels, std::max(x.first(p.tile_x), ceil_div((p.tile_x + p.halo_x) * x.den, x.mul)));
+// Chunks of label columns that the tiles of a row of tiles take, in all and at most.
+struct Chunks {
+  int64_t sum, most;
+};
+
+// The first tile has no halo, but a longer first interval; the last one may be narrower; those between are alike.
+inline Chunks count_chunks(const Axis& x, const Plan& p) {
+  const auto chunks = [&](int64_t columns) { return std::max<int64_t>(1, ceil_div(columns, p.columns)); };
+  const int64_t first = chunks(x.first(p.tile_x));
+  if (p.tiles_x == 1) return {first, first};
+  const int64_t last = chunks(x.labels - x.first(int64_t(p.tiles_x - 1) * p.tile_x - p.halo_x));
+  if (p.tiles_x == 2) return {first + last, std::max(first, last)};
+  const int64_t inner = chunks(x.mul > 0 ? ceil_div((p.tile_x + p.halo_x) * x.den, x.mul) : x.labels);
+  return {first + (p.tiles_x - 2) * inner + last, std::max({first, inner, last})};
 }
 
 // Lays out shared memory: see walk.cuh.
@@ -147,8 +157,9 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
   plan.stride = plan.span / 4 % 2 == 0 ? plan.span + 4 : plan.span;
   plan.slots = plan.columns + plan.skew * plan.staged;
 
-  // Least waves x chunks of columns x time of a chunk among tiles that fit. Time in label rows: those of an
-  // interval, 1.5 for bringing in and sending out a row of cells, 4 to get going.
+  // The least time among tiles that fit. A wave takes as long as a tile of average chunks, the last one half way from
+  // there to the longest tile. Time of a chunk, in label rows as the SASS has instructions: those of an interval, 2 for
+  // bringing in and sending out a row of cells (1.5 without gradient), 4 to get going.
   constexpr int64_t kShared = 96 << 10;
   const int64_t images = p.batch * plan.class_chunks, interval = std::max<int64_t>(1, p.y.labels / h);
   Plan best{};
@@ -161,15 +172,17 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
       t.tile_x = static_cast<int>(std::clamp<int64_t>(wanted * plan.columns * w / W - plan.halo_x, 1, w));
       t.tiles_y = static_cast<int>(detail::ceil_div(h, t.tile_y));
       t.tiles_x = static_cast<int>(detail::ceil_div(w, t.tile_x));
-      const int64_t chunks = std::max<int64_t>(1, detail::ceil_div(detail::most_columns(p.x, t), t.columns));
-      t.chunked = chunks > 1 || p.x.mul > p.x.den;
+      const detail::Chunks chunks = detail::count_chunks(p.x, t);
+      t.chunked = chunks.most > 1 || p.x.mul > p.x.den;
       t.blocks = images * t.tiles_y * t.tiles_x;
       detail::lay_out<T>(t, grad);
       if (t.shared > std::min(kShared, device.shared)) continue;
       const int64_t resident =
-          std::clamp<int64_t>(2 * kShared / std::max<int64_t>(t.shared, 1), 1, resident_blocks<T>(t.kt));
+          std::clamp<int64_t>(2 * kShared / std::max<int64_t>(t.shared, 1), 1, resident_blocks<T>(t.kt, grad));
       const int64_t waves = detail::ceil_div(t.blocks, resident * device.multiprocessors);
-      const int64_t cost = waves * chunks * ((rows + t.halo_y) * (2 * interval + 3) + 8);
+      const int64_t time = (rows + t.halo_y) * (2 * interval + (grad ? 4 : 3)) + 8;
+      const int64_t longest = chunks.most * t.tiles_x;
+      const int64_t cost = std::max(2 * longest, (2 * waves - 1) * chunks.sum + longest) * time / t.tiles_x;
       if (cost < least) {
         least = cost;
         best = t;

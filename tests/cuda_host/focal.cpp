@@ -79,8 +79,31 @@ static auto by_dtype(void (*f64)(HostDevice, const py::array&, Rest...),
   return [=](const py::array& first, Rest... rest) { (is_double(first) ? f64 : f32)({}, first, rest...); };
 }
 
+// The geometry of a softmax walk over contiguous logits: rows and columns of cells in a tile, blocks that are resident
+// at a time, and the chunks of label columns that each column of tiles takes.
+static py::tuple walk_geometry(int64_t batch, int classes, int64_t h, int64_t w, int64_t H, int64_t W, bool grad) {
+  Problem<float> p{};
+  p.batch = batch;
+  p.classes = classes;
+  p.y = Axis::make(h, H, false);
+  p.x = Axis::make(w, W, false);
+  p.input_stride = p.grad_stride = {classes * h * w, h * w, w, 1};
+  float any;
+  p.grad = grad ? &any : nullptr;
+  const Plan plan = make_plan(p, Tiles<float>::kSoftmax, std::size(Tiles<float>::kSoftmax), true, limits_of_device);
+  std::vector<int> chunks;
+  for (int t = 0; t < plan.tiles_x; ++t) {
+    const Tile tile = tile_at(plan, p.y, p.x, t);
+    Chunk chunk = first_chunk(plan, p.x, tile);
+    for (chunks.push_back(1); chunk.x1 < chunk.x_end; ++chunks.back()) chunk = next_chunk(plan, p.x, tile, chunk);
+  }
+  const int resident = resident_blocks<float>(plan.kt, grad) * limits_of_device.multiprocessors;
+  return py::make_tuple(plan.tile_y, plan.tile_x, resident, chunks);
+}
+
 PYBIND11_MODULE(focal, m) {
   m.def("configure", configure);
+  m.def("walk_geometry", walk_geometry);
   m.def("focal_kernel", by_dtype(focal_kernel<double>, focal_kernel<float>));
   m.def("sigmoid_focal_kernel", by_dtype(sigmoid_focal_kernel<double>, sigmoid_focal_kernel<float>));
   m.def("kth_largest_kernel", by_dtype(kth_largest_kernel<double>, kth_largest_kernel<float>));
