@@ -26,6 +26,8 @@ INTERPRETED = {
 BRIEF = ("test_margins_and_poison", "test_other_forms", "test_focal_map", "test_sigmoid_focal_of_labels")
 # cases that run in other dtypes than fp32 as well, if kernels are compiled
 IN_EVERY_DTYPE = {
+    "focal": {"up4", "primes", "primes-aligned", "identity", "down", "ade", "ratio-33", "channels-last", "confident",
+              "one-cell", "huge"},
     "contrast": {"primes", "two-sets", "one-channel", "many-channels", "nineteen-classes", "some-ignored", "duplicates",
                  "zero-norm", "tiny", "large", "huge", "huge-unit", "cold-two-sets", "no-contrast", "margins-power-1"},
     "centers": {"primes", "ade20k", "channels-last-own", "zeros-own", "huge"},
