@@ -111,8 +111,10 @@ def device_of(backend: str) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
+        chosen[selected(item, ON_GPU)].append(item)
         if item.get_closest_marker("gpu") and not ON_GPU:  # keywords hold names of folders too
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-    config.hook.pytest_deselected(items=[item for item in items if not selected(item)])
-    items[:] = [item for item in items if selected(item)]
+    config.hook.pytest_deselected(items=chosen[False])
+    items[:] = chosen[True]

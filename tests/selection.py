@@ -44,7 +44,7 @@ NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*")  # fmt: skip
 
 
-def selected(item: pytest.Item) -> bool:
+def selected(item: pytest.Item, on_device: bool) -> bool:
     """Whether this test runs here; True for tests of other backends."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
     if params.get("backend") != "triton":
@@ -59,4 +59,4 @@ def selected(item: pytest.Item) -> bool:
         return dtype != torch.bfloat16 and not any(fnmatchcase(item.name, pattern) for pattern in NOT_INTERPRETED)
     if case is not None and dtype != torch.float32 and case not in IN_EVERY_DTYPE.get(family, {case}):
         return False
-    return torch.cuda.is_available() or not any(fnmatchcase(item.name, pattern) for pattern in NOT_EXECUTED)
+    return on_device or not any(fnmatchcase(item.name, pattern) for pattern in NOT_EXECUTED)
