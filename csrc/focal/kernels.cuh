@@ -72,10 +72,9 @@ struct Sampler {
     fy = cy[0] == cy[1] ? T(0) : p.y.template fraction<T>(y);
     fx = cx[0] == cx[1] ? T(0) : p.x.template fraction<T>(x);
   }
-  __device__ __forceinline__ T operator()(int64_t k) const {
-    const auto cell = [&](int i, int j) {
-      return load_float<T>(p.input, static_cast<Scalar>(p.input_type), corner[i][j] + k * p.input_stride.k);
-    };
+  template <typename Stored>
+  __device__ __forceinline__ T operator()(const Stored* input, int64_t k) const {
+    const auto cell = [&](int i, int j) { return widen<T>(input[corner[i][j] + k * p.input_stride.k]); };
     const T upper = blend(p.x, cell(0, 0), cell(0, 1), fx), lower = blend(p.x, cell(1, 0), cell(1, 1), fx);
     return blend(p.y, upper, lower, fy);
   }
@@ -87,26 +86,34 @@ __device__ __forceinline__ void settle_pixel(const Problem<T>& p, const SoftmaxP
   const int64_t x = pixel % p.x.labels, y = pixel / p.x.labels % p.y.labels, image = pixel / p.x.labels / p.y.labels;
   const int label = fetch_label(p, image, y, x);
   const Sampler<T> logit(p, image, y, x);
-  T max = -std::numeric_limits<T>::infinity(), best = logit(0);
+  T max = -std::numeric_limits<T>::infinity(), target = 0, rest = 0, weighted = 0;
   int best_class = 0;
-  for (int k = 0; k < p.classes; ++k) {
-    const T z = logit(k);
-    max = fmax(max, z);
-    if (z > best || (z != z && best == best)) {
-      best = z;
-      best_class = k;
+  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
+    T best = logit(input, 0);
+#pragma unroll 4
+    for (int k = 0; k < p.classes; ++k) {
+      const T z = logit(input, k);
+      max = fmax(max, z);
+      if (z > best || (z != z && best == best)) {
+        best = z;
+        best_class = k;
+      }
     }
-  }
-  T rest = 0, weighted = 0;
-  for (int k = 0; k < p.classes; ++k) {
-    const T z = logit(k);
-    if (k != label) rest += exp_nonpositive(z - max);
-    if (c.smoothing != T(0)) weighted += (p.weight == nullptr ? T(1) : p.weight[k]) * (max - z);
-  }
+    if (label >= 0) target = logit(input, label);
+#pragma unroll 4
+    for (int k = 0; k < p.classes; ++k) {
+      const T e = exp_nonpositive(logit(input, k) - max);
+      rest += k == label ? T(0) : e;
+    }
+    if (c.smoothing == T(0)) return;
+    for (int k = 0; k < p.classes; ++k) {
+      weighted += (p.weight == nullptr ? T(1) : p.weight[k]) * (max - logit(input, k));
+    }
+  });
   Verdict<T> v{};
   if (label >= 0) {
     const T grad_loss = p.grad_loss == nullptr ? T(1) : p.grad_loss[p.grad_loss_stride.at(image, 0, y, x)];
-    v = judge(p, c, label, max, rest, max - logit(label), weighted, grad_loss);
+    v = judge(p, c, label, max, rest, max - target, weighted, grad_loss);
     tell(p, v, label, best_class, sums);
   }
   if (label == kBadLabel) bad.add(label_at(p, image, y, x));
