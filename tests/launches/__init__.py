@@ -9,6 +9,7 @@ have been imported without TRITON_INTERPRET, so this needs a process of its own:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import subprocess
 import tempfile
@@ -62,6 +63,25 @@ class Kernel(NamedTuple):
         return None
 
 
+def pairs(axes: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """A value for each axis, until any two values of two axes have occurred together, each time as many new ones as can
+    be."""
+    choices = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    missing = [set(itertools.combinations(choice.items(), 2)) for choice in choices]
+    while any(missing):
+        best = max(range(len(choices)), key=lambda i: len(missing[i]))
+        yield choices[best]
+        missing = [pairs - missing[best] for pairs in missing]
+
+
+# how products of a dtype run: (dtype, matmul precision, whether on tensor cores, bytes of stack that may spill)
+ARITHMETIC = {
+    "bf16": (torch.bfloat16, "highest", True, 0),
+    "fp16": (torch.float16, "highest", True, 0),
+    "tf32": (torch.float32, "high", True, 0),
+    "fp32": (torch.float32, "highest", False, 64),
+    "fp64": (torch.float64, "highest", None, 64),
+}
 # kernels made of matrix products
 PRODUCTS = {"stats", "symmetric_lse", "gradient", "similarity", "gradients", "spread", "soft_gradient"}
 
