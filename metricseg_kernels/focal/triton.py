@@ -32,7 +32,7 @@ LIMITS = {
     "softmax": Limits(64, 24),
     "softmax, smoothed": Limits(64, 20),
     "statistics": Limits(20, 20),
-    "statistics, smoothed": Limits(16, 16),
+    "statistics, smoothed": Limits(20, 20),
     "given": Limits(24, 24),
     "given, smoothed": Limits(24, 24),
     "sigmoid": Limits(12, 12, registers=168),
@@ -240,6 +240,6 @@ def kth_largest_kernel(values: Tensor, k: int, result: Tensor) -> None:
     with on_device_of(values):
         for i in range(bits // 8 + 1):
             select_digit[(programs if i < bits // 8 else 1,)](
-                values, values.numel(), k, histograms, result, PASS=i, UINT=tl.uint32 if bits == 32 else tl.uint64,
+                values, values.numel(), k, i, histograms, result, UINT=tl.uint32 if bits == 32 else tl.uint64,
                 BITS=bits, BLOCK=block, VECTOR=math.gcd(values.numel(), 4), enable_fp_fusion=True,
             )  # fmt: skip

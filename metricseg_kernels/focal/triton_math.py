@@ -1,7 +1,8 @@
 """The formulas of the focal family on blocks of lanes, as csrc/focal/math.h has them for one pixel.
 
 A lane is a label pixel, [P]. Its classes come as a tuple of [k, P] blocks, so that their number need not be rounded up
-to one power of two; ks holds their indices as [k, 1] blocks. Padding (index >= classes) has the logit -inf.
+to one power of two. ks holds their indices as [k, 1] blocks, counted from the first class k0 of a chunk, as are
+`label` and `count`, the number of classes from k0 on. Padding (index >= count) has the logit -inf.
 """
 
 from typing import Any, NamedTuple
@@ -66,12 +67,12 @@ def below_normal(u):
 
 
 @triton.jit
-def weight_block(weight, k, classes, ACC: tl.constexpr):
-    """w_k of a [k, 1] block, 0 in the padding."""
+def weight_block(weight, k0, k, count, ACC: tl.constexpr):
+    """Class weights of a [k, 1] block, 0 in the padding."""
     if weight is None:
-        return tl.where(k < classes, 1.0, 0.0).to(ACC)
+        return tl.where(k < count, 1.0, 0.0).to(ACC)
     else:
-        return tl.load(weight + k, mask=k < classes, other=0.0)
+        return tl.load(weight + k0 + k, mask=k < count, other=0.0)
 
 
 @triton.jit
@@ -91,8 +92,8 @@ def finite(m):
 
 
 @triton.jit
-def take_classes(z, ks, k0, label, opaque, row_max, others, target_logit):
-    """Takes the classes of z, which begin at k0, into the first three of RowStats.
+def take_classes(z, ks, label, opaque, row_max, others, target_logit):
+    """Takes the classes of z into the first three of RowStats.
 
     -> (row_max, others, target_logit, blocks of exp(z_k - row_max) with 0 at the label). Before any class: -inf, 0,
     -inf. `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one
@@ -100,10 +101,11 @@ def take_classes(z, ks, k0, label, opaque, row_max, others, target_logit):
     """
     old = row_max
     masked = ()
+    begin = 0
     for i in tl.static_range(len(ks)):
         here = tl.sum(tl.where(ks[i] == (label + opaque)[None, :], z[i], 0.0), 0)
-        target_logit = tl.where((label >= k0) & (label < k0 + z[i].shape[0]), here, target_logit)
-        k0 += z[i].shape[0]
+        target_logit = tl.where((label >= begin) & (label < begin + z[i].shape[0]), here, target_logit)
+        begin += z[i].shape[0]
         masked += (tl.where(ks[i] == label[None, :], float("-inf"), z[i]),)
         row_max = tl.maximum(row_max, tl.max(masked[i], 0))
     row_max = tl.maximum(row_max, target_logit)
@@ -128,12 +130,12 @@ def take_largest(z, k0, largest, best):
 
 
 @triton.jit
-def weighted_gap(z, ks, weight, classes, row_max):
+def weighted_gap(z, k0, ks, weight, count, row_max):
     """sum_k w_k (row_max - z_k) over the classes of z."""
     total = tl.zeros(row_max.shape, row_max.dtype)
     for i in tl.static_range(len(ks)):
-        gap = tl.where(ks[i] < classes, row_max[None, :] - z[i], 0.0)
-        total += tl.sum(weight_block(weight, ks[i], classes, row_max.dtype) * gap, 0)
+        gap = tl.where(ks[i] < count, row_max[None, :] - z[i], 0.0)
+        total += tl.sum(weight_block(weight, k0, ks[i], count, row_max.dtype) * gap, 0)
     return total
 
 
@@ -174,18 +176,21 @@ def softmax_pixel(stats, w_t, w_all, params, POWER: tl.constexpr, SMOOTHED: tl.c
 
 
 @triton.jit
-def softmax_gradient(exps, ks, label, weight, classes, coefs, SMOOTHED: tl.constexpr):
-    """Blocks v and a factor c [P] with dl/dz_k = c v_k."""
-    c = coefs.scale
+def softmax_gradient(exps, ks, label, coefs):
+    """Blocks v with dl/dz_k = scale v_k - b w_k."""
     out = ()
     for i in tl.static_range(len(ks)):
-        v = tl.where(ks[i] == label[None, :], coefs.at_target[None, :], exps[i])
-        if SMOOTHED:
-            v = c[None, :] * v - coefs.b[None, :] * weight_block(weight, ks[i], classes, c.dtype)
-        out += (v,)
-    if SMOOTHED:
-        c = tl.full(c.shape, 1.0, c.dtype)
-    return out, c
+        out += (tl.where(ks[i] == label[None, :], coefs.at_target[None, :], exps[i]),)
+    return out
+
+
+@triton.jit
+def subtract_weights(g, b, k0, ks, weight, count):
+    """g_k - b w_k, block by block."""
+    out = ()
+    for i in tl.static_range(len(ks)):
+        out += (g[i] - b[None, :] * weight_block(weight, k0, ks[i], count, b.dtype),)
+    return out
 
 
 @triton.jit

@@ -80,15 +80,16 @@ def choose_digit(histogram, rank):
     return tl.sum(tl.where(here, digit, 0)), rank - tl.sum(tl.where(here, above, 0))
 
 
-@triton.jit(do_not_specialize=["size", "rank"])
-def select_digit(values, size: tl.int64, rank: tl.int64, histograms, result, PASS: tl.constexpr, UINT: tl.constexpr,
+@triton.jit(do_not_specialize=["size", "rank", "step"])
+def select_digit(values, size: tl.int64, rank: tl.int64, step: tl.int32, histograms, result, UINT: tl.constexpr,
                  BITS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):  # fmt: skip
-    """Pass PASS of BITS / 8; the one after the last writes the result. VECTOR divides size: loads are that wide."""
+    """Pass `step` of BITS / 8; the one after the last writes the result. VECTOR divides size: loads are that wide."""
+    rank = tl.cast(rank, tl.int64)  # of one type, as it is carried through the loop
     prefix = tl.zeros((1,), UINT)
-    for i in tl.static_range(PASS):
+    for i in range(0, step):
         digit, rank = choose_digit(histograms + i * 256, rank)
         prefix = (prefix << 8) | digit.to(UINT)
-    if PASS * 8 == BITS:
+    if step * 8 == BITS:
         sign = tl.full((1,), 1 << (BITS - 1), UINT)
         bits = prefix ^ tl.where(prefix >= sign, sign, tl.full((1,), (1 << BITS) - 1, UINT))
         tl.store(result + tl.arange(0, 1), bits.to(result.dtype.element_ty, bitcast=True))
@@ -96,10 +97,8 @@ def select_digit(values, size: tl.int64, rank: tl.int64, histograms, result, PAS
         counts = tl.zeros((256,), tl.int64)
         for begin in range(tl.program_id(0).to(tl.int64) * BLOCK, size, tl.num_programs(0) * BLOCK):
             n = begin + tl.arange(0, BLOCK)
-            taking_part = n // VECTOR < size // VECTOR
-            key = ordered_key(tl.load(values + n, mask=taking_part, other=0.0), UINT, BITS)
-            if PASS > 0:
-                taking_part = taking_part & ((key >> (BITS - 8 * PASS)) == prefix)
-            digits = (key >> (BITS - 8 - 8 * PASS)) & 255
-            counts += tl.histogram(digits.to(tl.int32), 256, mask=taking_part)
-        tl.atomic_add(histograms + PASS * 256 + tl.arange(0, 256), counts, mask=counts > 0, sem="relaxed")
+            known = n // VECTOR < size // VECTOR
+            key = ordered_key(tl.load(values + n, mask=known, other=0.0), UINT, BITS)
+            digits = key >> (BITS - 8 - 8 * step).to(UINT)  # those chosen by earlier passes, and this one's
+            counts += tl.histogram((digits & 255).to(tl.int32), 256, mask=known & (digits >> 8 == prefix))
+        tl.atomic_add(histograms + step * 256 + tl.arange(0, 256), counts, mask=counts > 0, sem="relaxed")

@@ -123,12 +123,16 @@ def fraction(axis, label, cell, ACC: tl.constexpr):
 
 
 @triton.jit
-def class_blocks(k0, KS):
-    """Class indices of a chunk that begins at k0, one [k, 1] block for each size in KS."""
+def class_blocks(KS):
+    """Indices of the classes of a chunk, counted from its first, one [k, 1] block for each size in KS.
+
+    They are constants: with the chunk's first class added, each would take a register.
+    """
     ks = ()
+    begin = 0
     for i in tl.static_range(len(KS)):
-        ks += ((tl.arange(0, KS[i]) + k0)[:, None],)
-        k0 += KS[i]
+        ks += ((tl.arange(0, KS[i]) + begin)[:, None],)
+        begin += KS[i]
     return ks
 
 
@@ -142,7 +146,7 @@ def zero_blocks(ks, C: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
-def load_row(row, s_k, s_x, ks, classes, at, BLEND: tl.constexpr, PADDING: tl.constexpr, ACC: tl.constexpr):
+def load_row(row, s_k, s_x, ks, count, at, BLEND: tl.constexpr, PADDING: tl.constexpr, ACC: tl.constexpr):
     """A row of cells interpolated to the tile's label columns, [k, P] blocks; PADDING if there is no such class.
 
     The hint of contiguity makes every compiler lay threads along the lanes, whatever the strides. It does not merge
@@ -150,7 +154,7 @@ def load_row(row, s_k, s_x, ks, classes, at, BLEND: tl.constexpr, PADDING: tl.co
     """
     out = ()
     for i in tl.static_range(len(ks)):
-        known = ks[i] < classes
+        known = ks[i] < count
         p_class = row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64)
         z = tl.load(tl.max_contiguous(p_class + at.left * s_x, (1, 2)), mask=known, other=0.0).to(ACC)
         if BLEND:
@@ -180,7 +184,7 @@ def multiply_add(c, x, y):
 
 
 @triton.jit
-def fold_and_store(p_row, s_k, s_x, g, ks, classes, at, C: tl.constexpr, R: tl.constexpr, SHIFT: tl.constexpr):
+def fold_and_store(p_row, s_k, s_x, g, ks, count, at, C: tl.constexpr, R: tl.constexpr, SHIFT: tl.constexpr):
     """Sums a gradient row [k, C R] over the label columns of each interval onto its cells, and writes those [k, C].
 
     dl/dz[x] = sum over interval x of (1 - f) g  +  sum over interval x - 1 of f g
@@ -193,9 +197,8 @@ def fold_and_store(p_row, s_k, s_x, g, ks, classes, at, C: tl.constexpr, R: tl.c
             before = tl.maximum(tl.arange(0, C) - 1, 0)[None, :] + tl.zeros_like(ks[i])
             cells = here + tl.gather(right, before, 1)
         p_cells = p_row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64) + at.x_cell * s_x
-        tl.store(
-            tl.max_contiguous(p_cells, (1, 2)), cells.to(p_row.dtype.element_ty), mask=(ks[i] < classes) & at.my_cells
-        )
+        mine = (ks[i] < count) & at.my_cells
+        tl.store(tl.max_contiguous(p_cells, (1, 2)), cells.to(p_row.dtype.element_ty), mask=mine)  # as in `load_row`
 
 
 @triton.jit

@@ -34,6 +34,7 @@ from .triton_math import (
     sigmoid_of_target,
     softmax_gradient,
     softmax_pixel,
+    subtract_weights,
     take_classes,
     take_largest,
     weight_sum,
@@ -87,7 +88,7 @@ def finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind)
 
 @triton.jit
 def softmax_row(io, params, z, ks, pixels, w_all, totals, kind):
-    """Epilogue "softmax": all classes are here. -> (totals, v, c), dl/dz = c v."""
+    """Epilogue "softmax": all classes are here. -> (totals, v, RowCoefs), see `softmax_gradient`."""
     labels = load_labels(io.target, pixels, params)
     low = tl.full(labels.label.shape, float("-inf"), kind.ACC)
     zero = tl.zeros(labels.label.shape, kind.ACC)
@@ -95,15 +96,13 @@ def softmax_row(io, params, z, ks, pixels, w_all, totals, kind):
     if io.argmax is not None:
         best = take_largest(z, 0, low, best)
         tl.store(io.argmax + pixels.n, best, mask=pixels.mine)
-    row_max, others, target_logit, exps = take_classes(z, ks, 0, labels.label, pixels.opaque, low, zero, low)
+    row_max, others, target_logit, exps = take_classes(z, ks, labels.label, pixels.opaque, low, zero, low)
     gap = zero
     if kind.SMOOTHED:
-        gap = weighted_gap(z, ks, io.weight, params.classes, row_max)
+        gap = weighted_gap(z, 0, ks, io.weight, params.classes, row_max)
     stats = RowStats(row_max, others, target_logit, gap)
     totals, coefs = finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind)
-    label = labels.label - pixels.opaque
-    v, c = softmax_gradient(exps, ks, label, io.weight, params.classes, coefs, kind.SMOOTHED)
-    return totals, v, c
+    return totals, softmax_gradient(exps, ks, labels.label - pixels.opaque, coefs), coefs
 
 
 @triton.jit
@@ -121,13 +120,13 @@ def statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind):
     others = tl.load(io.state[1] + n, mask=seen, other=0.0)
     target_logit = tl.load(io.state[2] + n, mask=seen, other=float("-inf"))
     row_max, others, target_logit, _ = take_classes(
-        z, ks, k0, labels.label, pixels.opaque, before, others, target_logit
+        z, ks, labels.label - k0, pixels.opaque, before, others, target_logit
     )
     gap = tl.zeros(labels.label.shape, kind.ACC)
     if kind.SMOOTHED:
         gap = tl.load(io.state[3] + n, mask=seen, other=0.0)
         gap += tl.where(seen, (row_max - before) * weight_sum(io.weight, k0, kind.KALL, kind.ACC), 0.0)
-        gap += weighted_gap(z, ks, io.weight, params.classes, row_max)
+        gap += weighted_gap(z, k0, ks, io.weight, params.classes - k0, row_max)
     left = (row_max, others, target_logit, gap)
     if k0 + kind.BK >= params.classes:
         stats = RowStats(row_max, others, target_logit, gap)
@@ -139,8 +138,8 @@ def statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind):
 
 
 @triton.jit
-def given_row(io, params, z, ks, pixels, kind):
-    """Epilogue "given": the gradient of a chunk of classes, from the state. -> (v, c), dl/dz = c v."""
+def given_row(io, params, z, ks, k0, pixels, kind):
+    """Epilogue "given": the gradient of a chunk of classes, from the state. -> (v, RowCoefs)."""
     labels = load_labels(io.target, pixels, params)
     row_max = finite(tl.load(io.state[0] + pixels.n, mask=pixels.inside, other=float("inf")))
     scale = tl.load(io.state[1] + pixels.n, mask=pixels.inside, other=0.0)
@@ -152,19 +151,19 @@ def given_row(io, params, z, ks, pixels, kind):
     for i in tl.static_range(len(ks)):
         exps += (exp(z[i] - row_max[None, :]),)
     coefs = RowCoefs(scale, at_target, b)
-    return softmax_gradient(exps, ks, labels.label, io.weight, params.classes, coefs, kind.SMOOTHED)
+    return softmax_gradient(exps, ks, labels.label - k0, coefs), coefs
 
 
 @triton.jit
-def element(data, strides, pixels, k):
-    """Pointers to one value per class k [k, 1] and label pixel, [k, P]."""
-    p_class = data + pixels.image * strides[0] + k * strides[1] + tl.cast(pixels.Y, tl.int64) * strides[2]
-    return p_class + pixels.X[None, :] * strides[3]
+def elements(data, strides, pixels, k0):
+    """Pointers to class k0 of each label pixel, [1, P]."""
+    row = pixels.image * strides[0] + tl.cast(k0, tl.int64) * strides[1] + tl.cast(pixels.Y, tl.int64) * strides[2]
+    return (data + row + pixels.X * strides[3])[None, :]
 
 
 @triton.jit
 def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
-    """Epilogue "sigmoid": every class by itself. -> (totals, v, c), dl/dz = c v."""
+    """Epilogue "sigmoid": every class by itself. -> (totals, v, RowCoefs), dl/dz_k = v_k."""
     inside, mine = pixels.inside, pixels.mine
     nowhere = tl.zeros(inside.shape, tl.int32)
     labels = Labels(valid=inside, bad=inside != inside, label=nowhere, raw=nowhere)
@@ -172,43 +171,44 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
         labels = load_labels(io.target, pixels, params)
     zero = tl.zeros(inside.shape, kind.ACC)
     value = zero
-    area = params.rows.labels * params.cols.labels
+    area = tl.cast(params.rows.labels, tl.int64) * params.cols.labels
+    # n counts pixels of [B, H, W]; element (image, k, Y, X) of [B, K, H, W] lies (image (K-1) + k) H W further
+    n = pixels.n + (pixels.image * (params.classes - 1) + k0) * area
     v = ()
     for i in tl.static_range(len(ks)):
         k = tl.cast(ks[i], tl.int64)
-        known = ks[i] < params.classes
+        known = ks[i] < params.classes - k0
         if kind.DENSE:
-            p_target = element(io.target, params.target, pixels, k)
+            p_target = elements(io.target, params.target, pixels, k0) + k * params.target[1]
             t = tl.load(p_target, mask=known & inside[None, :], other=0.0).to(kind.ACC)
             loss, grad = sigmoid_of_target(z[i], t, params, kind.POWER, kind.ALPHA)
         else:
-            positive = ks[i] == labels.label[None, :]
+            positive = ks[i] == (labels.label - k0)[None, :]
             loss, grad = sigmoid_of_label(z[i], positive, params, kind.POWER, kind.ALPHA)
         loss = tl.where(labels.bad[None, :], float("nan"), tl.where(labels.valid[None, :], loss, 0.0))
         if io.loss is not None:
-            # n counts pixels of [B, H, W]; element (image, k, Y, X) of [B, K, H, W] lies (image (K-1) + k) H W further
-            p_loss = io.loss + (pixels.n[None, :] + (pixels.image * (params.classes - 1) + k) * area)
-            tl.store(p_loss, loss, mask=known & mine[None, :])
+            tl.store(io.loss + (n[None, :] + k * area), loss, mask=known & mine[None, :])
         value += tl.sum(tl.where(known & mine[None, :], loss, 0.0), 0)
         if io.grad_loss is not None:
-            p_upstream = element(io.grad_loss, params.grad_loss, pixels, k)
+            p_upstream = elements(io.grad_loss, params.grad_loss, pixels, k0) + k * params.grad_loss[1]
             grad *= tl.load(p_upstream, mask=known & inside[None, :], other=0.0).to(kind.ACC)
         v += (tl.where(known & labels.valid[None, :], grad, 0.0),)
     counted = tl.where(mine, k0, 1) == 0
     nothing = inside != inside
     totals = add_totals(totals, value, labels.valid & counted, zero, nothing, labels.bad & counted, labels.raw)
-    return totals, v, zero + 1.0
+    return totals, v, RowCoefs(scale=zero + 1.0, at_target=zero, b=zero)
 
 
 @triton.jit
 def tile(io, params, k0, at, w_all, totals, kind):
-    """Walks one chunk of classes down the intervals [y_begin, y_end) of a tile, whose cells begin at row y_cells."""
+    """Walks the chunk of classes that begins at k0 down the intervals [y_begin, y_end) of a tile."""
     rows, cols = params.rows, params.cols
+    count = params.classes - k0
     # The logit of no class: -inf, but finite where a factor may be 0
     PADDING: tl.constexpr = -1e38 if kind.BLEND_Y or kind.BLEND_X else float("-inf")
     _, s_k, s_y, s_x = params.input
-    p_image = io.input + at.image * params.input[0]
-    ks = class_blocks(k0, kind.KS)
+    p_image = io.input + at.image * params.input[0] + tl.cast(k0, tl.int64) * s_k
+    ks = class_blocks(kind.KS)
     lo = first_label(rows, at.y_begin)
     # A label index is never negative, but the compiler can't know. With this 0 in a stride it does not keep an address
     # per class in registers across the loop; with it in a row's address, it can't take that for aligned.
@@ -216,19 +216,21 @@ def tile(io, params, k0, at, w_all, totals, kind):
     # Interval -1 weighs its upper row by 0. That is row 1, as in F.interpolate, whose 0 * inf is NaN there too.
     y_top = tl.minimum(tl.where(at.y_begin < 0, 1, at.y_begin), rows.cells - 1)
     p_row = p_image + (y_top * s_y + opaque)
-    top = load_row(p_row, s_k, s_x, ks, params.classes, at, kind.BLEND_X, PADDING, kind.ACC)
+    top = load_row(p_row, s_k, s_x, ks, count, at, kind.BLEND_X, PADDING, kind.ACC)
     g_top = zero_blocks(ks, kind.C * kind.R, kind.ACC)
+    b_top = tl.zeros((kind.C * kind.R,), kind.ACC)
     for y in range(at.y_begin, at.y_end):
         bottom = top
         hi = first_label(rows, y + 1)
         opaque = (hi < 0).to(tl.int32)
         if kind.BLEND_Y:
             p_row = p_image + (tl.minimum(y + 1, rows.cells - 1) * s_y + opaque)
-            bottom = load_row(p_row, s_k + opaque, s_x, ks, params.classes, at, kind.BLEND_X, PADDING, kind.ACC)
+            bottom = load_row(p_row, s_k + opaque, s_x, ks, count, at, kind.BLEND_X, PADDING, kind.ACC)
         else:
             p_row = p_image + (y * s_y + opaque)
-            top = load_row(p_row, s_k + opaque, s_x, ks, params.classes, at, kind.BLEND_X, PADDING, kind.ACC)
+            top = load_row(p_row, s_k + opaque, s_x, ks, count, at, kind.BLEND_X, PADDING, kind.ACC)
         g_bottom = zero_blocks(ks, kind.C * kind.R, kind.ACC)
+        b_bottom = tl.zeros((kind.C * kind.R,), kind.ACC)
         mine = at.inside & (y >= at.y_counts)  # pixels whose loss counts here
         for Y in range(lo, hi):
             n = (at.image * rows.labels + Y) * cols.labels + at.X
@@ -241,22 +243,31 @@ def tile(io, params, k0, at, w_all, totals, kind):
                 totals = statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind)
             else:
                 if kind.PHASE == "softmax":
-                    totals, v, c = softmax_row(io, params, z, ks, pixels, w_all, totals, kind)
+                    totals, v, coefs = softmax_row(io, params, z, ks, pixels, w_all, totals, kind)
                 elif kind.PHASE == "given":
-                    v, c = given_row(io, params, z, ks, pixels, kind)
+                    v, coefs = given_row(io, params, z, ks, k0, pixels, kind)
                 else:
-                    totals, v, c = sigmoid_row(io, params, z, ks, k0, pixels, totals, kind)
+                    totals, v, coefs = sigmoid_row(io, params, z, ks, k0, pixels, totals, kind)
                 if io.grad is not None and kind.BLEND_Y:
-                    g_top = multiply_add(((1.0 - fy) * c)[None, :], v, g_top)
-                    g_bottom = multiply_add((fy * c)[None, :], v, g_bottom)
+                    g_top = multiply_add(((1.0 - fy) * coefs.scale)[None, :], v, g_top)
+                    g_bottom = multiply_add((fy * coefs.scale)[None, :], v, g_bottom)
+                    if kind.SMOOTHED:
+                        b_top += (1.0 - fy) * coefs.b
+                        b_bottom += fy * coefs.b
                 elif io.grad is not None:
-                    g_top = multiply_add(c[None, :], v, g_top)
+                    g_top = multiply_add(coefs.scale[None, :], v, g_top)
+                    if kind.SMOOTHED:
+                        b_top += coefs.b
         if io.grad is not None:
             if y >= at.y_cells:
-                part = tl.program_id(2).to(tl.int64) * params.grad_part
-                p_grad = io.grad + part + at.image * params.grad[0] + y * params.grad[2]
-                fold_and_store(p_grad, params.grad[1] + opaque, params.grad[3], g_top, ks, params.classes, at, kind.C,
-                               kind.R, kind.BLEND_X)  # fmt: skip
+                g_b, g_k, g_y, g_x = params.grad
+                p_grad = io.grad + tl.program_id(2).to(tl.int64) * params.grad_part + at.image * g_b + y * g_y
+                p_grad += tl.cast(k0, tl.int64) * g_k
+                g = g_top
+                if kind.SMOOTHED:
+                    g = subtract_weights(g_top, b_top, k0, ks, io.weight, count)
+                fold_and_store(p_grad, g_k + opaque, g_x, g, ks, count, at, kind.C, kind.R, kind.BLEND_X)
+            b_top = b_bottom
             g_top = g_bottom
         top = bottom
         lo = hi
@@ -339,6 +350,8 @@ def walk(
         for k0 in range(0, params.classes, kind.BK):
             totals = tile(io, params, k0, at, w_all, totals, kind)
             tl.debug_barrier()  # another thread may have written a lane's state
+    elif kind.PHASE == "softmax":
+        totals = tile(io, params, 0, at, w_all, totals, kind)  # a constant, which saves registers
     else:
         totals = tile(io, params, tl.program_id(1) * kind.BK, at, w_all, totals, kind)
     if io.partials is not None:
