@@ -32,10 +32,9 @@ LIMITS = {
     "softmax": Limits(64, 24),
     "softmax, smoothed": Limits(64, 20),
     "statistics": Limits(20, 20),
-    "statistics, smoothed": Limits(20, 20),
     "given": Limits(24, 24),
-    "given, smoothed": Limits(24, 24),
     "sigmoid": Limits(12, 12, registers=168),
+    "sigmoid, dense": Limits(8, 8, registers=168),
 }
 # Lanes of a program: the choice that leaves fewer idle at the right edge.
 LANES = (128, 64)
@@ -77,11 +76,9 @@ def class_sizes(classes: int) -> tuple[int, ...]:
     return tuple(sizes) if sum(sizes) < triton.next_power_of_2(classes) else (triton.next_power_of_2(classes),)
 
 
-def limits_of(phase: str, acc: torch.dtype, smoothed: bool = False) -> Limits:
-    limits = LIMITS[f"{phase}, smoothed" if smoothed else phase]
-    if acc == torch.float32:
-        return limits
-    return Limits(limits.chunk // 2, limits.thread // 4)
+def limits_of(phase: str, acc: torch.dtype, variant: str = "") -> Limits:
+    limits = LIMITS.get(f"{phase}, {variant}", LIMITS[phase])
+    return limits if acc == torch.float32 else Limits(limits.chunk // 2, limits.thread // 4)
 
 
 def make_tiles(limits: Limits, batch: int, classes: int, rows: Axis, cols: Axis, with_grad: bool) -> Tiles:
@@ -141,7 +138,8 @@ def launch(
         return logits.new_empty((0, 8), dtype=torch.float64)
     classes = logits.shape[1]
     rows, cols = (make_axis(logits.shape[i], target.shape[i], align_corners) for i in (-2, -1))
-    tiles = make_tiles(limits_of(phase, acc, smoothing > 0), logits.shape[0], classes, rows, cols, grad is not None)
+    variant = "smoothed" if smoothing > 0 else "dense" if target.is_floating_point() else ""
+    tiles = make_tiles(limits_of(phase, acc, variant), logits.shape[0], classes, rows, cols, grad is not None)
     grid = (tiles.programs, 1 if phase == "statistics" else tiles.chunks, tiles.parts)
     partials = logits.new_empty((math.prod(grid), 8), dtype=torch.float64)
     # An interval with more labels than a program has lanes for is split, and each part has a gradient of its own.

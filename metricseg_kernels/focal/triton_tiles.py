@@ -150,7 +150,7 @@ def load_row(row, s_k, s_x, ks, count, at, BLEND: tl.constexpr, PADDING: tl.cons
     """A row of cells interpolated to the tile's label columns, [k, P] blocks; PADDING if there is no such class.
 
     The hint of contiguity makes every compiler lay threads along the lanes, whatever the strides. It does not merge
-    accesses, since `row` has no known alignment.
+    accesses, since no address has a known alignment. It has no effect on an argument of a function.
     """
     out = ()
     for i in tl.static_range(len(ks)):
@@ -198,7 +198,7 @@ def fold_and_store(p_row, s_k, s_x, g, ks, count, at, C: tl.constexpr, R: tl.con
             cells = here + tl.gather(right, before, 1)
         p_cells = p_row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64) + at.x_cell * s_x
         mine = (ks[i] < count) & at.my_cells
-        tl.store(tl.max_contiguous(p_cells, (1, 2)), cells.to(p_row.dtype.element_ty), mask=mine)  # as in `load_row`
+        tl.store(tl.max_contiguous(p_cells, (1, 2)), cells.to(p_row.dtype.element_ty), mask=mine)
 
 
 @triton.jit

@@ -155,10 +155,13 @@ def given_row(io, params, z, ks, k0, pixels, kind):
 
 
 @triton.jit
-def elements(data, strides, pixels, k0):
-    """Pointers to class k0 of each label pixel, [1, P]."""
-    row = pixels.image * strides[0] + tl.cast(k0, tl.int64) * strides[1] + tl.cast(pixels.Y, tl.int64) * strides[2]
-    return (data + row + pixels.X * strides[3])[None, :]
+def class_rows(data, strides, pixels, k0, k):
+    """Pointers to classes k0 + k of a label row, [k, 1]."""
+    # as in `tile`, no address per class is to stay in registers, here across label rows
+    Y = tl.cast(pixels.Y, tl.int64)
+    s_k = strides[1] + (Y < 0).to(tl.int32)
+    row = data + pixels.image * strides[0] + tl.cast(k0, tl.int64) * s_k + Y * strides[2]
+    return row + tl.cast(k, tl.int64) * s_k
 
 
 @triton.jit
@@ -171,15 +174,17 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
         labels = load_labels(io.target, pixels, params)
     zero = tl.zeros(inside.shape, kind.ACC)
     value = zero
-    area = tl.cast(params.rows.labels, tl.int64) * params.cols.labels
-    # n counts pixels of [B, H, W]; element (image, k, Y, X) of [B, K, H, W] lies (image (K-1) + k) H W further
-    n = pixels.n + (pixels.image * (params.classes - 1) + k0) * area
+    # strides of the loss [B, K, H, W]
+    width = tl.cast(params.cols.labels, tl.int64)
+    area = width * params.rows.labels
+    loss_strides = (area * params.classes, area, width)
+    X = pixels.X[None, :]
     v = ()
     for i in tl.static_range(len(ks)):
-        k = tl.cast(ks[i], tl.int64)
         known = ks[i] < params.classes - k0
         if kind.DENSE:
-            p_target = elements(io.target, params.target, pixels, k0) + k * params.target[1]
+            p_rows = class_rows(io.target, params.target, pixels, k0, ks[i])
+            p_target = tl.max_contiguous(p_rows + X * params.target[3], (1, 2))  # as in `load_row`
             t = tl.load(p_target, mask=known & inside[None, :], other=0.0).to(kind.ACC)
             loss, grad = sigmoid_of_target(z[i], t, params, kind.POWER, kind.ALPHA)
         else:
@@ -187,10 +192,12 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
             loss, grad = sigmoid_of_label(z[i], positive, params, kind.POWER, kind.ALPHA)
         loss = tl.where(labels.bad[None, :], float("nan"), tl.where(labels.valid[None, :], loss, 0.0))
         if io.loss is not None:
-            tl.store(io.loss + (n[None, :] + k * area), loss, mask=known & mine[None, :])
+            p_rows = class_rows(io.loss, loss_strides, pixels, k0, ks[i])
+            tl.store(tl.max_contiguous(p_rows + X, (1, 2)), loss, mask=known & mine[None, :])
         value += tl.sum(tl.where(known & mine[None, :], loss, 0.0), 0)
         if io.grad_loss is not None:
-            p_upstream = elements(io.grad_loss, params.grad_loss, pixels, k0) + k * params.grad_loss[1]
+            p_rows = class_rows(io.grad_loss, params.grad_loss, pixels, k0, ks[i])
+            p_upstream = tl.max_contiguous(p_rows + X * params.grad_loss[3], (1, 2))
             grad *= tl.load(p_upstream, mask=known & inside[None, :], other=0.0).to(kind.ACC)
         v += (tl.where(known & labels.valid[None, :], grad, 0.0),)
     counted = tl.where(mine, k0, 1) == 0
