@@ -87,9 +87,9 @@ namespace detail {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The classes per lane and the lanes per column with the least work: about 14 instructions for each class held
-// (padding included), about 90 for a pixel's scalars and 12 for each halving of a shuffle. Coupled classes (softmax) go
-// into one span if any holds them all.
+// The classes per lane and the lanes per column with the least work. A label row takes 13 instructions for each class
+// held (padding included), 286 for a pixel's scalars and 23 for each halving of a shuffle: counted as in kernels.cuh.
+// Coupled classes (softmax) go into one span if any holds them all.
 inline void choose_classes(Plan& plan, const int* sizes, int count, int classes, bool coupled) {
   const bool one_span = coupled && classes <= 32 * *std::max_element(sizes, sizes + count);
   int64_t best = INT64_MAX;
@@ -97,7 +97,7 @@ inline void choose_classes(Plan& plan, const int* sizes, int count, int classes,
     for (int groups = 1, halvings = 0; groups <= 32; groups *= 2, ++halvings) {
       const int64_t span = int64_t(sizes[i]) * groups, chunks = ceil_div(classes, span);
       if (one_span && chunks > 1) continue;
-      const int64_t work = chunks * groups * (14 * sizes[i] + 90 + 12 * halvings);
+      const int64_t work = chunks * groups * (13 * sizes[i] + 286 + 23 * halvings);
       if (work < best) {
         best = work;
         plan.kt = sizes[i];
@@ -158,7 +158,7 @@ Plan make_plan(const Problem<T>& p, const int* sizes, int count, bool coupled, c
   plan.slots = plan.columns + plan.skew * plan.staged;
 
   // The least time among tiles that fit. A wave takes as long as a tile of average chunks, the last one half way from
-  // there to the longest tile. Time of a chunk, in label rows as the SASS has instructions: those of an interval, 2 for
+  // there to the longest tile. Time of a chunk, in label rows by the instructions of both: those of an interval, 2 for
   // bringing in and sending out a row of cells (1.5 without gradient), 4 to get going.
   constexpr int64_t kShared = 96 << 10;
   const int64_t images = p.batch * plan.class_chunks, interval = std::max<int64_t>(1, p.y.labels / h);

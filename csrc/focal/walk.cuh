@@ -8,8 +8,9 @@
 // complete: it goes through shared memory, where one owner per (class, cell) folds the columns onto cells in a fixed
 // order and writes the cell; z1 becomes z0, g1 becomes g0, and the next cell row, staged in shared memory, becomes z1.
 // A cell whose columns end in a later chunk keeps its partial sum in shared memory till then.
-// Two barriers per interval, none per label row. Labels of the halo (one interval above, one to the left) are walked
-// for their gradient only, so the pixels are visited (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
+// Two barriers per interval, none per label row; at ratio 1 no shared memory and no barrier (Plan::direct). Labels of
+// the halo (one interval above, one to the left) are walked for their gradient only, so the pixels are visited
+// (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
 #pragma once
 
 #include <limits>
