@@ -22,7 +22,6 @@ class Limits(NamedTuple):
 
     chunk: int  # classes that one program takes at once
     thread: int  # classes that one thread holds for a lane
-    registers: int = 255  # per thread; if not stated, ptxas may spill to fit more blocks onto a multiprocessor
 
 
 # "softmax" holds five values per class: two rows of logits, two of gradient and the exponentials. Label smoothing adds
@@ -33,15 +32,18 @@ LIMITS = {
     "softmax, smoothed": Limits(64, 20),
     "statistics": Limits(20, 20),
     "given": Limits(24, 24),
-    "sigmoid": Limits(12, 12, registers=168),
-    "sigmoid, dense": Limits(8, 8, registers=168),
+    "sigmoid": Limits(12, 12),
+    "sigmoid, dense": Limits(8, 8),
 }
+# Registers of a thread. Without a limit ptxas aims at more blocks to a multiprocessor and may spill for them. "sigmoid"
+# with a gamma of 0, 1 or 2 fits three blocks of 128 threads without.
+REGISTERS, SIGMOID_REGISTERS = 255, 168
+REGISTER_FILE = 65536  # of a multiprocessor
 # Lanes of a program: the choice that leaves fewer idle at the right edge.
 LANES = (128, 64)
 # Rows of cells per program. Fewer give more programs; more give less work at the edges of tiles, which is done twice.
 ROWS = (32, 16, 8, 4)
 ENOUGH_PROGRAMS = 1024
-REGISTER_FILE = 65536  # of a multiprocessor
 
 
 class Tiles(NamedTuple):
@@ -56,7 +58,6 @@ class Tiles(NamedTuple):
     rows: int  # CH
     programs: int  # per chunk and part
     warps: int
-    registers: int  # at most, per thread
 
 
 def make_axis(cells: int, labels: int, align_corners: bool) -> Axis:
@@ -76,9 +77,13 @@ def class_sizes(classes: int) -> tuple[int, ...]:
     return tuple(sizes) if sum(sizes) < triton.next_power_of_2(classes) else (triton.next_power_of_2(classes),)
 
 
-def limits_of(phase: str, acc: torch.dtype, variant: str = "") -> Limits:
+def limits_of(phase: str, acc: torch.dtype, smoothed: bool = False, dense: bool = False) -> Limits:
+    variant = "smoothed" if smoothed else "dense" if dense else ""
     limits = LIMITS.get(f"{phase}, {variant}", LIMITS[phase])
-    return limits if acc == torch.float32 else Limits(limits.chunk // 2, limits.thread // 4)
+    if acc == torch.float32:
+        return limits
+    thread = limits.thread // 4
+    return Limits(min(limits.chunk // 2, 4 * thread), thread)  # more than four threads to a lane have too few registers
 
 
 def make_tiles(limits: Limits, batch: int, classes: int, rows: Axis, cols: Axis, with_grad: bool) -> Tiles:
@@ -105,9 +110,7 @@ def make_tiles(limits: Limits, batch: int, classes: int, rows: Axis, cols: Axis,
         return batch * tiles_x * triton.cdiv(rows.cells + before_y - halo_y, height)
 
     height = next((n for n in ROWS if programs(n) * chunks * parts >= ENOUGH_PROGRAMS), ROWS[-1])
-    warps = lanes // 32 * threads
-    registers = min(limits.registers, REGISTER_FILE // (32 * warps))
-    return Tiles(lanes, chunk, chunks, columns, width, parts, height, programs(height), warps, registers)
+    return Tiles(lanes, chunk, chunks, columns, width, parts, height, programs(height), lanes // 32 * threads)
 
 
 def strides(tensor: Tensor | None) -> tuple[int, ...]:
@@ -116,6 +119,10 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
         return 0, 0, 0, 0
     stride = tensor.stride()
     return stride[-4:] if tensor.ndim >= 4 else (stride[0], 0, *stride[1:])
+
+
+def constant(value: Any) -> Any:
+    return tuple(map(constant, value)) if isinstance(value, tuple) else tl.constexpr(value)
 
 
 def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -138,26 +145,26 @@ def launch(
         return logits.new_empty((0, 8), dtype=torch.float64)
     classes = logits.shape[1]
     rows, cols = (make_axis(logits.shape[i], target.shape[i], align_corners) for i in (-2, -1))
-    variant = "smoothed" if smoothing > 0 else "dense" if target.is_floating_point() else ""
-    tiles = make_tiles(limits_of(phase, acc, variant), logits.shape[0], classes, rows, cols, grad is not None)
+    limits = limits_of(phase, acc, smoothing > 0, target.is_floating_point())
+    tiles = make_tiles(limits, logits.shape[0], classes, rows, cols, grad is not None)
     grid = (tiles.programs, 1 if phase == "statistics" else tiles.chunks, tiles.parts)
     partials = logits.new_empty((math.prod(grid), 8), dtype=torch.float64)
     # An interval with more labels than a program has lanes for is split, and each part has a gradient of its own.
     shares = logits.new_empty((tiles.parts, *logits.shape), dtype=acc) if grad is not None and tiles.parts > 1 else None
     out = grad if shares is None else shares
-    constants = Kind(
+    kind = Kind(
         PHASE=phase, DENSE=target.is_floating_point(), POWER=int(gamma) if gamma in (0, 1, 2) else -1,
-        SMOOTHED=smoothing > 0, ALPHA=alpha >= 0, KS=None, BK=sum(tiles.chunk),
+        SMOOTHED=smoothing > 0, ALPHA=alpha >= 0, KS=tiles.chunk, BK=sum(tiles.chunk),
         KALL=triton.next_power_of_2(classes), C=tiles.columns, R=tiles.width, BLEND_Y=rows.cells != rows.labels,
         BLEND_X=cols.cells != cols.labels, ACC=tl.float64 if acc == torch.float64 else tl.float32,
     )  # fmt: skip
-    kind = Kind(*map(tl.constexpr, constants))._replace(KS=tuple(map(tl.constexpr, tiles.chunk)))
+    registers = SIGMOID_REGISTERS if phase == "sigmoid" and kind.POWER >= 0 else REGISTERS
     walk[grid](
-        io._replace(partials=None if phase == "given" else partials, grad=out), kind,
+        io._replace(partials=None if phase == "given" else partials, grad=out), Kind(*map(constant, kind)),
         gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
         *strides(logits), *strides(target), *strides(io.grad_loss), *strides(out),
         0 if shares is None else shares.stride(0),
-        num_warps=tiles.warps, maxnreg=tiles.registers, enable_fp_fusion=True,
+        num_warps=tiles.warps, maxnreg=min(registers, REGISTER_FILE // (32 * tiles.warps)), enable_fp_fusion=True,
     )  # fmt: skip
     if grad is not None and shares is not None:
         grad.copy_(shares.sum(0))
@@ -199,7 +206,7 @@ def focal_kernel(
     io = Tensors(input, target, weight, keep_above, grad_loss, loss_map(loss), argmax, grad)
     scalars: tuple[Any, ...] = (align_corners, gamma, ignore_index, label_smoothing)
     with on_device_of(input):
-        if input.shape[1] <= limits_of("softmax", acc).chunk:
+        if input.shape[1] <= limits_of("softmax", acc, label_smoothing > 0).chunk:
             partials = launch("softmax", io, *scalars)
         else:
             state = tuple(input.new_empty(target.shape, dtype=acc) for _ in range(4 if label_smoothing else 3))
