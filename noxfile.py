@@ -127,4 +127,4 @@ def compile_launches(session: nox.Session, triton: str, *arguments: str, **varia
         install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
         partial.rename(folder)
     session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/test_triton_compile.py", *arguments,
-                env=environment(folder, **variables))  # fmt: skip
+                env=environment(folder, METRICSEG_LAUNCHES="all", **variables))  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m launches FAMILY CAPABILITY [-k TEXT]`: a line per compiled kernel; status 1 if one does not fit."""
+"""`python -m launches FAMILY CAPABILITY [-k TEXT] [--every N]`: a line per compiled kernel; status 1 if one does not fit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ def main() -> int:
     parser.add_argument("family")
     parser.add_argument("capability", type=int)
     parser.add_argument("-k", default="", metavar="TEXT", help="only calls whose id contains it")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
     parser.add_argument("-q", action="store_true", help="print only what does not fit, and the count")
     arguments = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
@@ -22,6 +23,7 @@ def main() -> int:
     import launches
 
     calls = [c for c in importlib.import_module(f"launches.{arguments.family}").calls() if arguments.k in c.id]
+    calls = calls[:: arguments.every]
     start, count, failed = time.perf_counter(), 0, 0
     for call, kernels, error in launches.compile_calls(calls, arguments.capability):
         count += len(kernels)
