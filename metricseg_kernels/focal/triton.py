@@ -36,7 +36,7 @@ LIMITS = {
     "sigmoid, dense": Limits(8, 8),
 }
 # Registers of a thread. Without a limit ptxas aims at more blocks to a multiprocessor and may spill for them. "sigmoid"
-# with a gamma of 0, 1 or 2 fits three blocks of 128 threads without.
+# fits three blocks of 128 threads without, if gamma is 0, 1 or 2 and no gradient comes in.
 REGISTERS, SIGMOID_REGISTERS = 255, 168
 REGISTER_FILE = 65536  # of a multiprocessor
 # Lanes of a program: the choice that leaves fewer idle at the right edge.
@@ -158,7 +158,8 @@ def launch(
         KALL=triton.next_power_of_2(classes), C=tiles.columns, R=tiles.width, BLEND_Y=rows.cells != rows.labels,
         BLEND_X=cols.cells != cols.labels, ACC=tl.float64 if acc == torch.float64 else tl.float32,
     )  # fmt: skip
-    registers = SIGMOID_REGISTERS if phase == "sigmoid" and kind.POWER >= 0 else REGISTERS
+    simple = phase == "sigmoid" and kind.POWER >= 0 and io.grad_loss is None
+    registers = SIGMOID_REGISTERS if simple else REGISTERS
     walk[grid](
         io._replace(partials=None if phase == "given" else partials, grad=out), Kind(*map(constant, kind)),
         gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
