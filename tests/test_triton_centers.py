@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from centers_cases import Case, against_reference
@@ -19,7 +25,7 @@ def test_tiles_and_blocks(job: str, precision: str) -> None:
         pytest.skip(reason)
     case = Case("cut", (2, 9, 17), 5, 70 if precision == "highest" else 165, "own", "nhwc", label_dtype=torch.uint8)
     torch.set_float32_matmul_precision(precision)
-    launch = make_launch(torch.float32, "P", case.classes)
+    launch = make_launch(torch.empty((2, 5, 9, 17)), "P", case.classes)
     assert launch.tiles(9 * 17) > 1 and launch.blocks > 1
     # products of tf32 are as good as those of fp16, which has its mantissa
     against_reference(job, case, torch.float32 if precision == "highest" else torch.float16, "triton", device)
@@ -35,3 +41,27 @@ def test_widths_of_class_blocks() -> None:
     for classes in range(1, 161):
         widths = class_widths(classes, 64)
         assert classes <= sum(widths) < classes + 16 and list(widths) == sorted(widths, reverse=True)
+
+
+# images [B, h, w] whose pixels 16 divides, and others
+SIZES = [(8, 128, 256), (4, 96, 96), (2, 64, 128), (3, 72, 100), (16, 32, 32), (1, 48, 80)]
+UNALIGNED = [(b, h + 1, w + 1) for b, h, w in SIZES]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, UNALIGNED], ids=["aligned", "unaligned"])
+def test_a_size_or_a_setting_makes_no_new_kernel(sizes: list[tuple[int, int, int]]) -> None:
+    pytest.importorskip("triton")
+    tests = Path(__file__).parent
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(tests.parent), str(tests), os.environ.get("PYTHONPATH")))
+    )
+    script = (
+        "import json, sys; from launches.centers import compilations; "
+        "print(json.dumps([compilations(json.loads(sizes)) for sizes in sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", script, json.dumps(sizes[:1]), json.dumps(sizes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    one, all_of_them = json.loads(done.stdout)
+    assert all_of_them == one

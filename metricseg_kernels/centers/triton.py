@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..core.checks import accumulator
 from ..pairwise.triton import on_device_of
-from ..pairwise.triton_maps import Rows, View, make_launch, make_rows, make_view
+from ..pairwise.triton_maps import OPTIONS, Rows, View, make_launch, make_rows, make_view
 from .triton_kernels import (
     along_pixels,
     gradients,
@@ -20,7 +21,8 @@ from .triton_kernels import (
     spread,
 )
 
-PIXELS = 256  # of a program that walks over a pixel's classes and no channels
+# Of a program that walks over a pixel's classes and no channels, by accumulator.
+PIXELS = {torch.float32: 256, torch.float64: 64}
 
 
 class Source(NamedTuple):
@@ -28,9 +30,22 @@ class Source(NamedTuple):
 
     map: View
     pixels: Tensor | None  # [B, N]: norms, or log-sum-exps
-    labels: View | None = None  # where A of the features' gradient has r O at them too
-    grad_own: View | None = None
-    ignore_index: int = 0
+    labels: View  # where A of the features' gradient has r O at them too
+    grad_own: View
+    kind: Any  # compile-time: "gradient", "soft" or "hard"; last, see View
+
+
+def make_source(
+    maps: Tensor, kind: str, pixels: Tensor | None = None, labels: Tensor | None = None, grad_own: Tensor | None = None
+) -> Source:
+    if labels is None or grad_own is None:
+        labels = grad_own = None
+    return Source(make_view(widen(maps)), pixels, make_view(widen(labels)), make_view(grad_own), tl.constexpr(kind))
+
+
+def widen(maps: Tensor | None) -> Tensor | None:
+    """8-bit labels as int32: Triton lays an operand out by the narrowest load behind it, and refuses that for fp64."""
+    return maps.int() if maps is not None and maps.dtype == torch.uint8 else maps
 
 
 def similarity_kernel(
@@ -46,18 +61,17 @@ def similarity_kernel(
     norms: Tensor | None,
 ) -> None:
     """See op.py."""
-    launch = make_launch(features.dtype, "P", weights.shape[1])
-    pixels = features.shape[2] * features.shape[3]
-    tiles = launch.tiles(pixels)
     if logits.numel() == 0:
         return
+    pixels = features.shape[2] * features.shape[3]
     with on_device_of(features):
+        launch = make_launch(features, "P" if labels is None else "P more", weights.shape[1])
+        tiles = launch.tiles(pixels)
         similarity[(features.shape[0] * tiles * launch.blocks,)](
             make_view(features), make_rows(weights, features.dtype),
             None if bias is None else bias.expand(features.shape[0], -1).contiguous(),
-            None if labels is None else make_view(labels), scale, ignore_index, make_view(logits), own, norms,
-            pixels, tiles, launch.blocks, launch.tile,
-            **(launch.light if labels is None else launch.options),
+            make_view(labels), scale, ignore_index, make_view(logits), own, norms,
+            pixels, tiles, launch.blocks, launch.tile, **launch.options,
         )  # fmt: skip
 
 
@@ -77,26 +91,25 @@ def similarity_grad_kernel(
     grad_weights: Tensor | None,
 ) -> None:
     """See op.py."""
-    source, along = Source(make_view(grad_logits), norms), None
-    if labels is not None and grad_own is not None:
-        source = source._replace(labels=make_view(labels), grad_own=make_view(grad_own), ignore_index=ignore_index)
+    source, along = make_source(grad_logits, "gradient", norms, labels, grad_own), None
     with on_device_of(features):
         if grad_features is not None and metric != "dot" and grad_features.numel():
             batch, classes, height, width = grad_logits.shape
-            tiles = triton.cdiv(height * width, PIXELS)
+            block = PIXELS[weights.dtype]
+            tiles = triton.cdiv(height * width, block)
             along = weights.new_empty((batch, height, width))
             along_pixels[(batch * tiles,)](
-                source, make_view(logits) if metric == "cosine" and logits is not None else None,
-                None if grad_own is None else own, along, scale, classes, height * width, tiles,
-                BK=min(16, triton.next_power_of_2(classes)), BN=PIXELS,
+                source, make_view(logits if metric == "cosine" else None), None if grad_own is None else own, along,
+                scale, ignore_index, classes, height * width, tiles,
+                BK=min(16, triton.next_power_of_2(classes)), BN=block, **OPTIONS,
             )  # fmt: skip
-        _gradients(features, weights, source, "gradient", along, grad_features, grad_weights, None)
+        _gradients(features, weights, source, ignore_index, along, grad_features, grad_weights, None)
 
 
 def class_sums_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
     """See op.py."""
     with on_device_of(features):
-        _gradients(features, None, *_membership(assignment, ignore_index), None, None, sums, mass)
+        _gradients(features, None, _membership(assignment), ignore_index, None, None, sums, mass)
 
 
 def class_sums_grad_kernel(
@@ -110,45 +123,47 @@ def class_sums_grad_kernel(
 ) -> None:
     """See op.py."""
     with on_device_of(features):
-        source, kind = _membership(assignment, ignore_index)
+        source = _membership(assignment)
         if grad_features is not None:
-            _gradients(features, grad_sums, source, kind, None, grad_features, None, None)
+            _gradients(features, grad_sums, source, ignore_index, None, grad_features, None, None)
         if grad_assignment is None or grad_assignment.numel() == 0:
             return
-        launch = make_launch(features.dtype, "P", grad_sums.shape[1])
+        launch = make_launch(features, "P soft", grad_sums.shape[1])
         batch, pixels = features.shape[0], features.shape[2] * features.shape[3]
         tiles = launch.tiles(pixels)
-        means = None
-        for last in (False, True) if launch.blocks > 1 else (True,):
-            shares = grad_mass.new_empty((launch.blocks, batch * pixels)) if not last else means
+        means = None if launch.blocks == 1 else grad_mass.new_empty((launch.blocks, batch * pixels))
+        for kind in ("only",) if means is None else ("first", "second"):
+            if means is not None and kind == "second":
+                means = means.sum(0)
             soft_gradient[(batch * tiles * launch.blocks,)](
-                make_view(features), make_rows(grad_sums, features.dtype), source, grad_mass, shares,
-                make_view(grad_assignment), pixels, tiles, launch.blocks, batch * pixels, launch.tile, LAST=last,
+                make_view(features), make_rows(grad_sums, features.dtype), source, grad_mass, means,
+                make_view(grad_assignment), pixels, tiles, launch.blocks, batch * pixels, launch.tile, PASS=kind,
                 **launch.options,
             )  # fmt: skip
-            means = None if shares is None else shares.sum(0)
 
 
-def _membership(assignment: Tensor, ignore_index: int) -> tuple[Source, str]:
+def _membership(assignment: Tensor) -> Source:
     """How labels, or logits, make A."""
-    view = make_view(assignment)
     if not assignment.is_floating_point():
-        return Source(view, None, ignore_index=ignore_index), "hard"
+        return make_source(assignment, "hard")
     batch, classes, height, width = assignment.shape
     pixels = height * width
     sums = assignment.new_empty((batch, pixels), dtype=accumulator(assignment.dtype))
-    tiles = triton.cdiv(pixels, PIXELS)
+    block = PIXELS[sums.dtype]
+    tiles = triton.cdiv(pixels, block)
     if sums.numel():
-        log_sums[(batch * tiles,)](view, sums, classes, pixels, tiles, BK=min(16, triton.next_power_of_2(classes)),
-                                   BN=PIXELS)  # fmt: skip
-    return Source(view, sums), "soft"
+        log_sums[(batch * tiles,)](
+            make_view(assignment), sums, classes, pixels, tiles,
+            BK=min(16, triton.next_power_of_2(classes)), BN=block, **OPTIONS,
+        )  # fmt: skip
+    return make_source(assignment, "soft", sums)
 
 
 def _gradients(
     features: Tensor,
     weights: Tensor | None,
     source: Source,
-    kind: str,
+    ignore_index: int,
     along: Tensor | None,
     grad_features: Tensor | None,
     sums: Tensor | None,
@@ -160,28 +175,30 @@ def _gradients(
     table = weights if weights is not None else sums
     assert table is not None
     groups, classes = table.shape[:2]
-    rows = Rows(None, 0, classes, channels) if weights is None else make_rows(weights, features.dtype)
-    more = source.grad_own is not None or (kind == "hard" and sums is not None)
-    launch = make_launch(features.dtype, "ST more" if more else "ST", classes)
+    more = source.grad_own.data is not None or (source.kind.value == "hard" and sums is not None)
+    launch = make_launch(features, "ST more" if more else "ST", classes)
     tiles, chunks = launch.tiles(pixels), launch.chunks(channels)
-    grad = None if grad_features is None or grad_features.numel() == 0 else make_view(grad_features)
-    if grad is not None and launch.blocks > 1:
-        alone = make_launch(features.dtype, "T", classes)
+    grad = make_view(None if grad_features is None or grad_features.numel() == 0 else grad_features)
+    if weights is not None and grad.data is not None and launch.blocks > 1:
+        alone = make_launch(features, "T", classes)
         spread[(alone.chunks(channels) * batch * alone.tiles(pixels),)](
-            None if along is None else make_view(features), rows, source, along, grad, pixels, alone.tiles(pixels),
-            alone.chunks(channels), alone.tile, KIND=kind, **alone.options,
+            make_view(None if along is None else features), make_rows(weights, features.dtype), source, along, grad,
+            ignore_index, pixels, alone.tiles(pixels), alone.chunks(channels), alone.tile, **alone.options,
         )  # fmt: skip
-        grad = None
-    if (grad is None and sums is None) or groups == 0:
+        grad = make_view(None)
+    if (grad.data is None and sums is None) or groups == 0:
         return
     group_tiles = batch // groups * tiles
     parts = launch.parts(groups, group_tiles, channels)
     shares = None if sums is None else sums.new_empty((groups, parts, classes, channels))
     masses = None if mass is None else mass.new_empty((groups, parts, classes))
-    x = None if along is None and sums is None else make_view(features)
+    x = make_view(None if along is None and sums is None else features)
+    rows = Rows(None, 0, None, None, classes, channels)
+    if weights is not None and grad.data is not None:
+        rows = make_rows(weights, features.dtype, kept=True)
     gradients[(chunks * groups * parts, launch.blocks)](
-        x, rows, source, along, grad, shares, masses, tiles, group_tiles, pixels, parts, chunks, launch.tile,
-        KIND=kind, STAGES=launch.shape.stages, **launch.options,
+        x, rows, source, along, grad, shares, masses, ignore_index, tiles, group_tiles, pixels, parts, chunks,
+        launch.tile, STAGES=launch.shape.stages, **launch.options,
     )  # fmt: skip
     if sums is not None and shares is not None:
         torch.sum(shares, 1, out=sums)

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from ..core.triton_math import exp
 from ..pairwise.triton_pixels import (
+    VARYING,
     class_blocks,
     dot,
     load_labels,
@@ -53,7 +54,7 @@ def store_tile(map, b, k, n, K, N, values):
     tl.store(pointers(map, b, k, n), values.to(map.data.dtype.element_ty), mask=(k < K)[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, own, norms, N, tiles, blocks, tile):
     """logits [B, K, N] of BN pixels and a block of K, |x| [B, N], and own [B, N] from the block that has the label."""
     block, b, n = locate(blocks, tiles, tile.BN)
@@ -70,24 +71,24 @@ def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, 
             tl.store(norms + p_pixels, norm, mask=n < N)
     if bias is not None:
         shift = squares * tl.full((), square, tile.ACC)
-    if labels is not None:
+    if labels.data is not None:
         label = load_labels(labels, b, n, rows.K, N, ignore_index)
     picked = tl.zeros_like(squares)
     for i in tl.static_range(len(ks)):
         # r <x, w> + bias - square |x|^2
         z = sums[i] * factor[:, None]  # [BN, k]
-        if labels is not None:
+        if labels.data is not None:
             picked += tl.sum(tl.where(label[:, None] == ks[i][None, :], z, 0.0), 1)
         if bias is not None:
             p_bias = bias + b.to(tl.int64) * rows.K + ks[i]
             z += tl.load(p_bias, mask=ks[i] < rows.K, other=0.0)[None, :] - shift[:, None]
         store_tile(logits, b, ks[i], n, rows.K, N, tl.trans(z))
-    if labels is not None:
+    if labels.data is not None:
         here = tl.where(label < 0, 0, label // tile.BK) == block
         tl.store(own + p_pixels, picked, mask=here & (n < N))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
     """log sum_k exp(logits_kn) [B, N]."""
     _, b, n = locate(1, tiles, BN)
@@ -107,41 +108,42 @@ def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def load_pixels(a, b, n, K, N, KIND: tl.constexpr):
+def load_pixels(a, b, n, K, N, ignore_index, tile):
     """What A is made with at pixels n [n]: r, log-sum-exps, or labels."""
-    if KIND == "hard":
-        return load_labels(a.map, b, n, K, N, a.ignore_index)
+    if a.kind == "hard":
+        return load_labels(a.map, b, n, K, N, ignore_index)
     elif a.pixels is None:
-        return None
+        return tl.full(n.shape, 1.0, tile.ACC)
     else:
         values = tl.load(a.pixels + tl.cast(b, tl.int64) * N + n, mask=n < N, other=0.0)
-        return inverse(values) if KIND == "gradient" else values
+        return inverse(values) if a.kind == "gradient" else values
 
 
 @triton.jit
-def weigh(a, at, b, n, k, K, N, tile, KIND: tl.constexpr):
+def weigh(a, at, b, n, k, K, N, tile):
     """A [k, n], 0 beyond K and N: r G, softmax_k of logits, or whether k is the label."""
-    if KIND == "hard":
+    if a.kind == "hard":
         return (at[None, :] == k[:, None]).to(tile.ACC)
     else:
         values = load_tile(a.map, b, k, n, K, N).to(tile.ACC)
-        if KIND == "soft":
-            values = tl.where((k < K)[:, None] & (n < N)[None, :], exp(values - at[None, :]), 0.0)
-        elif a.pixels is not None:
-            values *= at[None, :]
-        return values
+        if a.kind == "soft":
+            return tl.where((k < K)[:, None] & (n < N)[None, :], exp(values - at[None, :]), 0.0)
+        else:
+            return values * at[None, :]
 
 
 @triton.jit
-def load_own(a, b, n, K, N):
+def load_own(a, b, n, K, N, ignore_index):
     """Of pixels n: (label, O), (-1, 0) where none is."""
-    label = load_labels(a.labels, b, n, K, N, a.ignore_index)
+    label = load_labels(a.labels, b, n, K, N, ignore_index)
     p_grad = a.grad_own.data + tl.cast(b, tl.int64) * a.grad_own.b + pixel_offsets(a.grad_own, n)
     return label, tl.load(p_grad, mask=label >= 0, other=0.0)
 
 
-@triton.jit
-def along_pixels(a, logits, own, out, square: tl.float64, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
+@triton.jit(do_not_specialize=VARYING)
+def along_pixels(
+    a, logits, own, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
+):
     """What of dx = t - out x lies along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
@@ -149,19 +151,19 @@ def along_pixels(a, logits, own, out, square: tl.float64, K, N, tiles, BK: tl.co
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
         g = load_tile(a.map, b, k, n, K, N).to(ACC)  # [BK, BN]
-        if logits is not None:
+        if logits.data is not None:
             g *= load_tile(logits, b, k, n, K, N).to(ACC)
         total += g
     along = tl.sum(total, 0)
     p_pixels = b.to(tl.int64) * N + n
-    if logits is None:
+    if logits.data is None:
         along *= tl.full((), 2 * square, ACC)
     else:
         norm = tl.load(a.pixels + p_pixels, mask=n < N, other=0.0)
         r = inverse(norm)
         along *= r
         if own is not None:
-            label, share = load_own(a, b, n, K, N)
+            label, share = load_own(a, b, n, K, N, ignore_index)
             along += r * share * tl.load(own + p_pixels, mask=label >= 0, other=0.0)
         along = tl.where(norm < 1e-12, 0.0, r * along)  # a norm below the least is a constant
     tl.store(out + p_pixels, along, mask=n < N)
@@ -176,8 +178,8 @@ def make_gradient(moved, values, along, b, n, N):
     return moved
 
 
-@triton.jit
-def gradients(x, rows, a, along, grad, out, mass, tiles, group_tiles, N, parts, chunks, tile, KIND: tl.constexpr,
+@triton.jit(do_not_specialize=VARYING)
+def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_tiles, N, parts, chunks, tile,
               STAGES: tl.constexpr):  # fmt: skip
     """S of BC channels over a part of a group's pixels, out [groups parts, K, C], with sum_n A_kn, mass [groups parts,
     K]; and T at these pixels, grad [B, C, N], where one block holds all of K. A group is an image, or all."""
@@ -188,41 +190,41 @@ def gradients(x, rows, a, along, grad, out, mass, tiles, group_tiles, N, parts, 
     sums, masses, kept = zero_blocks(tile.BC, tile), (), ()
     for i in tl.static_range(len(ks)):
         masses += (tl.zeros((tile.KS[i],), tile.ACC),)
-        if grad is not None:
+        if grad.data is not None:
             kept += (load_rows(rows, group, c, ks[i]),)  # [BC, k]
     begin = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts) // parts).to(tl.int32)
     end = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts + 1) // parts).to(tl.int32)
     for t in tl.range(begin, end, num_stages=STAGES):
         b = t // tiles
         n = t % tiles * tile.BN + tl.arange(0, tile.BN)
-        at = load_pixels(a, b, n, K, N, KIND)
+        at = load_pixels(a, b, n, K, N, ignore_index, tile)
         moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
         values = moved
-        if x is not None:
+        if x.data is not None:
             values = load_tile(x, b, c, n, C, N)
-            if KIND == "hard":
+            if a.kind == "hard":
                 # what has no label may be NaN
                 columns = operand(tl.where((at >= 0)[None, :], values, 0.0), tile)
             elif x.channels_last:
                 columns = operand(values, tile)
             else:
                 columns = values.to(tile.DTYPE)
-        if a.grad_own is not None:
-            label, share = load_own(a, b, n, K, N)
+        if a.grad_own.data is not None:
+            label, share = load_own(a, b, n, K, N, ignore_index)
         sums_so_far, sums, masses_so_far, masses = sums, (), masses, ()
         for i in tl.static_range(len(ks)):
-            weights = weigh(a, at, b, n, ks[i], K, N, tile, KIND)  # [k, BN]
+            weights = weigh(a, at, b, n, ks[i], K, N, tile)  # [k, BN]
             if out is not None:
                 # [BC, BN] @ [BN, k]
                 sums += (dot(columns, tl.trans(operand(weights, tile)), sums_so_far[i], tile),)
             if mass is not None:
                 masses += (masses_so_far[i] + tl.sum(weights, 1),)
-            if grad is not None:
-                if a.grad_own is not None:
+            if grad.data is not None:
+                if a.grad_own.data is not None:
                     weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
                 # [BC, k] @ [k, BN]
                 moved = dot(kept[i], operand(weights, tile), moved, tile)
-        if grad is not None:
+        if grad.data is not None:
             store_tile(grad, b, c, n, C, N, make_gradient(moved, values, along, b, n, N))
         if out is None:
             sums = sums_so_far
@@ -242,52 +244,54 @@ def store_sums(out, mass, part, chunk, c, k, K, C, sums, masses):
         tl.store(mass + tl.cast(part, tl.int64) * K + k, masses, mask=k < tl.where(chunk == 0, K, 0))
 
 
-@triton.jit
-def spread(x, rows, a, along, grad, N, tiles, chunks, tile, KIND: tl.constexpr):
+@triton.jit(do_not_specialize=VARYING)
+def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
     """T of BC channels at BN pixels, grad [B, C, N], block by block of K."""
     chunk, b, n = locate(chunks, tiles, tile.BN)
     c = chunk * tile.BC + tl.arange(0, tile.BC)
-    at = load_pixels(a, b, n, rows.K, N, KIND)
-    if a.grad_own is not None:
-        label, share = load_own(a, b, n, rows.K, N)
+    at = load_pixels(a, b, n, rows.K, N, ignore_index, tile)
+    if a.grad_own.data is not None:
+        label, share = load_own(a, b, n, rows.K, N, ignore_index)
     moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
     for k0 in range(0, rows.K, tile.BK):
         ks = class_blocks(k0, tile)
         for i in tl.static_range(len(ks)):
-            weights = weigh(a, at, b, n, ks[i], rows.K, N, tile, KIND)
-            if a.grad_own is not None:
+            weights = weigh(a, at, b, n, ks[i], rows.K, N, tile)
+            if a.grad_own.data is not None:
                 weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
             # [BC, k] @ [k, BN]
             moved = dot(load_rows(rows, b, c, ks[i]), operand(weights, tile), moved, tile)
     values = moved
-    if x is not None:
+    if x.data is not None:
         values = load_tile(x, b, c, n, rows.C, N)
     store_tile(grad, b, c, n, rows.C, N, make_gradient(moved, values, along, b, n, N))
 
 
-@triton.jit
-def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, tile, LAST: tl.constexpr):
-    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d; where K has more blocks than one, a first launch leaves each
-    block's share of the sum in means [blocks, B, N], and a second reads it."""
+@triton.jit(do_not_specialize=VARYING)
+def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, tile, PASS: tl.constexpr):
+    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d, in an "only" pass; where K has more blocks than one, a "first"
+    leaves each block's share of the sum in means [blocks, B, N], and a "second" reads their total [B, N]."""
     block, b, n = locate(blocks, tiles, tile.BN)
     ks = class_blocks(block * tile.BK, tile)
     sums, _ = multiply(x, rows, b, n, N, ks, tile, False)
-    at = load_pixels(a, b, n, rows.K, N, "soft")
+    at = load_pixels(a, b, n, rows.K, N, 0, tile)
+    p_pixels = b.to(tl.int64) * N + n
     mean = tl.zeros((tile.BN,), tile.ACC)
+    if PASS == "second":
+        mean = tl.load(means + p_pixels, mask=n < N, other=0.0)
     moves = ()
     for i in tl.static_range(len(ks)):
         m = tl.trans(sums[i])  # [k, BN]
         m += tl.load(grad_mass + b.to(tl.int64) * rows.K + ks[i], mask=ks[i] < rows.K, other=0.0)[:, None]
-        weights = weigh(a, at, b, n, ks[i], rows.K, N, tile, "soft")
-        mean += tl.sum(weights * m, 0)
-        moves += ((weights, m),)
-    p_pixels = b.to(tl.int64) * N + n
-    if LAST:
-        if means is not None:
-            mean = tl.load(means + p_pixels, mask=n < N, other=0.0)
+        weights = weigh(a, at, b, n, ks[i], rows.K, N, tile)
+        if PASS == "second":
+            store_tile(grad, b, ks[i], n, rows.K, N, weights * (m - mean[None, :]))
+        else:
+            mean += tl.sum(weights * m, 0)
+            moves += ((weights, m),)
+    if PASS == "first":
+        tl.store(means + tl.cast(block, tl.int64) * pixels + p_pixels, mean, mask=n < N)
+    if PASS == "only":
         for i in tl.static_range(len(ks)):
             weights, m = moves[i]
             store_tile(grad, b, ks[i], n, rows.K, N, weights * (m - mean[None, :]))
-    else:
-        p_means = means + tl.cast(block, tl.int64) * pixels + p_pixels
-        tl.store(p_means, mean, mask=n < N)

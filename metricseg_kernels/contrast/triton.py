@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels: see triton_kernels.py."""
+"""Launchers of the Triton kernels of the contrast family: see triton_kernels.py."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..pairwise.rows import Rows
-from ..pairwise.triton import Launch, Side, by_column, make_launch, make_side, on_device_of, parts_of
+from ..pairwise.triton import LaunchConfig, Side, by_column, make_config, make_side, on_device_of, parts_of
 from .op import STATS, Form
 from .triton_kernels import gradient, stats, symmetric_lse
 
 PROGRAMS = 512
 SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
-SPREAD = 60.0  # of exponents, within which one bound serves all rows
-# fp16 weights are scaled so that the largest stays just in range, since most are as small as 1 / M
+SPREAD = 60.0  # largest range of exponents for which one bound serves all rows
+# fp16 weights are scaled so that the largest is close to the end of the range, since most are as small as 1 / M
 FP16_TOP = 2.0**14
 
 
@@ -27,31 +27,57 @@ class Kind(NamedTuple):
 
     NAME: Any
     PHASE: Any
+    TWIN: Any  # whether there are two launches, one for each value of FIXED, of which the data choose one
     FIXED: Any  # exponentials against one bound
-    SELF: Any  # whether a row can meet itself
+    SELF: Any  # whether a row of X may also be in Y
+    WITH_IDS: Any
     POWER: Any
     NONZERO: Any
-    BY_ROW: Any  # which side's rows have terms, in `gradient`
+    BY_ROW: Any  # which side's rows have coefficients, in `gradient`
     BY_COLUMN: Any
 
 
-class Problem:
-    """Two sides, or one that meets itself, and the constants of a form on them."""
+class Coefs(NamedTuple):
+    """Coefficients of rows [R], see op.py; u = b exp((bound - m) / t)."""
+
+    m: Tensor
+    b: Tensor
+    a: Tensor
+    log_sum: Tensor
+    u: Tensor
+
+
+class MarginCoefs(NamedTuple):
+    """Coefficients of rows [R] for "margin"."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Contrast:
+    """Launches of a form on two sides, or on one against itself.
+
+    If |s| <= `bound` for all pairs, and twice that stays in fp32's range (`fixed`, a flag on the device; set for unit
+    norm and temperature >= 1 / 30), exponentials are exp((s - bound) / t): no running maximum, no rescaling, and one
+    exponential serves both rows of a pair, W = exp((s - bound) / t) (u_i + u_j). Both variants are launched; the one
+    that the flag rules out returns at once.
+    """
 
     def __init__(self, x: Rows, y: Rows | None, form: Form, second_product: bool) -> None:
         self.form = form
         self.acc = accumulator(x.features.dtype)
-        self.launch: Launch = make_launch(x.features, second_product, distances=form.name == "margin")
-        self.x = make_side(x, self.launch)
-        self.y = self.x if y is None else make_side(y, self.launch)
-        self.meets_itself = y is None or x.ids is not None
-        # |<x, y>| <= |x|max |y|max; `fixed`: whether it serves all rows
+        self.config: LaunchConfig = make_config(x.features, second_product, distances=form.name == "margin")
+        self.x = make_side(x, self.config)
+        self.y = self.x if y is None else make_side(y, self.config)
+        self.with_ids = x.ids is not None
+        # |<x, y>| <= |x|max |y|max
         self.bound = self.x.squares.amax().sqrt() * self.y.squares.amax().sqrt()
         self.fixed = (2 * self.bound / form.temperature <= SPREAD).int()
 
-    def kind(self, phase: str, fixed: bool, by_row: bool = False, by_column: bool = False) -> Kind:
-        form = self.form
-        constants = (form.name, phase, fixed, self.meets_itself, form.power, form.nonzero, by_row, by_column)
+    def kind(self, phase: str, twin: bool, fixed: bool, by_row: bool = False, by_column: bool = False) -> Kind:
+        form, may_be_self = self.form, self.x is self.y or self.with_ids
+        constants = (form.name, phase, twin, fixed, may_be_self, self.with_ids, form.power, form.nonzero, by_row,
+                     by_column)  # fmt: skip
         return Kind(*map(tl.constexpr, constants))
 
     @property
@@ -59,26 +85,25 @@ class Problem:
         return 1 / self.form.temperature, self.form.margin, self.form.positive_margin
 
     def sums(self, phase: str, before: Tensor | None = None) -> Tensor:
-        """A phase's sums per row and part, [parts, STATS, R]; `before` [2, R]: (m, L) for "positives"."""
-        parts = parts_of(self.x, self.y, self.launch, PROGRAMS)
-        blocks = triton.cdiv(self.x.rows, self.launch.shape.rows)
-        out = self.x.squares.new_empty((parts, STATS, blocks * self.launch.shape.rows))
-        flag = self.fixed if phase == "lse" else None
-        for fixed in (True, False) if phase == "lse" and self.x is not self.y else (False,):
-            stats[(blocks, parts)](
-                self.x, self.y, before, out, self.bound, flag, *self.numbers, self.kind(phase, fixed),
-                self.launch.tile, parts, **self.launch.options,
+        """A phase's sums per row and part, [parts, STATS, R]; `before` [2, R]: (m, L), for "positives"."""
+        parts = parts_of(self.x, self.y, self.config, PROGRAMS)
+        out = self.x.squares.new_empty((parts, STATS, self.x.padded))
+        twin = phase == "lse"
+        for fixed in (True, False) if twin and self.x is not self.y else (False,):
+            stats[(self.x.padded // self.config.shape.rows, parts)](
+                self.x, self.y, before, out, self.bound, self.fixed, *self.numbers, self.kind(phase, twin, fixed),
+                self.config.tile, parts, **self.config.options,
             )  # fmt: skip
         return out
 
     def symmetric_sums(self) -> Tensor:
-        """Of exp((s - bound) / t), [R]."""
-        blocks = triton.cdiv(self.x.rows, self.launch.shape.rows)
+        """Sums of exp((s - bound) / t), [R]."""
+        blocks = self.x.padded // self.config.shape.rows
         programs = min(SYMMETRIC_PROGRAMS, blocks * (blocks // 2 + 1))
         out = self.x.squares.new_zeros((programs, self.x.padded))
         symmetric_lse[(programs,)](
-            self.x, out, self.bound, self.fixed, self.numbers[0], self.kind("lse", True), self.launch.tile,
-            **self.launch.options,
+            self.x, out, self.x.padded, self.bound, self.fixed, self.numbers[0], self.kind("lse", True, True),
+            self.config.tile, **self.config.options,
         )  # fmt: skip
         return out.sum(0)
 
@@ -89,37 +114,39 @@ class Problem:
         m = torch.where(m == -torch.inf, 0.0, m)
         log_sum = (parts[:, 1] - (m - parts[:, 0]) / self.form.temperature).logsumexp(0)
         if self.x is self.y:
-            sums = self.symmetric_sums()[: len(m)]
+            sums = self.symmetric_sums()
             m = torch.where(self.fixed != 0, self.bound, m)
             log_sum = torch.where(self.fixed != 0, sums.log(), log_sum)
         return m, log_sum
 
-    def with_terms(self, coefficients: Tensor, side: Side) -> Side:
-        """(m, b, a, L, b exp((bound - m) / t)) of each row; (a, b, 0, 0, 0) for "margin"."""
-        last = torch.zeros_like(coefficients[:, 0])
-        if self.form.name != "margin":
-            last = coefficients[:, 1] * ((self.bound - coefficients[:, 0]) / self.form.temperature).exp()
-        return side._replace(terms=by_column(torch.cat([coefficients, last[:, None]], 1), side))
+    def with_coefs(self, coefficients: Tensor, side: Side) -> Side:
+        """The side with the coefficients [rows, 4] of its rows."""
+        if self.form.name == "margin":
+            return side._replace(coefs=MarginCoefs(*by_column(coefficients[:, :2], side)))
+        m, b = coefficients[:, 0], coefficients[:, 1]
+        u = b * ((self.bound - m) / self.form.temperature).exp()
+        return side._replace(coefs=Coefs(*by_column(torch.cat([coefficients, u[:, None]], 1), side)))
 
-    def add(self, x: Side, y: Side, order: Tensor, unit: Tensor, out: Tensor) -> None:
-        """The gradient of the rows of x, from the terms of either side."""
-        if x.rows == 0 or out.shape[1] == 0:
+    def add_gradient(self, x: Side, y: Side, order: Tensor, unit: Tensor, out: Tensor) -> None:
+        """The gradient of the rows of x, from the coefficients of either side."""
+        if out.numel() == 0:
             return
-        shape, depth = self.launch.shape, out.shape[1]
-        parts = parts_of(x, y, self.launch, PROGRAMS // 2)
-        slices = triton.cdiv(depth, shape.slice or depth)
-        blocks = triton.cdiv(x.rows, shape.rows)
-        shares = out[None] if parts == 1 else out.new_empty((parts, *out.shape), dtype=self.acc)
-        sides = (x.terms is not None, y.terms is not None)
-        alike = self.form.name == "margin"
-        for fixed in (False,) if alike else (True, False):
-            gradient[(blocks, slices, parts)](
-                x, y, order if parts == 1 else None, shares, *shares.stride(), depth, self.bound,
-                None if alike else self.fixed, unit, *self.numbers, self.kind("gradient", fixed, *sides),
-                self.launch.tile, parts, **self.launch.options,
+        (rows, depth), width, slice = out.shape, self.config.width, self.config.shape.slice
+        parts = parts_of(x, y, self.config, PROGRAMS // 2)
+        grid = (x.padded // self.config.shape.rows, triton.cdiv(depth, slice or depth), parts)
+        # Unaligned rows can't be stored in wide words; elements one by one take more registers than there are.
+        shares = out
+        if parts > 1 or depth < width or not out.is_contiguous():
+            shares = out.new_empty((parts * rows, width), dtype=out.dtype if parts == 1 else self.acc)
+        sides = (x.coefs is not None, y.coefs is not None)
+        twin = self.form.name != "margin"
+        for fixed in (True, False) if twin else (False,):
+            gradient[grid](
+                x, y, order, shares, rows, self.bound, self.fixed, unit, *self.numbers,
+                self.kind("gradient", twin, fixed, *sides), self.config.tile, parts, **self.config.options,
             )  # fmt: skip
-        if parts > 1:
-            out.index_copy_(0, order, shares.sum(0).to(out.dtype))
+        if shares is not out:
+            out.copy_(shares.view(parts, rows, width)[..., :depth].sum(0) if parts > 1 else shares[:, :depth])
 
 
 def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) -> None:
@@ -128,12 +155,12 @@ def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) ->
     if count == 0:
         return
     with on_device_of(x.features):
-        problem = Problem(x, y, form, second_product=False)
+        contrast = Contrast(x, y, form, second_product=False)
         if form.name == "margin":
-            stats.copy_(problem.sums("margin").sum(0)[:, :count].t())
+            stats.copy_(contrast.sums("margin").sum(0)[:, :count].t())
             return
-        m, log_sum = problem.lse()
-        positives = problem.sums("positives", torch.stack([m, log_sum])).sum(0)  # [STATS, R]
+        m, log_sum = contrast.lse()
+        positives = contrast.sums("positives", torch.stack([m, log_sum])).sum(0)  # [STATS, R]
         stats[:, 0] = m[:count]
         stats[:, 1] = log_sum[:count]
         stats[:, 2:] = positives[2:, :count].t()
@@ -144,19 +171,19 @@ def contrast_grad_kernel(
 ) -> None:
     """See op.py."""
     with on_device_of(x.features):
-        problem = Problem(x, y, form, second_product=True)
+        contrast = Contrast(x, y, form, second_product=True)
         unit = coefficients.new_ones(())
-        if problem.launch.dtype == torch.float16 and coefficients.numel():
+        if contrast.config.dtype == torch.float16 and coefficients.numel():
             m, b, a, log_sum = coefficients.unbind(1)
             # exp(s - m) is at most exp L
             unit = FP16_TOP / torch.maximum((b * log_sum.exp()).abs(), a.abs()).amax().clamp(min=1e-30)
             coefficients = torch.stack([m, b * unit, a * unit, log_sum], 1)
-        mine = problem.with_terms(coefficients, problem.x)
+        x_side = contrast.with_coefs(coefficients, contrast.x)
         if y is None:
             if grad_x is not None:
-                problem.add(mine, mine, x.order, unit, grad_x)
+                contrast.add_gradient(x_side, x_side, x.order, unit, grad_x)
             return
         if grad_x is not None:
-            problem.add(mine, problem.y, x.order, unit, grad_x)
+            contrast.add_gradient(x_side, contrast.y, x.order, unit, grad_x)
         if grad_y is not None:
-            problem.add(problem.y, mine, y.order, unit, grad_y)
+            contrast.add_gradient(contrast.y, x_side, y.order, unit, grad_y)

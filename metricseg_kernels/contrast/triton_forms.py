@@ -1,16 +1,27 @@
-"""The formulas of op.py's three forms on tiles: epilogues of pairwise/triton_tiles.py's walk.
+"""The formulas of op.py's three forms on tiles: epilogues of the walk in pairwise/triton_tiles.py.
 
-`row` holds what a program knows of its BM rows: (groups, ids, (m, L) or terms, squared norms). `kind` is
-the launch's (triton.py), `numbers` are the form's constants.
+`row` is a `Row`, `kind` the launch's `Kind` (triton.py), `numbers` are the form's constants: (1 / t, bound), or
+(margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products.
 """
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
 from ..core.triton_math import exp
-from ..pairwise.triton_tiles import load_groups, load_ids, rounded, weigh
+from ..pairwise.triton_tiles import add_product, load_groups, load_ids, rounded
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+class Row(NamedTuple):
+    """A program's BM rows of X."""
+
+    groups: Any  # [BM]
+    ids: Any  # [BM]
+    coefs: Any  # coefficients of these rows; in "positives" their (m, L)
+    squares: Any  # [BM], for distances
 
 
 @triton.jit
@@ -32,27 +43,27 @@ def power_of_base(t):
 
 @triton.jit
 def wanted(fixed, kind):
-    """Whether a launch of this kind is the one that the data ask for."""
-    if fixed is None:
-        return True
-    else:
+    """Whether this launch is the one of two that the data ask for."""
+    if kind.TWIN:
         return (tl.load(fixed) != 0) == kind.FIXED
+    else:
+        return True
 
 
 @triton.jit
 def pair_masks(row, y, columns, kind):
-    """(positive, negative) [BM, BN]; what they say of rows that take no part is not used."""
+    """(positive, negative) [BM, BN]; unspecified for rows of X that take no part."""
     group = load_groups(y, columns)[None, :]
-    same = row[0][:, None] == group
+    same = row.groups[:, None] == group
     positive = same & (group >= 0)
     if kind.SELF:
-        positive = positive & (row[1][:, None] != load_ids(y, columns)[None, :])
+        positive = positive & (row.ids[:, None] != load_ids(y, columns, kind.WITH_IDS)[None, :])
     return positive, (group >= 0) & (same == 0)
 
 
 @triton.jit
 def denominator(s, row, y, columns, kind, MASKED: tl.constexpr):
-    """s where the pair is in the denominator: a negative, or, in "all", not self; else -inf."""
+    """s of pairs in the denominator (negatives; in "all" all but self), else -inf."""
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
         s = tl.where(negative | positive if kind.NAME == "all" else negative, s, float("-inf"))
@@ -68,57 +79,73 @@ def take_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.
     if kind.FIXED:
         exps += tl.sum(power_of_base(s * scale - (m * scale)[:, None]), 1)
     else:
-        top = tl.maximum(m, tl.max(s, 1))
-        shift = tl.where(top == float("-inf"), 0.0, top)
+        row_max = tl.maximum(m, tl.max(s, 1))
+        shift = tl.where(row_max == float("-inf"), 0.0, row_max)
         exps *= power_of_base((m - shift) * scale)
         exps += tl.sum(power_of_base((s - shift[:, None]) * scale), 1)
-        m = top
+        m = row_max
     return m, exps
 
 
 @triton.jit
-def take_both_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
-    """e of the rows, with m = bound; e of the columns goes to row[2]'s sums [R], but for columns that are the rows."""
+def take_symmetric_lse(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
+    """e of the rows, with m = bound. e of columns in other blocks is added to `sums` [R], the program's own."""
     scale = in_base(numbers[0])
-    m, sums, block = row[2]
+    m, sums, block = row.coefs
     s = denominator(s, row, y, columns, kind, MASKED)
     e = power_of_base(s * scale - (m * scale)[:, None])
-    others = columns // tile.BM != block
-    p_columns = sums + columns
-    tl.store(p_columns, tl.load(p_columns, mask=others, other=0.0) + tl.sum(e, 0), mask=others)
+    tl.atomic_add(sums + columns, tl.sum(e, 0), mask=columns // tile.BM != block, sem="relaxed")
     return (state[0] + tl.sum(e, 1),)
+
+
+@triton.jit
+def add_three(a, b, c, d, e, f):
+    return a + d, b + e, c + f
+
+
+@triton.jit
+def add_four(a, b, c, d, e, f, g, h):
+    return a + e, b + f, c + g, d + h
 
 
 @triton.jit
 def take_positives(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
     """(P, sum softplus(n - s), sum sigmoid(n - s)), in "all" (P, sum (n - s), 0)."""
     scale = numbers[0]
-    count, total, sigmoids = state
+    m, log_sum = row.coefs
     positive, _ = pair_masks(row, y, columns, kind)
-    count += tl.sum(positive.to(count.dtype), 1)
-    z = (row[2][0][:, None] - s) * scale + row[2][1][:, None]
+    z = (m[:, None] - s) * scale + log_sum[:, None]
     if kind.NAME == "all":
-        total += tl.sum(tl.where(positive, z, 0.0), 1)
+        terms = tl.where(positive, z, 0.0)
+        sigmoids = tl.zeros_like(z)
     else:
         # both are 0 at z = -inf
         z = tl.where(positive, z, float("-inf"))
         e = exp(-tl.abs(z))
         w = 1.0 + e
         r = 1.0 / w
-        sigmoids += tl.sum(tl.where(z >= 0.0, r, e * r), 1)
-        # log(1 + e), with what the rounding of w took from e
-        total += tl.sum(tl.maximum(z, 0.0) + (tl.log(w) + (e - (w - 1.0)) * r), 1)
-    return count, total, sigmoids
+        sigmoids = tl.where(z >= 0.0, r, e * r)
+        # log(1 + e), corrected for the rounding of w
+        terms = tl.maximum(z, 0.0) + (tl.log(w) + (e - (w - 1.0)) * r)
+    sums = tl.reduce((positive.to(s.dtype), terms, sigmoids), 1, add_three)
+    return state[0] + sums[0], state[1] + sums[1], state[2] + sums[2]
 
 
 @triton.jit
 def squared_distance(s, row, y, columns):
-    """d^2 [BM, BN]; 0 where rounding alone could have made it."""
+    """d^2 [BM, BN]; 0 if it may be rounding alone."""
     # d^2 = |x|^2 + |y|^2 - 2 x.y
-    squares = row[3][:, None] + tl.load(y.squares + columns)[None, :]
+    squares = row.squares[:, None] + tl.load(y.squares + columns)[None, :]
     d2 = squares - 2.0 * s
     EPS: tl.constexpr = 2.220446049250313e-16 if s.dtype == tl.float64 else 1.1920928955078125e-07
     return tl.where(d2 <= 8.0 * EPS * squares, 0.0, d2)
+
+
+@triton.jit
+def inverse_distance(d2):
+    """1 / d [BM, BN]; 0 for d = 0, and for a subnormal d^2, which the device's rsqrt takes for 0."""
+    NORMAL: tl.constexpr = 2.2250738585072014e-308 if d2.dtype == tl.float64 else 1.1754943508222875e-38
+    return tl.where(d2 < NORMAL, 0.0, tl.rsqrt(d2))
 
 
 @triton.jit
@@ -133,56 +160,69 @@ def hinge(v, kind):
 
 @triton.jit
 def take_margin(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
-    """(sum over positives, how many, sum over negatives, how many)."""
+    """(sum over positives, their number, sum over negatives, their number)."""
     margin, positive_margin = numbers
-    pulls, pulled, pushes, pushed = state
     d = tl.sqrt(squared_distance(s, row, y, columns))
     push = hinge(margin - d, kind)
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
         pull = tl.where(positive, hinge(d - positive_margin, kind), 0.0)
         push = tl.where(negative, push, 0.0)
-        pulls += tl.sum(pull, 1)
         if kind.NONZERO:
             positive = pull > 0.0
             negative = push > 0.0
-        pulled += tl.sum(positive.to(s.dtype), 1)
-        pushed += tl.sum(negative.to(s.dtype), 1)
-    elif kind.NONZERO:
-        pushed += tl.sum((push > 0.0).to(s.dtype), 1)
+        sums = tl.reduce((pull, positive.to(s.dtype), push, negative.to(s.dtype)), 1, add_four)
+        return state[0] + sums[0], state[1] + sums[1], state[2] + sums[2], state[3] + sums[3]
     else:
-        pushed += columns.shape[0]
-    return pulls, pulled, pushes + tl.sum(push, 1), pushed
+        count = columns.shape[0]
+        if kind.NONZERO:
+            count = tl.sum((push > 0.0).to(s.dtype), 1)
+        return state[0], state[1], state[2] + tl.sum(push, 1), state[3] + count
 
 
 @triton.jit
-def load_terms(side, r):
-    """(m, b, a, L, b exp((bound - m) / t)) of rows r; (a, b, ...) for "margin"."""
-    terms = ()
-    for i in tl.static_range(5):
-        terms += (tl.load(side.terms + i * side.padded + r),)
-    return terms
+def load_coefs(side, r, kind):
+    """Coefficients of rows r, each [k]: see `Coefs` and `MarginCoefs` in triton.py."""
+    c = side.coefs
+    if kind.NAME == "margin":
+        return tl.load(c.a + r), tl.load(c.b + r)
+    else:
+        return tl.load(c.m + r), tl.load(c.b + r), tl.load(c.a + r), tl.load(c.log_sum + r), tl.load(c.u + r)
 
 
 @triton.jit
-def as_rows(terms):
-    return terms[0][:, None], terms[1][:, None], terms[2][:, None], terms[3][:, None], terms[4][:, None]
+def as_rows(coefs):
+    """[k] each -> [k, 1]"""
+    out = ()
+    for i in tl.static_range(len(coefs)):
+        out += (coefs[i][:, None],)
+    return out
 
 
 @triton.jit
-def as_columns(terms):
-    return terms[0][None, :], terms[1][None, :], terms[2][None, :], terms[3][None, :], terms[4][None, :]
+def as_columns(coefs):
+    """[k] each -> [1, k]"""
+    out = ()
+    for i in tl.static_range(len(coefs)):
+        out += (coefs[i][None, :],)
+    return out
+
+
+@triton.jit
+def sides_with_coefs(row, y, columns, kind):
+    sides = ()
+    if kind.BY_ROW:
+        sides += (as_rows(row.coefs),)
+    if kind.BY_COLUMN:
+        sides += (as_columns(load_coefs(y, columns, kind)),)
+    return sides
 
 
 @triton.jit
 def contrast_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
-    """W_ij of the side that has terms, W_ij + W_ji where both have."""
+    """W_ij of the side that has coefficients, W_ij + W_ji if both have."""
     scale, bound = in_base(numbers[0]), numbers[1]
-    sides = ()
-    if kind.BY_ROW:
-        sides += (as_rows(row[2]),)
-    if kind.BY_COLUMN:
-        sides += (as_columns(load_terms(y, columns)),)
+    sides = sides_with_coefs(row, y, columns, kind)
     w = tl.zeros_like(s)
     for i in tl.static_range(len(sides)):
         m, b, _, _, u = sides[i]
@@ -208,7 +248,7 @@ def contrast_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
 
 @triton.jit
 def hinge_slope(v, inverse, kind):
-    """p relu(v)^(p-1) / d, where v is in units of d."""
+    """p relu(v)^(p-1) / d, v in units of d."""
     if kind.POWER == 2:
         return 2.0 * tl.where(v < 0.0, 0.0, v)
     else:
@@ -219,23 +259,21 @@ def hinge_slope(v, inverse, kind):
 def margin_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
     """As above, with a on positives and b on negatives; the gradient is sum_j W_ij (x_i - y_j)."""
     margin, positive_margin = numbers
-    d2 = squared_distance(s, row, y, columns)
-    inverse = tl.where(d2 == 0.0, 0.0, tl.rsqrt(d2))  # 1 / d; nothing moves rows at d = 0
+    sides = sides_with_coefs(row, y, columns, kind)
+    inverse = inverse_distance(squared_distance(s, row, y, columns))
     push = hinge_slope(margin * inverse - 1.0, inverse, kind)
     w = tl.zeros_like(s)
-    if kind.BY_ROW:
-        w -= row[2][1][:, None] * push
-    if kind.BY_COLUMN:
-        w -= load_terms(y, columns)[1][None, :] * push
+    for i in tl.static_range(len(sides)):
+        _, b = sides[i]
+        w -= b * push
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
         w = tl.where(negative, w, 0.0)
         pull = hinge_slope(1.0 - positive_margin * inverse, inverse, kind)
         pull = tl.where(positive & (inverse != 0.0), pull, 0.0)
-        if kind.BY_ROW:
-            w += row[2][0][:, None] * pull
-        if kind.BY_COLUMN:
-            w += load_terms(y, columns)[0][None, :] * pull
+        for i in tl.static_range(len(sides)):
+            a, _ = sides[i]
+            w += a * pull
     return w
 
 
@@ -248,4 +286,4 @@ def take_gradient(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED
         total += tl.sum(w.to(total.dtype), 1)
     else:
         w = rounded(contrast_weights(s, row, y, columns, kind, numbers, MASKED), tile)
-    return total, weigh(w, blocks, y, columns, sums, tile)
+    return total, add_product(w, blocks, y, columns, sums, tile)

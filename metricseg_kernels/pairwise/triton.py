@@ -1,4 +1,7 @@
-"""Sides and tiles of the Triton engine: what its launchers have in common."""
+"""Host side of the Triton engine for pairs of rows: tiles, padded copies of both sides, and what launchers share.
+
+Launches are deterministic and the same on every device of an architecture: the number of multiprocessors plays no part.
+"""
 
 from __future__ import annotations
 
@@ -15,50 +18,56 @@ from ..core.checks import accumulator
 from .rows import Rows
 from .triton_tiles import find_alive, gather_rows
 
-# Launches are deterministic and the same on every device: nothing here asks how many multiprocessors there are.
-ENOUGH_PROGRAMS = 256
-SCAN = 1024  # tiles that a program looks at at once to find its spans
+SCAN = 1024  # tiles that a program inspects at once to find its spans
+# Fused multiply-adds are part of the formulas: backward recomputes the tiles of forward, whose row maxima it subtracts.
+# Triton is about to turn them off by default.
+FUSED = {"enable_fp_fusion": True}
 
 
-class Shape(NamedTuple):
+class TileShape(NamedTuple):
     """A row of the launch table: for at most `depth` columns, BM x BN tiles, whole rows or chunks of them.
 
-    By argument and not by measurement: a tile of S costs BM BN / (32 warps) registers a thread and the gradient's
-    accumulators BM D / (32 warps), together at most 160; shared memory holds `stages` tiles of Y and one of X.
+    Not measured. A tile of S takes BM BN / (32 warps) registers of a thread, the accumulators of the gradient
+    BM D / (32 warps). Shared memory holds `stages` tiles of Y and one of X. BN divides BM.
     """
 
     depth: int
     rows: int
     columns: int
     chunk: int  # 0: whole rows, as blocks
-    slice: int  # columns of the gradient per program, where rows go in chunks
+    slice: int  # columns of the gradient per program, if rows go in chunks
     warps: int
     stages: int
 
 
-# (kind of product, whether with a second one): shapes by depth. "sync" stands for targets before sm_90, whose tensor
-# cores take their left operand from registers: the rows of X that a program keeps are there too. Each row is what
-# compiles without spills in the forms of contrast.
-SHAPES: dict[tuple[str, bool], tuple[Shape, ...]] = {
-    ("half", False): (Shape(128, 128, 128, 0, 0, 8, 3), Shape(256, 128, 128, 0, 0, 8, 2),
-                      Shape(1 << 31, 128, 128, 64, 0, 8, 3)),
-    ("half", True): (Shape(64, 128, 128, 0, 0, 8, 3), Shape(256, 128, 64, 0, 0, 8, 2),
-                     Shape(1 << 31, 128, 64, 64, 256, 8, 2)),
-    ("half sync", True): (Shape(64, 128, 64, 0, 0, 8, 3), Shape(256, 64, 64, 0, 0, 8, 2),
-                          Shape(1 << 31, 64, 64, 64, 256, 8, 2)),
-    ("tf32", False): (Shape(64, 128, 64, 0, 0, 8, 3), Shape(128, 128, 64, 0, 0, 8, 2),
-                      Shape(1 << 31, 128, 64, 32, 0, 8, 3)),
-    ("tf32 sync", False): (Shape(64, 64, 64, 0, 0, 4, 3), Shape(128, 128, 64, 0, 0, 8, 2),
-                           Shape(1 << 31, 128, 64, 32, 0, 8, 3)),
-    ("tf32", True): (Shape(64, 64, 64, 0, 0, 4, 2), Shape(128, 64, 64, 0, 0, 8, 2),
-                     Shape(1 << 31, 64, 32, 32, 256, 8, 2)),
-    ("ieee", False): (Shape(1 << 31, 128, 128, 16, 0, 8, 2),),
-    ("ieee", True): (Shape(64, 64, 32, 16, 64, 8, 2), Shape(128, 64, 32, 16, 128, 8, 2),
-                     Shape(1 << 31, 64, 32, 16, 256, 8, 2)),
-    ("ieee sync", True): (Shape(64, 64, 32, 16, 64, 8, 2), Shape(128, 64, 32, 16, 128, 8, 2),
-                          Shape(1 << 31, 32, 32, 16, 256, 8, 2)),
-    ("double", False): (Shape(1 << 31, 32, 32, 16, 0, 4, 1),),
-    ("double", True): (Shape(1 << 31, 32, 32, 16, 64, 4, 1),),
+ANY = 1 << 31
+# (kind of product, whether with a second one): shapes by depth. "sync" is for targets before sm_90, whose tensor cores
+# take their left operand from registers. Three stages, so that a tile is copied while another is multiplied: the
+# compiler waits for all copies of two. Rows in chunks copy ahead within a tile only.
+SHAPES: dict[tuple[str, bool], tuple[TileShape, ...]] = {
+    ("half", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
+                      TileShape(512, 128, 32, 0, 0, 8, 3), TileShape(ANY, 128, 128, 64, 0, 8, 3)),
+    ("half sync", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
+                           TileShape(512, 64, 32, 0, 0, 8, 3), TileShape(ANY, 128, 64, 64, 0, 8, 3)),
+    ("half", True): (TileShape(64, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
+                     TileShape(ANY, 64, 64, 32, 256, 8, 3)),
+    ("half sync", True): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 64, 0, 0, 8, 3),
+                          TileShape(ANY, 64, 64, 64, 256, 8, 3)),
+    ("tf32", False): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 128, 32, 0, 0, 8, 3),
+                      TileShape(ANY, 128, 64, 32, 0, 8, 3)),
+    ("tf32 sync", False): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 32, 0, 0, 8, 3),
+                           TileShape(ANY, 128, 32, 32, 0, 8, 3)),
+    ("tf32", True): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 32, 0, 0, 8, 3),
+                     TileShape(ANY, 64, 32, 32, 256, 8, 3)),
+    ("tf32 sync", True): (TileShape(64, 128, 64, 0, 0, 8, 3), TileShape(128, 128, 32, 0, 0, 8, 3),
+                          TileShape(ANY, 64, 32, 32, 256, 8, 3)),
+    ("ieee", False): (TileShape(ANY, 128, 128, 16, 0, 8, 3),),
+    ("ieee", True): (TileShape(64, 64, 32, 16, 64, 8, 3), TileShape(128, 64, 32, 16, 128, 8, 3),
+                     TileShape(ANY, 64, 32, 16, 256, 8, 3)),
+    ("ieee sync", True): (TileShape(64, 64, 32, 16, 64, 8, 3), TileShape(128, 64, 32, 16, 128, 8, 3),
+                          TileShape(ANY, 32, 32, 16, 256, 8, 3)),
+    ("double", False): (TileShape(ANY, 32, 32, 16, 0, 4, 3),),
+    ("double", True): (TileShape(ANY, 32, 32, 16, 64, 4, 3),),
 }  # fmt: skip
 
 
@@ -69,53 +78,67 @@ class Tile(NamedTuple):
     BN: Any
     KS: Any  # widths of the blocks of a row
     WIDTH: Any  # of a row in memory
+    DEPTH: Any  # columns in use, rounded up to whole chunks
     CHUNK: Any
     SLICE: Any
+    SECOND: Any  # operand Y of W Y: the blocks of the first product, a "copy" of them, or a "load" of its own
     SCAN: Any
     PRECISION: Any
     DTYPE: Any  # of the products' operands
     ACC: Any
 
 
-class Launch(NamedTuple):
+class LaunchConfig(NamedTuple):
+    """How products of some rows are launched."""
+
     tile: Tile
-    shape: Shape
+    shape: TileShape
     width: int
     dtype: torch.dtype
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.shape.warps, "num_stages": self.shape.stages}
+        return {"num_warps": self.shape.warps, "num_stages": self.shape.stages, **FUSED}
 
 
 class Side(NamedTuple):
-    """Rows as the kernels take them, R of them: a whole number of tiles."""
+    """One side of the pairs as the kernels take it: sorted rows, padded to R, a multiple of BM.
+
+    Only tensors: Triton compiles a kernel anew for integers of another divisibility, and in a tuple it can't be told
+    otherwise.
+    """
 
     data: Tensor  # [R, WIDTH]
-    squares: Tensor  # [R]
-    groups: Tensor  # [rows]
-    ids: Tensor | None  # [rows]
-    low: Tensor  # [tiles]
-    high: Tensor
+    squares: Tensor  # [R], squared norms
+    groups: Tensor  # [R], -1 in the padding
+    ids: Tensor | None  # [R]
+    low: Tensor  # [tiles], least group of each tile
+    high: Tensor  # [tiles], greatest
     spans: Tensor  # [4], see `find_alive`
-    terms: Tensor | None  # [n, R]: what an epilogue knows of these rows
-    rows: int
-    padded: int
-    tiles: int
-    depth: int  # columns that count, to whole chunks
+    coefs: Any = None  # tensors [R] by name, for an epilogue
+
+    @property
+    def padded(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def tiles(self) -> int:
+        return self.low.shape[0]
 
 
-def block_widths(depth: int) -> tuple[int, ...]:
-    """At most three powers of two from 16 on that sum to at least `depth`, falling: 96 -> 64, 32."""
-    widths: list[int] = []
-    rest = max(triton.cdiv(depth, 16), 1)
-    while rest and len(widths) < 2:
-        widths.append(1 << (rest.bit_length() - 1))
-        rest -= widths[-1]
+def block_widths(depth: int, widest: int) -> tuple[int, ...]:
+    """Powers of two from 16 on that sum to at least `depth`, falling, the last three below `widest`: 96 -> 64, 32."""
+    whole, rest = divmod(max(triton.cdiv(depth, 16), 1), widest // 16)
+    widths = [widest // 16] * whole
     if rest:
-        widths.append(triton.next_power_of_2(rest))
-    whole = triton.next_power_of_2(max(triton.cdiv(depth, 16), 1))
-    return tuple(16 * w for w in widths) if sum(widths) < whole else (16 * whole,)
+        tail: list[int] = []
+        while rest > sum(tail) and len(tail) < 2:
+            tail.append(1 << ((rest - sum(tail)).bit_length() - 1))
+        if rest > sum(tail):
+            tail.append(triton.next_power_of_2(rest - sum(tail)))
+        top = triton.next_power_of_2(rest)
+        widths += tail if sum(tail) < top else [top]
+    return tuple(16 * w for w in widths)
 
 
 def asynchronous() -> bool:
@@ -123,11 +146,11 @@ def asynchronous() -> bool:
     return interpreting() or triton.runtime.driver.active.get_current_target().arch >= 90
 
 
-def make_launch(features: Tensor, second_product: bool, distances: bool = False) -> Launch:
-    """The tile for products of these rows.
+def make_config(features: Tensor, second_product: bool, distances: bool = False) -> LaunchConfig:
+    """Launch plan for products of these rows.
 
-    distances: weights may be as large as 1 / d, so fp16 operands are kept as fp32, which tf32 products take exactly;
-    and an epilogue of distances keeps more in registers beside the gradient, so tiles are half as wide there.
+    distances: weights may be as large as 1 / d, so fp16 operands are kept as fp32, which tf32 products take exactly.
+    An epilogue of distances also takes more registers beside the gradient, so tiles are half as wide there.
     """
     dtype, depth = features.dtype, features.shape[1]
     if dtype == torch.float16 and distances:
@@ -140,15 +163,20 @@ def make_launch(features: Tensor, second_product: bool, distances: bool = False)
     shape = next(s for s in shapes if depth <= s.depth)
     if distances and second_product:
         shape = shape._replace(columns=max(shape.columns // 2, 32))
-    widths = () if shape.chunk else block_widths(depth)
+    widths = () if shape.chunk else block_widths(depth, 128 if kind == "tf32" else 256)
     width = sum(widths)
     if shape.chunk:
         unit = max(shape.chunk, shape.slice)
         width = max(triton.cdiv(depth, unit), 1) * unit
-    constants = (shape.rows, shape.columns, tuple(tl.constexpr(w) for w in widths), width, shape.chunk, shape.slice,
-                 SCAN, "tf32" if kind == "tf32" else "ieee", TYPES[dtype], TYPES[accumulator(dtype)])  # fmt: skip
+    depth = triton.cdiv(depth, shape.chunk or 1) * (shape.chunk or 1)
+    second = "load" if shape.chunk else ""
+    if kind == "tf32" and not shape.chunk:
+        second = "copy" if asynchronous() else "load"
+    constants = (shape.rows, shape.columns, tuple(tl.constexpr(w) for w in widths), width, depth, shape.chunk,
+                 shape.slice, second, SCAN, "tf32" if kind == "tf32" else "ieee", TYPES[dtype],
+                 TYPES[accumulator(dtype)])  # fmt: skip
     tile = Tile(*(c if isinstance(c, tuple) else tl.constexpr(c) for c in constants))
-    return Launch(tile, shape, width, dtype)
+    return LaunchConfig(tile, shape, width, dtype)
 
 
 TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -158,34 +186,32 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def make_side(rows: Rows, launch: Launch) -> Side:
+def make_side(rows: Rows, config: LaunchConfig) -> Side:
     """The sorted and padded copy of one side."""
     features, (count, depth) = rows.features, rows.features.shape
-    shape = launch.shape
-    block = max(shape.rows, shape.columns)
-    padded = max(triton.cdiv(count, block), 1) * block
+    shape = config.shape
+    padded = max(triton.cdiv(count, shape.rows), 1) * shape.rows
     tiles = padded // shape.columns
-    data = features.new_empty((padded, launch.width), dtype=launch.dtype)
+    data = features.new_empty((padded, config.width), dtype=config.dtype)
     squares = features.new_empty(padded, dtype=accumulator(features.dtype))
-    low, high, spans = (features.new_empty(n, dtype=torch.int32) for n in (tiles, tiles, 4))
-    rounds = launch.dtype == torch.float32 and launch.tile.PRECISION.value == "tf32"
+    groups, low, high, spans = (features.new_empty(n, dtype=torch.int32) for n in (padded, tiles, tiles, 4))
+    ids = None if rows.ids is None else torch.nn.functional.pad(rows.ids, (0, padded - count), value=-1)
+    rounds = config.dtype == torch.float32 and config.tile.PRECISION.value == "tf32"
     gather_rows[(tiles,)](
-        features, *features.stride(), rows.order, rows.groups, count, depth, data, squares, low, high,
-        WIDTH=launch.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(launch.width)), ROUND=rounds,
-        num_warps=4,
+        features, *features.stride(), rows.order, rows.groups, count, depth, data, squares, groups, low, high,
+        WIDTH=config.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(config.width)), ROUND=rounds,
+        UNIT_STRIDE=features.stride(1) == 1, num_warps=4, **FUSED,
     )  # fmt: skip
-    find_alive[(1,)](low, high, tiles, spans, BLOCK=SCAN, num_warps=4)
-    chunk = shape.chunk or 1
-    return Side(data, squares, rows.groups, rows.ids, low, high, spans, None, count, padded, tiles,
-                triton.cdiv(depth, chunk) * chunk)  # fmt: skip
+    find_alive[(1,)](low, high, tiles, spans, BLOCK=SCAN, num_warps=4, **FUSED)
+    return Side(data, squares, groups, ids, low, high, spans)
 
 
-def by_column(values: Tensor, side: Side) -> Tensor:
-    """[rows, n] -> [n, R], zeros in the padding."""
-    return torch.nn.functional.pad(values.t(), (0, side.padded - side.rows)).contiguous()
+def by_column(values: Tensor, side: Side) -> tuple[Tensor, ...]:
+    """[rows, n] -> n tensors [R], zero in the padding."""
+    return torch.nn.functional.pad(values.t(), (0, side.padded - values.shape[0])).contiguous().unbind(0)
 
 
-def parts_of(side: Side, other: Side, launch: Launch, programs: int) -> int:
-    """Into how many parts of at least two tiles to cut the walk over `other`, for about so many programs."""
-    blocks = triton.cdiv(side.rows, launch.shape.rows) * (launch.width // (launch.shape.slice or launch.width))
+def parts_of(side: Side, other: Side, config: LaunchConfig, programs: int) -> int:
+    """Number of parts, of at least two tiles each, that the walk over `other` is cut into to reach so many programs."""
+    blocks = side.padded // config.shape.rows * (config.width // (config.shape.slice or config.width))
     return max(1, min(triton.cdiv(programs, blocks), other.tiles // 2))

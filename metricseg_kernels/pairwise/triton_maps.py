@@ -12,6 +12,8 @@ from torch import Tensor
 from ..core.checks import accumulator
 from .triton import TYPES, asynchronous
 
+OPTIONS = {"enable_fp_fusion": True}  # of every launch: products and sums as one instruction, whatever the default
+
 
 class Shape(NamedTuple):
     """A row of the launch table: for at most `classes` in a block, BN pixels x BC channels.
@@ -28,24 +30,29 @@ class Shape(NamedTuple):
     warps: int
     stages: int
     programs: int = 256  # that S and T are cut into, each with sums of its own to write
-    registers: int | None = None  # a thread at most, where an epilogue is light
+    registers: int | None = None  # a thread at most, where ptxas would else spill for more programs, or choose fewer
 
 
 # (kind of product, which). "sync" stands for targets before sm_90, whose tensor cores take operands from registers;
-# "more" for an A that differs between S and T, or whose making keeps more in registers. Each row is what compiles
-# without spills in the forms of centers.
+# "more" for an epilogue of P that keeps more in registers, and for an A that differs between S and T, or whose making
+# keeps more there. Each row is what compiles without spills in the forms of centers.
 SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("half", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4, registers=128)),
+    ("half", "P more"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4)),
+    ("half", "P soft"): (Shape(32, 64, 32, 4, 4), Shape(160, 64, 32, 8, 4)),
     ("half sync", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4)),
+    ("half sync", "P soft"): (Shape(32, 64, 32, 4, 4), Shape(160, 64, 32, 8, 4), Shape(96, 64, 32, 8, 4)),
     ("half", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 64, 128, 8, 3, programs=128)),
     ("half", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3)),
-    ("half sync", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 2)),
-    ("half sync", "ST more"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
+    ("half sync", "ST"): (Shape(32, 64, 64, 4, 3, programs=1024), Shape(160, 16, 128, 8, 3)),
+    ("half sync", "ST more"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
     ("half", "T"): (Shape(64, 64, 128, 8, 3),),
-    ("tf32", "P"): (Shape(32, 128, 32, 4, 3), Shape(160, 128, 16, 8, 4)),
+    ("half sync", "T"): (Shape(32, 64, 128, 8, 3),),
+    ("tf32", "P"): (Shape(32, 128, 16, 4, 4), Shape(160, 128, 16, 8, 4)),
+    ("tf32", "P soft"): (Shape(32, 128, 16, 4, 4), Shape(160, 64, 16, 8, 4)),
     ("tf32", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3, programs=128)),
     ("tf32", "ST more"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 16, 128, 8, 3)),
-    ("tf32 sync", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
+    ("tf32 sync", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024, registers=255), Shape(64, 32, 64, 8, 3)),
     ("tf32", "T"): (Shape(64, 64, 128, 8, 3),),
     ("ieee", "P"): (Shape(64, 128, 16, 8, 3),),
     ("ieee", "ST"): (Shape(32, 16, 64, 4, 3, programs=1024), Shape(64, 16, 64, 8, 2)),
@@ -58,22 +65,29 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
 
 
 class View(NamedTuple):
-    """Maps [B, C, h, w] or [B, h, w] as the kernels take them: with strides, of which y is None where rows join."""
+    """Maps [B, C, h, w] or [B, h, w] as the kernels take them: with strides, of which y is None where rows join.
 
-    data: Tensor
-    b: int
-    c: int
+    Kernels ask `view.data is None` whether there are maps: Triton 3.6 can't compare a NamedTuple with None. It also
+    loses the constants in a NamedTuple within another after the first loop, unless the last field of the outer one is
+    compile-time.
+    """
+
+    data: Tensor | None
+    b: int | None
+    c: int | None
     y: int | None
-    x: int
-    width: int
+    x: int | None
+    width: int | None
     channels_last: Any  # compile-time
 
 
 class Rows(NamedTuple):
-    """[1 or B, K, C], contiguous; b is the stride of an image, 0 for rows that all share."""
+    """[1 or B, K, C] with strides b, k, c; b is 0 for rows that all images share."""
 
     data: Tensor | None
     b: int
+    k: int | None
+    c: int | None
     K: int
     C: int
 
@@ -97,12 +111,8 @@ class Launch(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.shape.warps, "num_stages": self.shape.stages}
-
-    @property
-    def light(self) -> dict[str, Any]:
-        """Options where little is in registers beside the sums: then two programs fit where else one would."""
-        return self.options | ({} if self.shape.registers is None else {"maxnreg": self.shape.registers})
+        shape = self.shape
+        return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers} | OPTIONS
 
     def tiles(self, pixels: int) -> int:
         """Of an image."""
@@ -118,11 +128,15 @@ class Launch(NamedTuple):
         return max(min(triton.cdiv(self.shape.programs, others), group_tiles), 1)
 
 
-def make_view(maps: Tensor) -> View:
+def make_view(maps: Tensor | None) -> View:
+    if maps is None:
+        return View(None, None, None, None, None, None, tl.constexpr(False))
     height, width = maps.shape[-2:]
     b, c, y, x = maps.stride() if maps.ndim == 4 else (maps.stride(0), 0, *maps.stride()[1:])
     joins = height == 1 or width == 1 or y == width * x
-    return View(maps, b, c, None if joins else y, y if width == 1 else x, width, tl.constexpr(c == 1))
+    if joins:
+        return View(maps, b, c, None, y if width == 1 else x, None, tl.constexpr(c == 1))
+    return View(maps, b, c, y, x, width, tl.constexpr(c == 1))
 
 
 def class_widths(classes: int, widest: int) -> tuple[int, ...]:
@@ -140,27 +154,40 @@ def kind_of(dtype: torch.dtype) -> str:
     return {torch.float64: "double", torch.bfloat16: "half"}.get(dtype, "tf32")
 
 
-def make_launch(dtype: torch.dtype, product: str, classes: int) -> Launch:
-    """For so many rows and maps of this dtype, and what of the table they are to be."""
+def is_scattered(maps: Tensor) -> bool:
+    """Whether loads can't be as wide as they should, because 16 divides not the pixels, or not a stride."""
+    view, pixels = make_view(maps), maps.shape[2] * maps.shape[3]
+    wide = (view.x == 1 and view.c % 16 == 0) or (view.c == 1 and view.x % 16 == 0)
+    return view.y is not None or pixels % 16 != 0 or not wide
+
+
+def make_launch(features: Tensor, product: str, classes: int) -> Launch:
+    """For products of these maps with so many rows, and what of the table they are to be."""
+    dtype = features.dtype
     kind = kind_of(dtype)
-    kinds = (kind,) if asynchronous() else (f"{kind} sync", kind)
-    shapes = next(SHAPES[k, p] for k in kinds for p in (product, product.removesuffix(" more")) if (k, p) in SHAPES)
+    kinds = (f"{kind} scattered",) * is_scattered(features) + (f"{kind} sync",) * (not asynchronous()) + (kind,)
+    shapes = next(SHAPES[k, p] for k in kinds for p in (product, product.split()[0]) if (k, p) in SHAPES)
     shape = next((s for s in shapes if classes <= s.classes), shapes[-1])
     blocks = triton.cdiv(classes, shape.classes)
-    widths = class_widths(triton.cdiv(classes, blocks), 64 if product == "P" else 128)
+    widths = class_widths(triton.cdiv(classes, blocks), 64 if product.startswith("P") else 128)
     operand = torch.float32 if kind == "tf32" else dtype
     constants = (shape.pixels, shape.channels, tuple(map(tl.constexpr, widths)), sum(widths),
                  "tf32" if kind == "tf32" else "ieee", TYPES[operand], TYPES[accumulator(dtype)])  # fmt: skip
     return Launch(Tile(*(c if isinstance(c, tuple) else tl.constexpr(c) for c in constants)), shape, blocks)
 
 
-def make_rows(rows: Tensor, dtype: torch.dtype) -> Rows:
-    """From [1 or B, K, C] in the accumulator dtype, as the products with maps of this dtype take them."""
+def make_rows(rows: Tensor, dtype: torch.dtype, kept: bool = False) -> Rows:
+    """From [1 or B, K, C] in the accumulator dtype, as the products with maps of this dtype take them.
+
+    kept: for a T that keeps its rows in shared memory. There the tensor cores take tf32 only if the dimension of the
+    sum, K, is contiguous; else it goes through registers, of which the sums of 150 classes leave too few.
+    """
     kind = kind_of(dtype)
     groups, classes, channels = rows.shape
     if kind == "tf32":
         bits = rows.contiguous().view(torch.int32)
         nearest = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192  # what the tensor cores would otherwise cut off
         rows = torch.where(rows.isfinite(), nearest.view(torch.float32), rows)
-    data = rows.to(torch.bfloat16 if kind == "half" else rows.dtype).contiguous()
-    return Rows(data, classes * channels if groups > 1 else 0, classes, channels)
+    data = rows.to(torch.bfloat16 if kind == "half" else rows.dtype)
+    data = data.mT.contiguous().mT if kept and kind == "tf32" else data.contiguous()
+    return Rows(data, data.stride(0) if groups > 1 else 0, *data.stride()[1:], classes, channels)

@@ -23,6 +23,10 @@ import triton.language as tl
 
 from .triton_tiles import round_to_tf32
 
+# Kernel arguments that follow the size of a batch or a call's settings: no value of theirs is worth a kernel of its
+# own. N and the strides stay out of it: where 16 divides them, loads and stores are as wide as they can be.
+VARYING = ["tiles", "group_tiles", "parts", "chunks", "blocks", "pixels", "ignore_index"]
+
 
 @triton.jit
 def pixel_offsets(map, n):
@@ -58,7 +62,8 @@ def load_labels(map, b, n, K, N, ignore_index):
 @triton.jit
 def load_rows(rows, b, c, k):
     """W^T of image b, [c, k], 0 beyond C and K."""
-    p_rows = rows.data + tl.cast(b, tl.int64) * rows.b + k.to(tl.int64)[None, :] * rows.C + c[:, None]
+    p_rows = rows.data + tl.cast(b, tl.int64) * rows.b
+    p_rows += k.to(tl.int64)[None, :] * rows.k + c.to(tl.int64)[:, None] * rows.c
     return tl.load(p_rows, mask=(c < rows.C)[:, None] & (k < rows.K)[None, :], other=0.0)
 
 

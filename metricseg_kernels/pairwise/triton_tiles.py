@@ -1,19 +1,10 @@
-"""The stream of X Y^T tiles in Triton: what every op on pairs of rows shares. An op adds an epilogue.
+"""Stream of X Y^T tiles: the Triton device code that all ops on pairs of rows share. An op adds an epilogue.
 
-A program owns BM rows of X and walks over tiles of BN rows of Y. Both sides come as copies that `gather_rows` makes:
-rows in sorted order, padded with zeros to whole tiles and to a multiple of 16 columns, so that any D, any stride and
-any order of the caller's rows meet unmasked 16-byte loads in the walk. The copy reads and writes A D elements once; the
-walk reads A M D / BM of them (from L2, since neighbouring programs walk over the same tiles), and multiplies 2 A M D
-times: at A = 262,144 and D = 64 the copy is 67 MB, 25 us of an H100, before 9 Tflop.
-
-A row is a tuple of blocks whose widths are powers of two that sum to the padded D, so that D = 96 costs 64 + 32 and not
-128. While they fit, the blocks of X stay in shared memory or registers for the whole walk, and the walk is one
-pipelined loop; wider rows, and fp32 and fp64 products without tensor cores, go in chunks of D in an inner loop.
-
-Groups rise along the rows. So for one program the tiles of Y are: some without any row that takes part, perhaps a tile
-at either end with some, tiles that hold only rows of other groups, and in their midst those that may hold its own.
-`find_spans` finds these spans in the tiles' least and largest groups, O(M / BN) per program, and never takes the order
-for granted: where a span has a hole, it is widened. Only the own span and the two ends need masks.
+A program keeps BM rows of X and walks over tiles of BN rows of Y. Both sides are copies that `gather_rows` makes, so
+that loads in the walk are unmasked and 16 bytes wide for any D, stride and order of rows. The copy reads and writes
+A D elements once; the walk reads A M D / BM of them, mostly from L2, since programs walk over the same tiles.
+A row is a tuple of blocks, whose widths are powers of two that sum to the padded D: D = 96 is 64 + 32, not 128.
+Wide rows, and fp32 and fp64 products without tensor cores, go in chunks of D in an inner loop instead.
 """
 
 import triton
@@ -22,23 +13,25 @@ import triton.language as tl
 
 @triton.jit
 def round_to_tf32(x):
-    """To nearest, what the tensor cores would otherwise cut off; infinities stay."""
+    """Round to nearest, which tensor cores would otherwise truncate; infinities stay."""
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192
     return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded.to(tl.float32, bitcast=True))
 
 
-@triton.jit
-def gather_rows(features, s_row, s_d, order, groups, rows, D, data, squares, low, high, WIDTH: tl.constexpr,
-                ROWS: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
-    """One tile of ROWS rows: data [R, WIDTH], their squared norms [R], and the tile's least and largest group."""
+@triton.jit(do_not_specialize=["s_d", "rows"])
+def gather_rows(features, s_row, s_d: tl.int64, order, groups, rows, D, data, squares, padded_groups, low, high,
+                WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
+                UNIT_STRIDE: tl.constexpr):  # fmt: skip
+    """One tile of ROWS rows: data [R, WIDTH], squared norms [R], groups [R], least and greatest group [tiles]."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     known = r < rows
     p_rows = features + tl.load(order + r, mask=known, other=0).to(tl.int64)[:, None] * s_row
     total = tl.zeros((ROWS,), squares.dtype.element_ty)
     for begin in range(0, WIDTH, BLOCK):
         d = begin + tl.arange(0, BLOCK)
-        x = tl.load(p_rows + d.to(tl.int64)[None, :] * s_d, mask=known[:, None] & (d < D)[None, :], other=0.0)
+        offsets = d if UNIT_STRIDE else d.to(tl.int64) * s_d
+        x = tl.load(p_rows + offsets[None, :], mask=known[:, None] & (d < D)[None, :], other=0.0)
         x = x.to(data.dtype.element_ty)
         if ROUND:
             x = round_to_tf32(x)
@@ -47,28 +40,29 @@ def gather_rows(features, s_row, s_d, order, groups, rows, D, data, squares, low
         total += tl.sum(wide * wide, 1)
     tl.store(squares + r, total)
     group = tl.load(groups + r, mask=known, other=-1)
+    tl.store(padded_groups + r, group)
     tl.store(low + tl.program_id(0), tl.min(group, 0))
     tl.store(high + tl.program_id(0), tl.max(group, 0))
 
 
 @triton.jit
 def load_groups(side, r):
-    """Groups of rows r; -1 in the padding."""
-    return tl.load(side.groups + r, mask=r < side.rows, other=-1)
+    """Groups of rows r [k]; -1 for rows that take no part, padding included."""
+    return tl.load(side.groups + r)
 
 
 @triton.jit
-def load_ids(side, r):
-    """What two rows of one group must share to be one row: an id, or the position."""
-    if side.ids is None:
-        return r
+def load_ids(side, r, WITH_IDS: tl.constexpr):
+    """Ids of rows r [k]; without ids, their positions. Two rows of one group are the same row if these are equal."""
+    if WITH_IDS:
+        return tl.load(side.ids + r)
     else:
-        return tl.load(side.ids + r, mask=r < side.rows, other=-1)
+        return r
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def find_alive(low, high, tiles, spans, BLOCK: tl.constexpr):
-    """spans [4]: the tiles [0, 1) with a row that takes part, and those [2, 3) among them of which every row does."""
+    """spans [4]: tiles [0, 1) hold a row that takes part; of those, tiles [2, 3) hold only rows that do."""
     first, last = tiles, 0
     full, full_end, fulls = tiles, 0, 0
     for begin in range(0, tiles, BLOCK):
@@ -81,6 +75,7 @@ def find_alive(low, high, tiles, spans, BLOCK: tl.constexpr):
         full_end = tl.maximum(full_end, tl.max(tl.where(every, t + 1, 0), 0))
         fulls += tl.sum(every.to(tl.int32), 0)
     first = tl.minimum(first, last)
+    # a span with a hole is dropped: then all its tiles are masked
     if fulls == 0 or fulls < full_end - full:
         full, full_end = first, first
     tl.store(spans, first)
@@ -91,8 +86,12 @@ def find_alive(low, high, tiles, spans, BLOCK: tl.constexpr):
 
 @triton.jit
 def find_spans(groups, y, BLOCK: tl.constexpr):
-    """For rows of these groups, tiles of Y as (start, how many, holes): those that hold only other groups, those that
-    need masks, and these without a span wholly of the rows' one group. A hole is (from, width)."""
+    """Spans of tiles of Y for rows of these groups: (only other groups, masked, masked without the pure ones).
+
+    Groups rise along the rows, so tiles of other groups surround those that may hold the rows' own; only the latter,
+    and tiles at either end with rows that take no part, need masks. Pure tiles hold nothing but the rows' one group.
+    A span is (start, number of tiles, holes), a hole (start, width). O(M / BN) per program.
+    """
     first, last = tl.load(y.spans), tl.load(y.spans + 1)
     full, full_end = tl.load(y.spans + 2), tl.load(y.spans + 3)
     r_high = tl.max(groups, 0)
@@ -143,8 +142,8 @@ def load_blocks(p_rows, tile):
 
 
 @triton.jit
-def load_owned(x, r, tile):
-    """What a program keeps of its rows: their blocks, or only where they are."""
+def load_rows(x, r, tile):
+    """Left operand of a program: the blocks of its rows, or, for rows in chunks, pointers to them."""
     if tile.CHUNK:
         return (row_pointers(x, r, tile),)
     else:
@@ -152,27 +151,27 @@ def load_owned(x, r, tile):
 
 
 @triton.jit
-def similarity(owned, y, columns, tile):
-    """(S [BM, BN], the blocks of Y that made it, where they were loaded whole)."""
+def similarity(rows, y, columns, tile):
+    """(S [BM, BN], the blocks of Y); no blocks for rows in chunks."""
     s = tl.zeros((tile.BM, columns.shape[0]), tile.ACC)
     p_columns = row_pointers(y, columns, tile)
     blocks = ()
     if tile.CHUNK:
-        for begin in range(0, y.depth, tile.CHUNK):
+        for begin in range(0, tile.DEPTH, tile.CHUNK):
             d = (begin + tl.arange(0, tile.CHUNK))[None, :]
             # [BM, k] @ [k, BN]
-            s = tl.dot(tl.load(owned[0] + d), tl.trans(tl.load(p_columns + d)), s, input_precision=tile.PRECISION,
+            s = tl.dot(tl.load(rows[0] + d), tl.trans(tl.load(p_columns + d)), s, input_precision=tile.PRECISION,
                        out_dtype=tile.ACC)  # fmt: skip
     else:
         blocks = load_blocks(p_columns, tile)
         for i in tl.static_range(len(blocks)):
-            s = tl.dot(owned[i], tl.trans(blocks[i]), s, input_precision=tile.PRECISION, out_dtype=tile.ACC)
+            s = tl.dot(rows[i], tl.trans(blocks[i]), s, input_precision=tile.PRECISION, out_dtype=tile.ACC)
     return s, blocks
 
 
 @triton.jit
 def tiles_before(span, t):
-    """How many tiles of a span lie before tile t."""
+    """Number of tiles of a span before tile t."""
     start, count, holes = span
     n = tl.maximum(t - start, 0)
     for k in tl.static_range(len(holes)):
@@ -181,13 +180,13 @@ def tiles_before(span, t):
 
 
 @triton.jit
-def walk(owned, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: tl.constexpr,
+def walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: tl.constexpr,
          MASKED: tl.constexpr):  # fmt: skip
-    """Takes the tiles from begin to end, counted within a span, into `state`.
+    """Pass the tiles from begin to end, counted within a span, to the epilogue, which updates `state`.
 
-    EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED) -> state. `row` is what the op knows of the
-    program's rows, `numbers` its constants, `state` what it sums. Masks double what a pair keeps in registers: masked
-    tiles go in halves.
+    EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED) -> state. `row` is the epilogue's own data
+    of the program's rows, `numbers` are its constants. Masks double the registers that a pair takes, so masked tiles
+    are half as wide.
     """
     HALVES: tl.constexpr = 2 if MASKED else 1
     BN: tl.constexpr = tile.BN // HALVES
@@ -197,14 +196,14 @@ def walk(owned, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: 
         for k in tl.static_range(len(holes)):
             t += tl.where(t >= holes[k][0] * HALVES, holes[k][1] * HALVES, 0)
         columns = t * BN + tl.arange(0, BN)
-        s, blocks = similarity(owned, y, columns, tile)
+        s, blocks = similarity(rows, y, columns, tile)
         state = EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED)
     return state
 
 
 @triton.jit
 def rounded(w, tile):
-    """W as a product takes it."""
+    """W as the operand of a product."""
     if tile.PRECISION == "tf32":
         return round_to_tf32(w)
     else:
@@ -213,7 +212,7 @@ def rounded(w, tile):
 
 @triton.jit
 def no_sums(tile):
-    """Accumulators of W Y: one [BM, k] per block, or the one of a slice of D."""
+    """Zero accumulators of W Y: one [BM, k] per block, or one [BM, SLICE]."""
     sums = ()
     if tile.CHUNK:
         sums += (tl.zeros((tile.BM, tile.SLICE), tile.ACC),)
@@ -224,18 +223,22 @@ def no_sums(tile):
 
 
 @triton.jit
-def load_slice(side, r, tile):
-    d = tl.program_id(1) * tile.SLICE + tl.arange(0, tile.SLICE)
-    return (tl.load(row_pointers(side, r, tile) + d[None, :]),)
-
-
-@triton.jit
-def weigh(w, blocks, y, columns, sums, tile):
+def add_product(w, blocks, y, columns, sums, tile):
     """sums + W Y."""
-    if tile.CHUNK:
-        blocks = load_slice(y, columns, tile)
+    p_columns = row_pointers(y, columns, tile)
+    begin = tl.program_id(1) * tile.SLICE
     added = ()
     for i in tl.static_range(len(sums)):
+        # Tensor cores take tf32 operands of the two products from different layouts in shared memory. The compiler
+        # pipelines a load only into one, so the second product needs a copy (sm_90) or a load (sm_80) of its own.
+        if tile.SECOND == "load":
+            d = (begin + tl.arange(0, sums[i].shape[1]))[None, :]
+            block = tl.load(p_columns + d, cache_modifier=".ca" if tile.PRECISION == "tf32" else "")
+        elif tile.SECOND == "copy":
+            block = blocks[i] + 0.0
+        else:
+            block = blocks[i]
         # [BM, BN] @ [BN, k]
-        added += (tl.dot(w, blocks[i], sums[i], input_precision=tile.PRECISION, out_dtype=tile.ACC),)
+        added += (tl.dot(w, block, sums[i], input_precision=tile.PRECISION, out_dtype=tile.ACC),)
+        begin += sums[i].shape[1]
     return added

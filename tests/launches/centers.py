@@ -1,48 +1,150 @@
-"""What users of the centers family launch."""
+"""What users of the centers family launch.
+
+What decides a kernel is crossed in pairs: any two values of two axes of a job occur together in one of its calls.
+Channels are a run-time number, of which a kernel knows no more than whether 16 divides it: calls take turns.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import Call
+from . import Call, compile_only
 
-SIZE = (8, 512, 128, 256)
-# name: (what meets the features: "logits", "pull", "soft" or "hard", K, dtype, precision, memory format)
-CALLS = {
-    "centers": ("logits", 150, "bfloat16", "highest", "contiguous_format"),
-    "centers-tf32": ("logits", 150, "float32", "high", "contiguous_format"),
-    "centers-pull": ("pull", 19, "bfloat16", "highest", "contiguous_format"),
-    "centers-pull-fp32": ("pull", 847, "float32", "highest", "channels_last"),
-    "class-centers": ("soft", 150, "bfloat16", "highest", "channels_last"),
-    "class-means": ("hard", 19, "float32", "high", "contiguous_format"),
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
 }
+TENSOR_CORES = {"bf16": True, "fp16": True, "tf32": True, "fp32": False}
+MAY_SPILL = {"fp32": 64, "fp64": 64}
+
+LAYOUTS = ("nchw", "nhwc", "strided")
+WANTED = ("both", "features", "other")  # gradients, other than of the features: of centers or logits
+SIZES = {"even": (8, 128, 256), "odd": (2, 65, 129)}  # [B, h, w]: 16 divides the pixels, or not
+COMMON = {"classes": (150, 19, 847, 2), "dtype": tuple(DTYPES), "layout": LAYOUTS, "size": tuple(SIZES)}
+SIMILARITY = {"upstream": ("nchw", "nhwc", "expanded"), "centers": ("shared", "own"), "wanted": WANTED}
+LABELS = {"labels": ("uint8", "int32", "int64")}
+JOBS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "logits": COMMON | SIMILARITY | {"metric": ("cosine", "dot", "euclidean")},
+    "pull": COMMON | SIMILARITY | LABELS,
+    "soft": COMMON | {"assignment": LAYOUTS, "wanted": WANTED},
+    "hard": COMMON | LABELS,
+}
+CHANNELS = (256, 64, 512, 32, 128, 96)
+
+
+def pairs(axes: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """A value for each axis, until any two values of two axes have occurred together, each time as many new ones as can
+    be."""
+    choices = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    missing = [set(itertools.combinations(choice.items(), 2)) for choice in choices]
+    while any(missing):
+        best = max(range(len(choices)), key=lambda i: len(missing[i]))
+        yield choices[best]
+        missing = [pairs - missing[best] for pairs in missing]
 
 
 def calls() -> Iterator[Call]:
-    for name, (against, classes, dtype, precision, layout) in CALLS.items():
-        exact = dtype == "float32" and precision == "highest"
-        yield Call(name, partial(launch, against, classes, dtype, layout), precision, tensor_cores=not exact)
+    channels = itertools.cycle(CHANNELS)
+    for job, axes in JOBS.items():
+        for choice in pairs(axes):
+            yield make_call(job, next(channels), choice)
+    few = {"classes": 19, "layout": "nchw", "size": "even"}
+    for dtype in ("tf32", "fp32", "fp64"):  # cosines of a pull, summed over classes
+        yield make_call("hard", 1, few | {"dtype": dtype, "labels": "int64"})
+    yield make_call("soft", 2048, few | {"dtype": "bf16", "assignment": "nchw", "wanted": "both"})
 
 
-def launch(against: str, classes: int, dtype_name: str, layout: str) -> None:
-    from metricseg_kernels.centers import triton as centers
+def make_call(job: str, channels: int, choice: dict[str, Any]) -> Call:
+    dtype = choice["dtype"]
+    launch = launch_similarity if job in ("logits", "pull") else launch_sums
+    return Call(
+        id="-".join(map(str, (job, channels, *choice.values()))),
+        run=partial(launch, channels, **choice | {"size": SIZES[choice["size"]]}),
+        precision="high" if dtype == "tf32" else "highest",
+        may_spill=MAY_SPILL.get(dtype, 0),
+        tensor_cores=TENSOR_CORES.get(dtype),
+    )
 
-    dtype, (batch, channels, height, width) = getattr(torch, dtype_name), SIZE
-    features = torch.empty(SIZE, dtype=dtype, device="meta").contiguous(memory_format=getattr(torch, layout))
-    logits = torch.empty((batch, classes, height, width), dtype=dtype, device="meta")
-    labels = torch.empty((batch, height, width), dtype=torch.uint8, device="meta")
-    pixels, grad = torch.empty_like(labels, dtype=torch.float32), torch.empty_like(features)
-    rows, mass = (torch.empty(size, device="meta") for size in ((batch, classes, channels), (batch, classes)))
-    if against in ("soft", "hard"):
-        assignment, grad_assignment = (logits, logits) if against == "soft" else (labels, None)
-        centers.class_sums_kernel(features, assignment, 255, rows, mass)
-        centers.class_sums_grad_kernel(rows, mass, features, assignment, 255, grad, grad_assignment)
-        return
-    shared = rows[:1]
-    pull, own = (labels, pixels) if against == "pull" else (None, None)
-    centers.similarity_kernel(features, shared, None, pull, "cosine", 15.0, 255, logits, own, pixels)
-    centers.similarity_grad_kernel(logits, own, features, shared, pull, pixels, logits, own, "cosine", 15.0, 255, grad,
-                                   shared)  # fmt: skip
+
+def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
+    """strided: rows that do not join; expanded: one number, with stride 0."""
+    if layout == "expanded":
+        return torch.empty((), dtype=dtype, device="meta").expand(shape)
+    if layout == "strided":
+        return make_maps((*shape[:-1], shape[-1] + 16), dtype)[..., : shape[-1]]
+    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=order)
+
+
+def launch_similarity(
+    channels: int,
+    size: tuple[int, int, int],
+    classes: int,
+    dtype: str,
+    layout: str,
+    upstream: str,
+    centers: str,
+    wanted: str,
+    metric: str = "cosine",
+    labels: str | None = None,
+    scale: float = 15.0,
+    ignore_index: int = 255,
+) -> None:
+    from metricseg_kernels.centers import op
+
+    (batch, height, width), storage = size, DTYPES[dtype]
+    features = make_maps((batch, channels, height, width), storage, layout)
+    images = (batch,) if centers == "own" else ()
+    weights, bias = op.folded(make_maps((*images, classes, channels), storage), metric, scale)
+    pull = None if labels is None else make_maps(size, getattr(torch, labels))
+    scalars = (metric, scale, ignore_index)
+    outputs = op._similarity(features, weights, bias, pull, *scalars, "triton")
+    logits, own, norms = map(op._none_if_empty, outputs)
+    grad_logits = make_maps(logits.shape, storage, upstream)
+    grad_own = None if own is None else make_maps(size, own.dtype, "expanded" if upstream == "expanded" else "nchw")
+    op._similarity_backward(grad_logits, grad_own, features, weights, pull, norms, logits, own, *scalars,
+                            wanted != "other", wanted != "features", "triton")  # fmt: skip
+
+
+def launch_sums(
+    channels: int,
+    size: tuple[int, int, int],
+    classes: int,
+    dtype: str,
+    layout: str,
+    assignment: str = "nchw",
+    labels: str | None = None,
+    wanted: str = "features",
+    ignore_index: int = 255,
+) -> None:
+    from metricseg_kernels.centers import op
+
+    (batch, height, width), storage = size, DTYPES[dtype]
+    features = make_maps((batch, channels, height, width), storage, layout)
+    if labels is None:
+        membership = make_maps((batch, classes, height, width), storage, assignment)
+    else:
+        membership = make_maps(size, getattr(torch, labels))
+    grads = op._sums(features, membership, classes, ignore_index, "assignment", "triton")
+    op._sums_backward(*grads, features, membership, ignore_index, wanted != "other", wanted != "features", "triton")
+
+
+def compilations(sizes: list[tuple[int, int, int]]) -> dict[str, int]:
+    """Of each kernel in a process that sees these sizes, each with a scale and an ignore_index of its own."""
+    similarity = {"upstream": "nchw", "centers": "shared", "labels": "uint8"}
+    with compile_only(90) as compiled:
+        for i, size in enumerate(sizes):
+            few = {"classes": 19, "dtype": "bf16", "wanted": "both", "ignore_index": 255 - i}
+            launch_similarity(256, size, layout="nchw", scale=15.0 + i, **similarity, **few)
+            launch_sums(256, size, layout="nhwc", **few)
+    return dict(Counter(name for name, _ in {(name, id(kernel)) for name, kernel, _ in compiled}))
