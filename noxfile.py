@@ -94,7 +94,7 @@ def lower_bound(session: nox.Session, torch: str) -> None:
     pytest(session, "tests", "-k", "cpu or extension or import")
 
 
-@nox.session(python=interpreter("3.12"), tags=["ci"])
+@nox.session(python=interpreter("3.12"))
 def ttsem(session: nox.Session) -> None:
     """The Triton tests on what Triton compiles for sm_90, executed on the CPU: values, bounds, races."""
     install(session, "torch==2.14.1", "ttsem==0.1.0", "numpy", *TESTING)
@@ -102,7 +102,7 @@ def ttsem(session: nox.Session) -> None:
     pytest(session, "tests", "-p", "ttsem_plugin", "-k", "triton and not every_launch", METRICSEG_RECORD=str(LAUNCHES))
 
 
-@nox.session(venv_backend="none", tags=["ci"])
+@nox.session(venv_backend="none")
 @nox.parametrize("triton", TRITONS)
 def compile(session: nox.Session, triton: str) -> None:
     """The launches of tests/launches, on sm_80 and sm_90, within their budgets."""

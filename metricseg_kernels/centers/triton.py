@@ -22,7 +22,7 @@ from .triton_kernels import (
 )
 
 # Of a program that walks over a pixel's classes and no channels, by accumulator.
-PIXELS = {torch.float32: 256, torch.float64: 64}
+PIXELS = {torch.float32: 128, torch.float64: 64}
 
 
 class Source(NamedTuple):

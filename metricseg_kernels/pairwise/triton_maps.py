@@ -34,8 +34,9 @@ class Shape(NamedTuple):
 
 
 # (kind of product, which). "sync" stands for targets before sm_90, whose tensor cores take operands from registers;
-# "more" for an epilogue of P that keeps more in registers, and for an A that differs between S and T, or whose making
-# keeps more there. Each row is what compiles without spills in the forms of centers.
+# "scattered" for maps that `is_scattered` names; "soft" for the gradient of an assignment, and "more" for another
+# epilogue of P that keeps more in registers, and for an A that differs between S and T, or whose making keeps more
+# there. Rows are chosen for no spills in the forms of centers.
 SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("half", "P"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4, registers=128)),
     ("half", "P more"): (Shape(32, 128, 32, 4, 4), Shape(160, 128, 32, 8, 4)),
@@ -48,11 +49,17 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("half sync", "ST more"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(64, 32, 64, 8, 3)),
     ("half", "T"): (Shape(64, 64, 128, 8, 3),),
     ("half sync", "T"): (Shape(32, 64, 128, 8, 3),),
+    ("half scattered", "P"): (Shape(32, 64, 32, 4, 3), Shape(160, 64, 16, 8, 3)),
+    ("half scattered", "ST"): (Shape(32, 16, 64, 4, 2, programs=1024), Shape(80, 32, 64, 8, 2)),
+    ("half scattered", "T"): (Shape(32, 64, 64, 8, 2),),
     ("tf32", "P"): (Shape(32, 128, 16, 4, 4), Shape(160, 128, 16, 8, 4)),
     ("tf32", "P soft"): (Shape(32, 128, 16, 4, 4), Shape(160, 64, 16, 8, 4)),
     ("tf32", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 32, 128, 8, 3, programs=128)),
     ("tf32", "ST more"): (Shape(32, 32, 64, 4, 3, programs=1024), Shape(160, 16, 128, 8, 3)),
     ("tf32 sync", "ST"): (Shape(32, 32, 64, 4, 3, programs=1024, registers=255), Shape(64, 32, 64, 8, 3)),
+    ("tf32 scattered", "P"): (Shape(32, 64, 16, 4, 3), Shape(160, 64, 16, 8, 3)),
+    ("tf32 scattered", "ST"): (Shape(32, 16, 64, 4, 2, programs=1024), Shape(80, 32, 64, 8, 2, registers=255)),
+    ("tf32 scattered", "T"): (Shape(32, 64, 64, 8, 2),),
     ("tf32", "T"): (Shape(64, 64, 128, 8, 3),),
     ("ieee", "P"): (Shape(64, 128, 16, 8, 3),),
     ("ieee", "ST"): (Shape(32, 16, 64, 4, 3, programs=1024), Shape(64, 16, 64, 8, 2)),
@@ -155,10 +162,12 @@ def kind_of(dtype: torch.dtype) -> str:
 
 
 def is_scattered(maps: Tensor) -> bool:
-    """Whether loads can't be as wide as they should, because 16 divides not the pixels, or not a stride."""
-    view, pixels = make_view(maps), maps.shape[2] * maps.shape[3]
+    """Whether loads are narrow: rows do not join, or 16 does not divide the pixels or the stride of what is not
+    contiguous. Then each element has an address of its own in registers, so tiles are smaller."""
+    view, (height, width) = make_view(maps), maps.shape[2:]
+    assert view.c is not None and view.x is not None
     wide = (view.x == 1 and view.c % 16 == 0) or (view.c == 1 and view.x % 16 == 0)
-    return view.y is not None or pixels % 16 != 0 or not wide
+    return view.y is not None or height * width % 16 != 0 or not wide
 
 
 def make_launch(features: Tensor, product: str, classes: int) -> Launch:
@@ -190,4 +199,5 @@ def make_rows(rows: Tensor, dtype: torch.dtype, kept: bool = False) -> Rows:
         rows = torch.where(rows.isfinite(), nearest.view(torch.float32), rows)
     data = rows.to(torch.bfloat16 if kind == "half" else rows.dtype)
     data = data.mT.contiguous().mT if kept and kind == "tf32" else data.contiguous()
-    return Rows(data, data.stride(0) if groups > 1 else 0, *data.stride()[1:], classes, channels)
+    b, k, c = data.stride()
+    return Rows(data, b if groups > 1 else 0, k, c, classes, channels)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Call, compile_only
+from . import Call, compile_only, pairs
 
 DTYPES = {
     "bf16": torch.bfloat16,
@@ -40,17 +40,6 @@ JOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "hard": COMMON | LABELS,
 }
 CHANNELS = (256, 64, 512, 32, 128, 96)
-
-
-def pairs(axes: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
-    """A value for each axis, until any two values of two axes have occurred together, each time as many new ones as can
-    be."""
-    choices = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    missing = [set(itertools.combinations(choice.items(), 2)) for choice in choices]
-    while any(missing):
-        best = max(range(len(choices)), key=lambda i: len(missing[i]))
-        yield choices[best]
-        missing = [pairs - missing[best] for pairs in missing]
 
 
 def calls() -> Iterator[Call]:
