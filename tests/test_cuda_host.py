@@ -50,7 +50,7 @@ TILED = [
 @pytest.mark.parametrize("case", TILED, ids=lambda c: c.id)
 def test_any_tiling(case: Case, multiprocessors: int, shim: ModuleType, backend: str) -> None:
     """Few blocks of many chunks of columns, or many blocks of one."""
-    shim.configure(multiprocessors, cuda_host.SHARED, False)
+    shim.configure(multiprocessors, cuda_host.SHARED, 0)
     against_reference(mk.focal_loss, case, torch.float32, backend, "cpu", weight=None, **options(case))
     against_reference(mk.sigmoid_focal_loss, case, torch.float32, backend, "cpu", gamma=1.5,
                       align_corners=case.align_corners)  # fmt: skip
@@ -61,8 +61,8 @@ def test_any_tiling(case: Case, multiprocessors: int, shim: ModuleType, backend:
 def test_order_of_threads_does_not_matter(case: Case, shim: ModuleType, backend: str) -> None:
     input, target, weight = make(case)
     results = []
-    for reverse in (False, True):
-        shim.configure(1, cuda_host.SHARED, reverse)
+    for seed in (0, 1):
+        shim.configure(1, cuda_host.SHARED, seed)
         results.append(loss_and_grad(mk.focal_loss, input, target, weight=weight, backend=backend, **options(case)))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
@@ -98,6 +98,23 @@ def test_infinite_and_nan_logits_at_label_size(dtype: torch.dtype, backend: str)
                                   backend=name) for name in (backend, "reference"))  # fmt: skip
     torch.testing.assert_close(ours[0], theirs[0], equal_nan=True)
     torch.testing.assert_close(ours[1], theirs[1], equal_nan=True, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "barriers"),
+    [((12, 16), (0, 2, 3, 4, 5, 6)), ((3, 4), (0, 2))],
+    ids=["through-shared-memory", "at-label-size"],
+)
+def test_a_lost_barrier_is_found(
+    labels: tuple[int, int], barriers: tuple[int, ...], shim: ModuleType, backend: str
+) -> None:
+    """Barriers by their number in a block: the first publishes the tile, the last ones reduce the sums."""
+    input, target, _ = make(Case("lost", (3, 4), labels, classes=5))
+    loss_and_grad(mk.focal_loss, input, target, backend=backend)
+    for barrier in barriers:
+        shim.lose_barrier(barrier)
+        with pytest.raises(RuntimeError, match="race in shared memory: thread"):
+            loss_and_grad(mk.focal_loss, input, target, backend=backend)
 
 
 ASAN_SCRIPT = """

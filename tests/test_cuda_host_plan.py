@@ -55,7 +55,7 @@ def tilings(h: int, w: int, W: int, halo: int) -> Iterator[tuple[int, int]]:
 def test_near_the_best_tiling(batch: int, h: int, w: int, ratio: int, grad: bool, multiprocessors: int) -> None:
     shim = cuda_host.require("focal")
     H, W = h * ratio, w * ratio
-    shim.configure(multiprocessors, cuda_host.SHARED, False)
+    shim.configure(multiprocessors, cuda_host.SHARED, 0)
     tile_y, tile_x, slots, chunks = shim.walk_geometry(batch, 19, h, w, H, W, grad)
     assert chunks == chunks_of(w, W, tile_x, grad)
     best = min(schedule(batch, h, H, y, chunks_of(w, W, x, grad), grad, slots) for y, x in tilings(h, w, W, grad))

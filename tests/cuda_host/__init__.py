@@ -23,14 +23,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
 FLAGS = "-std=c++17 -fPIC -fvisibility=hidden"
-FAST = "-O1 -Wall -Wextra -Werror -Wno-unknown-pragmas"
+WATCHED = "-O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fsanitize=thread"  # races.h is its library
 SANITIZED = "-O0 -g1 -fsanitize=address -fno-omit-frame-pointer"
 NINJA = """\
 rule cxx
-  command = {compiler} {flags} -MMD -MF $out.d -shared $in -o $out
+  command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out
   depfile = $out.d
   deps = gcc
-build {output}: cxx {source}
+rule link
+  command = {compiler} {link} -shared $in -o $out
+build {object}: cxx {source}
+build {output}: link {object}
 """
 
 
@@ -52,8 +55,10 @@ def build(family: str, sanitize: bool = False) -> Path:
     folder = ROOT / "build" / ("cuda_host_asan" if sanitize else "cuda_host")
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{family}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    flags = f"{FLAGS} {SANITIZED if sanitize else FAST} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
-    text = NINJA.format(compiler="g++", flags=flags, output=output, source=HERE / f"{family}.cpp")
+    includes = f"-I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
+    flags = f"{FLAGS} {SANITIZED if sanitize else WATCHED} {includes}"
+    text = NINJA.format(compiler="g++", flags=flags, link="-fsanitize=address" if sanitize else "", output=output,
+                        object=folder / f"{family}.o", source=HERE / f"{family}.cpp")  # fmt: skip
     command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), "-f", f"{family}.ninja"]
     with FileLock(folder / f"{family}.lock"):  # the suite may run in several processes
         (folder / f"{family}.ninja").write_text(text)
@@ -100,7 +105,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType
     elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
     monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
     monkeypatch.setattr(backends, "why_not", lambda name, on: None if name == "cuda" else why_not_elsewhere(name, on))
-    module.configure(2, SHARED, False)
+    module.configure(2, SHARED, 0)
+    module.lose_barrier(-1)
     return "cuda"
 
 

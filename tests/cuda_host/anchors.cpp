@@ -70,7 +70,7 @@ static void run_backward(const py::array& grad_rows, const py::array& rows, cons
 }
 
 PYBIND11_MODULE(anchors, m) {
-  m.def("configure", configure);
+  define_switches(m);
   m.def("slacken", [](double by) { deviations = by; });
   m.def("sample_anchors_kernel", sample_anchors_kernel);
   m.def("gather_pixels_kernel", [](const py::array& features, const py::array& index, bool normalize, double eps,

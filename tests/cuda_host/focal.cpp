@@ -102,7 +102,7 @@ static py::tuple walk_geometry(int64_t batch, int classes, int64_t h, int64_t w,
 }
 
 PYBIND11_MODULE(focal, m) {
-  m.def("configure", configure);
+  define_switches(m);
   m.def("walk_geometry", walk_geometry);
   m.def("focal_kernel", by_dtype(focal_kernel<double>, focal_kernel<float>));
   m.def("sigmoid_focal_kernel", by_dtype(sigmoid_focal_kernel<double>, sigmoid_focal_kernel<float>));

@@ -80,8 +80,12 @@ inline Map map_of(const Array& a) {
   return map;
 }
 
-// configure(multiprocessors, shared bytes, reversed), which every module has.
-inline void configure(int multiprocessors, int64_t shared, bool reversed) {
-  limits_of_device = {multiprocessors, shared};
-  cuda_host::reversed = reversed;
+// configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has.
+inline void define_switches(py::module_& m) {
+  m.def("configure", [](int multiprocessors, int64_t shared, unsigned seed) {
+    limits_of_device = {multiprocessors, shared};
+    cuda_host::seed = seed;
+    cuda_host::random.seed(seed);
+  });
+  m.def("lose_barrier", [](int which) { cuda_host::lost_barrier = which; });
 }

@@ -1,7 +1,7 @@
 // CUDA's execution model on the host, as far as the kernels need it: one fiber per thread of a block, blocks one after
-// another. A warp runs until all its lanes are at a barrier, its lanes in turn from one shuffle to the next. It shows
-// indexing and arithmetic; of races those between warps that depend on which comes first: `reversed` turns the order.
-// Shared memory is sized exactly and starts as NaN, so that address sanitizer and the results show every slip.
+// another. A warp runs until all its lanes are at a barrier, its lanes in turn from one shuffle to the next; `seed`
+// puts blocks, warps and lanes in random order. Races are found by races.h. Shared memory is sized exactly and starts
+// as NaN, so that address sanitizer and the results show every slip.
 #pragma once
 
 #include <ucontext.h>
@@ -12,12 +12,21 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(__SANITIZE_THREAD__)
+#include "races.h"
+#define METRICSEG_RACES(...) __VA_ARGS__
+#else
+#define METRICSEG_RACES(...)
+#endif
+#define METRICSEG_UNWATCHED __attribute__((no_sanitize("thread")))  // what threads share with the scheduler
 
 #define __global__
 #define __device__
@@ -80,28 +89,39 @@ inline __half __float2half_rn(float v) {
 namespace cuda_host {
 
 constexpr size_t kStack = 256 << 10;
+constexpr unsigned kWarp = 32, kMostWarps = 32;
 
 struct Fiber {
   ucontext_t context;
-  std::unique_ptr<char[]> stack{new char[kStack]};
+  std::unique_ptr<char[]> memory{new char[kStack]};
+  char* stack = memory.get();
   dim3 thread;
   enum { kRunning, kAtShuffle, kAtBarrier, kDone } state = kRunning;
 };
 
 struct Block {
   std::vector<Fiber> fibers;
+  Fiber* first;                              // of them
+  unsigned warps[kMostWarps], lanes[kWarp];  // the order in which they run
   ucontext_t scheduler;
   Fiber* running = nullptr;
   std::function<void()> body;
   std::unique_ptr<std::byte[]> shared;
-  std::vector<uint64_t> exchange;  // what each lane offers to a shuffle
+  uint64_t exchange[kWarp * kMostWarps];  // what each lane offers to a shuffle
   const void* host_stack = nullptr;
   size_t host_stack_size = 0;
 };
 inline Block block;
-inline bool reversed = false;
+inline std::mt19937 random;
+inline unsigned seed = 0;  // 0: everything in order
 
-inline void switch_to(ucontext_t& from, ucontext_t& to, const void* stack, size_t size, bool leaving) {
+inline void put_in_order(unsigned* order, size_t count) {
+  std::iota(order, order + count, 0u);
+  if (seed != 0) std::shuffle(order, order + count, random);
+}
+
+METRICSEG_UNWATCHED inline void switch_to(ucontext_t& from, ucontext_t& to, const void* stack, size_t size,
+                                          bool leaving) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(leaving ? nullptr : &fake, stack, size);
@@ -113,12 +133,12 @@ inline void switch_to(ucontext_t& from, ucontext_t& to, const void* stack, size_
 #endif
 }
 
-inline void to_scheduler(bool leaving = false) {
+METRICSEG_UNWATCHED inline void to_scheduler(bool leaving = false) {
   switch_to(block.running->context, block.scheduler, block.host_stack, block.host_stack_size, leaving);
   threadIdx = block.running->thread;
 }
 
-inline void enter() {
+METRICSEG_UNWATCHED inline void enter() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &block.host_stack, &block.host_stack_size);
 #endif
@@ -127,67 +147,84 @@ inline void enter() {
   to_scheduler(true);
 }
 
-inline void wait(decltype(Fiber::state) reason) {
+METRICSEG_UNWATCHED inline void wait(decltype(Fiber::state) reason) {
   block.running->state = reason;
   to_scheduler();
 }
 
-inline void resume(Fiber& fiber) {
+METRICSEG_UNWATCHED inline void resume(Fiber& fiber) {
   fiber.state = Fiber::kRunning;
   block.running = &fiber;
   threadIdx = fiber.thread;
-  switch_to(block.scheduler, fiber.context, fiber.stack.get(), kStack, false);
+  METRICSEG_RACES(races.stack = reinterpret_cast<uintptr_t>(fiber.stack); races.stack_end = races.stack + kStack;
+                  races.thread = fiber.thread.x; races.active = true;)
+  switch_to(block.scheduler, fiber.context, fiber.stack, kStack, false);
+  METRICSEG_RACES(races.active = false;)
 }
 
-// Resumes threads [first, first + count) once each; they must all stop for the same reason, which it returns.
-inline auto resume_all(unsigned first, unsigned count) {
-  for (unsigned i = 0; i < count; ++i) resume(block.fibers[first + (reversed ? count - 1 - i : i)]);
-  for (unsigned i = 1; i < count; ++i) {
-    if (block.fibers[first + i].state != block.fibers[first].state) {
+// Resumes the threads of a warp once each; they must all stop for the same reason, which it returns.
+METRICSEG_UNWATCHED inline auto resume_warp(unsigned warp) {
+  Fiber* const fibers = block.first + kWarp * warp;
+  for (unsigned i = 0; i < kWarp; ++i) resume(fibers[block.lanes[i]]);
+  for (unsigned i = 1; i < kWarp; ++i) {
+    if (fibers[i].state != fibers[0].state) {
       throw std::logic_error("lanes of a warp part at a shuffle, a barrier or the end");
     }
   }
-  return block.fibers[first].state;
+  return fibers[0].state;
 }
 
 inline void start(Fiber& fiber, unsigned thread) {
   fiber.thread = {thread, 0, 0};
   getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_sp = fiber.stack;
   fiber.context.uc_stack.ss_size = kStack;
   fiber.context.uc_link = nullptr;
   makecontext(&fiber.context, enter, 0);
 }
 
-inline void run_block(unsigned threads) {
-  constexpr unsigned kWarp = 32;
-  for (unsigned t = 0; t < threads; ++t) start(block.fibers[t], t);
+// A barrier of each block that orders nothing, to show that races are found.
+inline int lost_barrier = -1;
+
+METRICSEG_UNWATCHED inline void run_block(unsigned threads) {
+  const unsigned warps = threads / kWarp;
+  METRICSEG_RACES(int barrier = 0; races.begin_block();)
+  put_in_order(block.warps, warps);
+  put_in_order(block.lanes, kWarp);
+  for (unsigned t = 0; t < threads; ++t) start(block.first[t], t);
   unsigned done = 0;
   while (done == 0) {  // from one barrier to the next
-    for (unsigned w = 0; w < threads; w += kWarp) {
-      const unsigned warp = reversed ? threads - kWarp - w : w;
-      auto state = resume_all(warp, kWarp);
-      while (state == Fiber::kAtShuffle) state = resume_all(warp, kWarp);
-      done += state == Fiber::kDone ? kWarp : 0;
+    for (unsigned i = 0; i < warps; ++i) {
+      auto state = resume_warp(block.warps[i]);
+      while (state == Fiber::kAtShuffle) state = resume_warp(block.warps[i]);
+      done += state == Fiber::kDone;
     }
+    METRICSEG_RACES(if (barrier++ != lost_barrier) races.barrier();)
   }
-  if (done != threads) throw std::logic_error("warps of a block part at a barrier or the end");
+  if (done != warps) throw std::logic_error("warps of a block part at a barrier or the end");
 }
 
 template <typename Kernel, typename... Arguments>
 void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
-  if (blocks <= 0 || threads <= 0 || threads % 32 != 0 || shared < 0) throw std::logic_error("bad launch");
+  const bool warps = threads > 0 && threads % kWarp == 0 && threads <= static_cast<int>(kWarp * kMostWarps);
+  if (blocks <= 0 || !warps || shared < 0) throw std::logic_error("bad launch");
   gridDim = {static_cast<unsigned>(blocks), 1, 1};
   blockDim = {static_cast<unsigned>(threads), 1, 1};
   if (block.fibers.size() < static_cast<size_t>(threads)) block.fibers = std::vector<Fiber>(threads);
-  block.exchange.resize(threads);
+  block.first = block.fibers.data();
   block.body = [&] { kernel(arguments...); };
-  for (int64_t b = 0; b < blocks; ++b) {
-    blockIdx = {static_cast<unsigned>(b), 0, 0};
+  METRICSEG_RACES(races.begin_launch();)
+  std::vector<unsigned> order(blocks);
+  put_in_order(order.data(), order.size());
+  for (unsigned b : order) {
+    blockIdx = {b, 0, 0};
     block.shared.reset(new std::byte[shared]);
     std::memset(block.shared.get(), 0xff, shared);
+    METRICSEG_RACES(races.shared = reinterpret_cast<uintptr_t>(block.shared.get());
+                    races.shared_end = races.shared + shared;)
     run_block(threads);
   }
+  METRICSEG_RACES(if (!races.found.empty()) throw std::logic_error(races.found);)
 }
 
 }  // namespace cuda_host
@@ -197,10 +234,10 @@ void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Argument
 inline void __syncthreads() { cuda_host::wait(cuda_host::Fiber::kAtBarrier); }
 
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+METRICSEG_UNWATCHED T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   static_assert(sizeof(T) <= 8);
   if (mask != 0xffffffffu) throw std::logic_error("partial masks are not modelled");
-  auto& exchange = cuda_host::block.exchange;
+  uint64_t* const exchange = cuda_host::block.exchange;
   std::memcpy(&exchange[threadIdx.x], &value, sizeof(T));
   cuda_host::wait(cuda_host::Fiber::kAtShuffle);
   T other;
@@ -215,15 +252,17 @@ inline bool __all_sync(unsigned mask, bool value) {
 }
 
 template <typename T>
-T atomicAdd(T* address, T value) {
+METRICSEG_UNWATCHED T atomicAdd(T* address, T value) {
+  METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
   const T old = *address;
   *address += value;
   return old;
 }
 template <typename T>
-T atomicMax(T* address, T value) {
+METRICSEG_UNWATCHED T atomicMax(T* address, T value) {
+  METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
   const T old = *address;
-  *address = std::max(old, value);
+  *address = old < value ? value : old;
   return old;
 }
 
