@@ -189,10 +189,10 @@ def double(inputs: Inputs) -> Inputs:
     return Inputs(*(t.cpu().double() if t.is_floating_point() else t.cpu() for t in inputs))
 
 
-def against_reference(
-    name: str, case: Case, dtype: torch.dtype, backend: str, device: str, learn: tuple[str, ...] | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One call on the backend, in plain PyTorch, and in fp64; each held against the last."""
+def against_reference(name: str, case: Case, dtype: torch.dtype, backend: str, device: str,
+                      learn: tuple[str, ...] | None = None, shared: bool = False) -> tuple[list[Tensor], list[Tensor]]:  # fmt: skip
+    """One call on the backend, in plain PyTorch, and in fp64; each held against the last. shared: of the features'
+    gradient, as in `assert_gradient`."""
     skip_unsupported(backend, dtype)
     job, inputs = JOBS[name], make(case, dtype, device)
     truth = run(job, double(inputs), case, learn, dtype=dtype, backend="reference")
@@ -203,8 +203,10 @@ def against_reference(
         assert_as_good(ours, simple, exact, dtype)
     for leaf, ours, simple, exact in zip(learn or job.learn, got[1], plain[1], truth[1], strict=True):
         assert ours.dtype == dtype and ours.shape == getattr(inputs, leaf).shape
-        # in fp64 the cosine of thousands of products is known no better than its bound
-        (assert_as_good if dtype == torch.float64 else assert_gradient)(ours, simple, exact, dtype)
+        if dtype == torch.float64:  # the cosine of thousands of products is known no better than its bound
+            assert_as_good(ours, simple, exact, dtype)
+        else:
+            assert_gradient(ours, simple, exact, dtype, shared and leaf == "features")
     return got
 
 

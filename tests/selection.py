@@ -41,13 +41,15 @@ NOT_INTERPRETED = (
     "test_opcheck[[]*-all*", "test_other_forms*-float64]", "test_one_channel*-float64]",
 )  # fmt: skip
 NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
-                "test_nothing_but_the_gradient_is_larger_than_the_logits*")  # fmt: skip
+                "test_nothing_but_the_gradient_is_larger_than_the_logits*",
+                "test_no_shape_depends_on_data_and_nothing_meets_the_host*",
+                "test_more_rows_than_a_panel*panels*", "test_more_rows_than_a_panel*of-many*")  # fmt: skip
 
 
 def selected(item: pytest.Item, on_device: bool) -> bool:
     """Whether this test runs here; True for tests of other backends."""
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    if params.get("backend") != "triton":
+    if "triton" not in (params.get("backend"), params.get("name")):
         return True
     family = item.module.__name__.split("_")[1]
     case = getattr(params.get("case"), "id", None)

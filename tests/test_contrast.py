@@ -98,6 +98,17 @@ def test_margin_forms(average: str, power: int, positive_margin: float, backend:
         against_reference("margin", NAMED[name], torch.float32, backend, device, **kwargs)
 
 
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("apart", [1e-18, 1e-20, 1e-22])
+def test_rows_hardly_apart_pull_no_harder_than_others(apart: float, power: int, backend: str, device: str) -> None:
+    """Their squared distance, near or below the smallest normal number, has a reciprocal root of up to infinity."""
+    x = (torch.randn(20, 8, generator=torch.Generator().manual_seed(0)) * apart).to(device).requires_grad_()
+    loss = mk.margin_contrast_loss(x, torch.arange(20, device=device) % 3, power=power, backend=backend)
+    loss.backward()
+    # each average is over pairs, of which a row has at most 19 and pulls on each by at most 2
+    assert x.grad.norm(dim=1).max() < 1 and torch.isfinite(loss)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", [Case("panels", 1100, 8, classes=19, labels="some"),
                                   Case("panels-two-sets", 1030, 8, columns=2101, classes=7, column_labels="some"),

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import launches
 import pytest
 import torch
 from centers_cases import Case, against_reference
 
-from metricseg_kernels.core import backends
 
-
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @pytest.mark.parametrize("job, precision", [("pulled", "highest"), ("soft", "highest"), ("cosine", "high")])
-def test_tiles_and_blocks(job: str, precision: str) -> None:
-    pytest.importorskip("triton")
+def test_tiles_and_blocks(job: str, precision: str, backend: str, device: str) -> None:
     from metricseg_kernels.pairwise.triton_maps import make_launch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (reason := backends.why_not("triton", device)) is not None:
-        pytest.skip(reason)
     case = Case("cut", (2, 9, 17), 5, 70 if precision == "highest" else 165, "own", "nhwc", label_dtype=torch.uint8)
     torch.set_float32_matmul_precision(precision)
     launch = make_launch(torch.empty((2, 5, 9, 17)), "P", case.classes)
     assert launch.tiles(9 * 17) > 1 and launch.blocks > 1
     # products of tf32 are as good as those of fp16, which has its mantissa
-    against_reference(job, case, torch.float32 if precision == "highest" else torch.float16, "triton", device)
+    against_reference(job, case, torch.float32 if precision == "highest" else torch.float16, backend, device)
 
 
 def test_widths_of_class_blocks() -> None:
@@ -50,18 +42,9 @@ UNALIGNED = [(b, h + 1, w + 1) for b, h, w in SIZES]
 
 @pytest.mark.parametrize("sizes", [SIZES, UNALIGNED], ids=["aligned", "unaligned"])
 def test_a_size_or_a_setting_makes_no_new_kernel(sizes: list[tuple[int, int, int]]) -> None:
-    pytest.importorskip("triton")
-    tests = Path(__file__).parent
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, (str(tests.parent), str(tests), os.environ.get("PYTHONPATH")))
-    )
     script = (
         "import json, sys; from launches.centers import compilations; "
         "print(json.dumps([compilations(json.loads(sizes)) for sizes in sys.argv[1:]]))"
     )
-    command = [sys.executable, "-c", script, json.dumps(sizes[:1]), json.dumps(sizes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    one, all_of_them = json.loads(done.stdout)
-    assert all_of_them == one
+    counts = json.loads(launches.in_compiling_process("-c", script, json.dumps(sizes[:1]), json.dumps(sizes)))
+    assert counts[0] == counts[1]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
+import launches
 import pytest
 from launches.focal import LAUNCHES, Launch
 
-TESTS = Path(__file__).parent
 # Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
 CALLS = """
 import collections, itertools, launches, torch
@@ -36,13 +32,8 @@ print(sorted(collections.Counter(name for name, _ in distinct).items()))
 
 def test_numbers_of_a_call_cause_no_compilation() -> None:
     """Sizes, gamma, label smoothing, alpha, ignore_index and k are run-time arguments."""
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = (str(TESTS.parent), str(TESTS), environment.get("PYTHONPATH"))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    done = subprocess.run([sys.executable, "-c", CALLS], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert done.stdout.strip() == str([("select_digit", 1), ("sum_totals", 1), ("walk", 2)])
+    kernels = launches.in_compiling_process("-c", CALLS)
+    assert kernels.strip() == str([("select_digit", 1), ("sum_totals", 1), ("walk", 2)])
 
 
 RATIOS = ("x1", "x4", "x32", "x40", "down", "corners")

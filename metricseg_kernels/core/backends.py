@@ -11,14 +11,14 @@ from . import extension
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# Order per op family and device, fastest first.
+# Order per op family and device, fastest first; on cuda by what is counted, until it is measured there.
 #   anchors on cpu : benchmarks/results/cpu/anchors.json; the reference sorts every pixel, cpu none.
-#   anchors on cuda: no device has run it yet; the reference sorts every pixel, in 130 operations against six.
+#   anchors on cuda: the reference sorts every pixel, in 130 operations against six.
 #   centers on cpu : benchmarks/results/cpu/centers.json has cpu ahead of reference in every row.
-#   centers on cuda: no device has run it yet; products of tiles are Triton's home.
+#   centers on cuda: products of tiles are Triton's home.
 #   focal on cpu : benchmarks/results/cpu/focal.json has cpu ahead of reference in every row.
-#   focal on cuda: no device has run it yet; per-pixel work is CUDA C++'s home, Triton's padding to powers of two
-#                  costs it 1.7 times the exponentials at K = 19 and K = 150.
+#   focal on cuda: per-pixel work is CUDA C++'s home; Triton's padding to powers of two costs it 1.7 times the
+#                  exponentials at K = 19 and K = 150.
 ORDER: dict[str, dict[str, tuple[str, ...]]] = {
     "anchors": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")},
     "centers": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},

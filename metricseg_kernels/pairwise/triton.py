@@ -27,7 +27,7 @@ FUSED = {"enable_fp_fusion": True}
 class TileShape(NamedTuple):
     """A row of the launch table: for at most `depth` columns, BM x BN tiles, whole rows or chunks of them.
 
-    Not measured. A tile of S takes BM BN / (32 warps) registers of a thread, the accumulators of the gradient
+    A tile of S takes BM BN / (32 warps) registers of a thread, the accumulators of the gradient
     BM D / (32 warps). Shared memory holds `stages` tiles of Y and one of X. BN divides BM.
     """
 
@@ -38,6 +38,7 @@ class TileShape(NamedTuple):
     slice: int  # columns of the gradient per program, if rows go in chunks
     warps: int
     stages: int
+    registers: int | None = None  # a thread at most; ptxas may spill for more programs on a multiprocessor if not told
 
 
 ANY = 1 << 31
@@ -47,19 +48,19 @@ ANY = 1 << 31
 SHAPES: dict[tuple[str, bool], tuple[TileShape, ...]] = {
     ("half", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
                       TileShape(512, 128, 32, 0, 0, 8, 3), TileShape(ANY, 128, 128, 64, 0, 8, 3)),
-    ("half sync", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
-                           TileShape(512, 64, 32, 0, 0, 8, 3), TileShape(ANY, 128, 64, 64, 0, 8, 3)),
+    ("half sync", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3, registers=255),
+                           TileShape(512, 64, 32, 0, 0, 8, 3, registers=255), TileShape(ANY, 128, 64, 64, 0, 8, 3)),
     ("half", True): (TileShape(64, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
                      TileShape(ANY, 64, 64, 32, 256, 8, 3)),
     ("half sync", True): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 64, 0, 0, 8, 3),
                           TileShape(ANY, 64, 64, 64, 256, 8, 3)),
     ("tf32", False): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 128, 32, 0, 0, 8, 3),
                       TileShape(ANY, 128, 64, 32, 0, 8, 3)),
-    ("tf32 sync", False): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 32, 0, 0, 8, 3),
+    ("tf32 sync", False): (TileShape(128, 128, 64, 0, 0, 8, 3, registers=255), TileShape(256, 64, 32, 0, 0, 8, 3),
                            TileShape(ANY, 128, 32, 32, 0, 8, 3)),
     ("tf32", True): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 32, 0, 0, 8, 3),
                      TileShape(ANY, 64, 32, 32, 256, 8, 3)),
-    ("tf32 sync", True): (TileShape(64, 128, 64, 0, 0, 8, 3), TileShape(128, 128, 32, 0, 0, 8, 3),
+    ("tf32 sync", True): (TileShape(64, 128, 64, 0, 0, 8, 3), TileShape(128, 64, 32, 0, 0, 8, 3, registers=255),
                           TileShape(ANY, 64, 32, 32, 256, 8, 3)),
     ("ieee", False): (TileShape(ANY, 128, 128, 16, 0, 8, 3),),
     ("ieee", True): (TileShape(64, 64, 32, 16, 64, 8, 3), TileShape(128, 64, 32, 16, 128, 8, 3),
@@ -98,7 +99,8 @@ class LaunchConfig(NamedTuple):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.shape.warps, "num_stages": self.shape.stages, **FUSED}
+        shape = self.shape
+        return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers, **FUSED}
 
 
 class Side(NamedTuple):
@@ -126,10 +128,10 @@ class Side(NamedTuple):
         return self.low.shape[0]
 
 
-def block_widths(depth: int, widest: int) -> tuple[int, ...]:
-    """Powers of two from 16 on that sum to at least `depth`, falling, the last three below `widest`: 96 -> 64, 32."""
-    whole, rest = divmod(max(triton.cdiv(depth, 16), 1), widest // 16)
-    widths = [widest // 16] * whole
+def block_widths(depth: int) -> tuple[int, ...]:
+    """Powers of two from 16 to 128 that sum to at least `depth`, falling, the last three below 128: 96 -> 64, 32."""
+    whole, rest = divmod(max(triton.cdiv(depth, 16), 1), 8)
+    widths = [8] * whole
     if rest:
         tail: list[int] = []
         while rest > sum(tail) and len(tail) < 2:
@@ -163,7 +165,7 @@ def make_config(features: Tensor, second_product: bool, distances: bool = False)
     shape = next(s for s in shapes if depth <= s.depth)
     if distances and second_product:
         shape = shape._replace(columns=max(shape.columns // 2, 32))
-    widths = () if shape.chunk else block_widths(depth, 128 if kind == "tf32" else 256)
+    widths = () if shape.chunk else block_widths(depth)
     width = sum(widths)
     if shape.chunk:
         unit = max(shape.chunk, shape.slice)

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
+TESTS = Path(__file__).parent.parent
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block
 REGISTER_FILE = 65536  # of a multiprocessor
 FAMILIES = ("focal", "contrast", "centers")
@@ -91,6 +95,19 @@ def tool() -> Path:
     import triton
 
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+def in_compiling_process(*arguments: str) -> str:
+    """What Python prints, given these arguments, in a process whose kernels are compiled, not interpreted."""
+    pytest.importorskip("triton")
+    if not tool().exists():
+        pytest.skip("this Triton brings no cuobjdump")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    paths = (environment.get("PYTHONPATH"), str(TESTS.parent), str(TESTS))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -15,7 +15,7 @@ def main() -> int:
     parser.add_argument("capability", type=int)
     parser.add_argument("-k", default="", metavar="TEXT", help="only calls whose id contains it")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th call")
-    parser.add_argument("-q", action="store_true", help="print only what does not fit, and the count")
+    parser.add_argument("-q", action="store_true", help="print only what spills or does not fit, and the count")
     arguments = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
@@ -30,7 +30,7 @@ def main() -> int:
         for kernel in kernels:
             complaint = kernel.complaint(call, arguments.capability)
             failed += complaint is not None
-            if complaint or not arguments.q:
+            if complaint or kernel.stack or not arguments.q:
                 print(f"{call.id:48} {kernel.name:14} {kernel.registers:4} registers {kernel.stack:4} stack "
                       f"{kernel.shared:7} shared {kernel.warps:2} warps {kernel.seconds:5.1f} s",
                       f"  <-- {complaint}" if complaint else "", flush=True)  # fmt: skip

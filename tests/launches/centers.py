@@ -15,22 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Call, compile_only, pairs
-
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-    "fp64": torch.float64,
-}
-TENSOR_CORES = {"bf16": True, "fp16": True, "tf32": True, "fp32": False}
-MAY_SPILL = {"fp32": 64, "fp64": 64}
+from . import ARITHMETIC, Call, compile_only, pairs
 
 LAYOUTS = ("nchw", "nhwc", "strided")
 WANTED = ("both", "features", "other")  # gradients, other than of the features: of centers or logits
 SIZES = {"even": (8, 128, 256), "odd": (2, 65, 129)}  # [B, h, w]: 16 divides the pixels, or not
-COMMON = {"classes": (150, 19, 847, 2), "dtype": tuple(DTYPES), "layout": LAYOUTS, "size": tuple(SIZES)}
+COMMON = {"classes": (150, 19, 847, 2), "dtype": tuple(ARITHMETIC), "layout": LAYOUTS, "size": tuple(SIZES)}
 SIMILARITY = {"upstream": ("nchw", "nhwc", "expanded"), "centers": ("shared", "own"), "wanted": WANTED}
 LABELS = {"labels": ("uint8", "int32", "int64")}
 JOBS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -54,15 +44,10 @@ def calls() -> Iterator[Call]:
 
 
 def make_call(job: str, channels: int, choice: dict[str, Any]) -> Call:
-    dtype = choice["dtype"]
+    _, precision, tensor_cores, may_spill = ARITHMETIC[choice["dtype"]]
     launch = launch_similarity if job in ("logits", "pull") else launch_sums
-    return Call(
-        id="-".join(map(str, (job, channels, *choice.values()))),
-        run=partial(launch, channels, **choice | {"size": SIZES[choice["size"]]}),
-        precision="high" if dtype == "tf32" else "highest",
-        may_spill=MAY_SPILL.get(dtype, 0),
-        tensor_cores=TENSOR_CORES.get(dtype),
-    )
+    run = partial(launch, channels, **choice | {"size": SIZES[choice["size"]]})
+    return Call("-".join(map(str, (job, channels, *choice.values()))), run, precision, may_spill, tensor_cores)
 
 
 def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
@@ -91,7 +76,7 @@ def launch_similarity(
 ) -> None:
     from metricseg_kernels.centers import op
 
-    (batch, height, width), storage = size, DTYPES[dtype]
+    (batch, height, width), storage = size, ARITHMETIC[dtype][0]
     features = make_maps((batch, channels, height, width), storage, layout)
     images = (batch,) if centers == "own" else ()
     weights, bias = op.folded(make_maps((*images, classes, channels), storage), metric, scale)
@@ -118,7 +103,7 @@ def launch_sums(
 ) -> None:
     from metricseg_kernels.centers import op
 
-    (batch, height, width), storage = size, DTYPES[dtype]
+    (batch, height, width), storage = size, ARITHMETIC[dtype][0]
     features = make_maps((batch, channels, height, width), storage, layout)
     if labels is None:
         membership = make_maps((batch, classes, height, width), storage, assignment)
