@@ -62,10 +62,12 @@ BAD = [
     ("assignment-float64", CENTERS, (X, LOGITS.double()), {}, TypeError, "assignment is torch.float64, features torch.float32"),
     ("assignment-device", CENTERS, (X, LOGITS.to("meta")), {}, ValueError, "assignment is on meta, features on cpu"),
     ("assignment-classes", CENTERS, (X, LOGITS), {"num_classes": 7}, ValueError, "num_classes is 7, but assignment holds.*6 classes"),
-    ("assignment-none", CENTERS, (X, LOGITS[:, :0]), {}, ValueError, "num_classes must be an integer >= 1, got 0"),
+    ("assignment-none", CENTERS, (X, LOGITS[:, :0]), {}, ValueError, "num_classes must be in .1, 65536., got 0"),
     ("labels-alone", CENTERS, (X, LABELS), {}, ValueError, "num_classes is needed with labels, got None"),
-    *((f"num-classes-{v}", CENTERS, (X, LABELS), {"num_classes": v}, ValueError, f"num_classes must be an integer >= 1, got {v}")
-      for v in (0, -1, 2.0, True)),
+    *((f"num-classes-{v}", CENTERS, (X, LABELS), {"num_classes": v}, ValueError, f"num_classes must be in .* got {v}")
+      for v in (0, -1, 2**31)),
+    *((f"num-classes-{v}", CENTERS, (X, LABELS), {"num_classes": v}, TypeError, "num_classes must be an int")
+      for v in (2.0, True)),
     ("labels-rank", CENTERS, (X, LABELS[0]), {"num_classes": 6}, ValueError, r"assignment must be \[B, h, w\], got shape \(3, 5\)"),
     ("labels-size", CENTERS, (X, LABELS[:, 1:]), {"num_classes": 6}, ValueError, r"assignment \(2, 2, 5\) and features"),
     ("labels-int16", CENTERS, (X, LABELS.short()), {"num_classes": 6}, TypeError, "assignment must have dtype.*got int16"),

@@ -38,10 +38,10 @@ def test_double_backward_says_what_to_do(backend: str, device: str) -> None:
     input, target, _ = make(NAMED["up4"], device=device)
     for reduction in ("mean", "none"):
         x = input.clone().requires_grad_()
-        loss = mk.focal_loss(x, target, reduction=reduction, backend=backend).square().sum()
-        (grad,) = torch.autograd.grad(loss, x, create_graph=True)
-        with pytest.raises(RuntimeError, match="reference"):
-            grad.sum().backward()
+        for scale in (1.0, x.sum()):  # a gradient that is a constant, and one that depends on x
+            loss = (mk.focal_loss(x, target, reduction=reduction, backend=backend) * scale).sum()
+            with pytest.raises(RuntimeError, match="reference"):
+                torch.autograd.grad(loss, x, create_graph=True)[0].sum().backward()
 
 
 def test_backward_twice_gives_the_same(backend: str, device: str) -> None:

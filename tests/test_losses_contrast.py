@@ -89,7 +89,9 @@ KINDS = ["random", "one class", "ignored", "one image", "each its own", "one odd
 @pytest.mark.parametrize("denominator", ["negatives", "all"])
 def test_every_pixel_against_every_pixel(kind, denominator):
     feats, labels, _ = batch(kind)
-    loss = PixelContrastLoss(sampling="all", denominator=denominator, num_classes=2**16, loss_weight=0.5)
+    loss = PixelContrastLoss(
+        sampling="all", denominator=denominator, num_classes=2**16, ignore_index=255, loss_weight=0.5
+    )
     expected = 0.5 * published(*valid_rows(feats, labels), denominator=denominator)
     same_with_gradient(quiet(loss, feats, labels), expected, feats)
 
@@ -100,7 +102,7 @@ def test_every_pixel_against_every_pixel(kind, denominator):
 )
 def test_margins_of_every_pixel(kind, form):
     feats, labels, _ = batch(kind)
-    loss = MarginContrastLoss(sampling="all", num_classes=2**16, **form)
+    loss = MarginContrastLoss(sampling="all", num_classes=2**16, ignore_index=255, **form)
     expected = euclidean(*valid_rows(feats, labels), **form)
     same_with_gradient(quiet(loss, feats, labels), expected, feats)
 
@@ -284,8 +286,13 @@ FEATS, LABELS, LOGITS = batch(dtype=torch.float32)
         ({}, (FEATS, LABELS.to("meta"), LOGITS), ValueError, "labels is on meta, feats on cpu"),
         ({"sampling": "semi_hard"}, (FEATS, LABELS, LOGITS.argmax(1)), ValueError, "semi_hard.*logits"),
         ({"num_classes": 3}, (FEATS, LABELS, LOGITS), ValueError, "4"),
-        ({"num_classes": 3, "sampling": "all"}, (FEATS, LABELS), ValueError, r"in \[0, 3\), got 4"),
-        ({"sampling": "all"}, (FEATS, LABELS - 1), ValueError, r"labels must be ignore_index \(255\) or in.*got -1"),
+        ({"num_classes": 3, "sampling": "all"}, (FEATS, LABELS), ValueError, r"in \[0, 3\): for example 3"),
+        (
+            {"sampling": "all"},
+            (FEATS, LABELS - 1),
+            ValueError,
+            r"labels holds .* neither ignore_index \(255\) nor in.*example -1",
+        ),
         ({"max_samples": 0}, (FEATS, LABELS, LOGITS), ValueError, "max_samples.*0"),
         ({"max_views": 0}, (FEATS, LABELS, LOGITS), ValueError, "max_views.*0"),
         ({"backend": "cuda"}, (FEATS, LABELS, LOGITS), RuntimeError, "backend 'cuda'"),

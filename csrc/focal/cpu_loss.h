@@ -235,7 +235,7 @@ struct Softmax {
     const V weighted_gap = job.softmax.smoothing != T(0) ? V::load(px.gap + i) : zero;
     const SoftmaxPixel<V> pixel = softmax_pixel(sum, rest, gap, weighted_gap, weight, job.softmax);
     Mask<T> valid = label >= zero;
-    if (job.keep_above) valid = valid & (pixel.nll > V(*job.keep_above));
+    if (job.keep_above) valid = valid & ((pixel.nll > V(*job.keep_above)) | (pixel.nll != pixel.nll));
     if (record) {
       const V loss = select(valid, pixel.loss, zero);
       const V shown = select(label == V(T(kBad)), V(std::numeric_limits<T>::quiet_NaN()), loss);
@@ -303,12 +303,14 @@ struct Sigmoid {
     }
   }
 
-  // Labels and validity; a dense target makes every pixel valid.
+  // Labels and validity; a pixel of a dense target is ignored where its first channel says so.
   static void find_pixels(const Job<T>& job, const Block& block, const Pixels<T>& px, Tally<T>& tally) {
     const V zero(T(0)), one(T(1));
     if (job.dense) {
+      const T ignored = static_cast<T>(job.ignore_index);
+      gather(job.target, block, 0, T(0), px.target);
       for (int64_t i = 0; i < int64_t{block.vectors} * N; ++i) {
-        px.label[i] = block.x[i / N][i % N] < 0 ? T(kAbsent) : T(0);
+        px.label[i] = block.x[i / N][i % N] < 0 || px.target[i] == ignored ? T(kAbsent) : T(0);
       }
     } else {
       read_labels(job, block, px.label, tally);
@@ -330,7 +332,8 @@ struct Sigmoid {
     select(valid, element.grad, zero).store(z);
     if (!record) return;
     const V loss = select(valid, element.loss, zero);
-    const V shown = select(label == V(T(kBad)), V(std::numeric_limits<T>::quiet_NaN()), loss);
+    const Mask<T> bad = job.dense ? valid & ((t < zero) | (t > one) | (t != t)) : label == V(T(kBad));
+    const V shown = select(bad, V(std::numeric_limits<T>::quiet_NaN()), loss);
     shown.store(px.loss + i);
     Tally<T>::add(shown, tally.loss);
   }

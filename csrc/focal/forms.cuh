@@ -72,7 +72,7 @@ __device__ __forceinline__ Verdict<T> judge(const Problem<T>& p, const SoftmaxPa
   const T weight = p.weight == nullptr ? T(1) : p.weight[label];
   const SoftmaxPixel<T> pixel = softmax_pixel(sum, rest, gap, weighted, weight, c);
   Verdict<T> v;
-  v.takes_part = p.keep_above == nullptr || pixel.nll > *p.keep_above;
+  v.takes_part = p.keep_above == nullptr || !(pixel.nll <= *p.keep_above);  // NaN takes part
   v.loss = pixel.loss;
   v.gradient = {max, rest, grad_loss * pixel.a * inverse, grad_loss * pixel.b, c.weight_total * inverse};
   return v;
@@ -240,7 +240,9 @@ struct SigmoidForm {
 
   __device__ __forceinline__ int fetch(const Lane<T>& lane, int y, int y_end) const {
     if (!lane.active || y >= y_end) return kNoLabel;
-    return dense ? 0 : fetch_label(p, lane, y);
+    if (!dense) return fetch_label(p, lane, y);
+    const T first = load_float<T>(p.target, static_cast<Scalar>(p.target_type), lane.target + y * p.target_stride.y);
+    return first == static_cast<T>(p.ignore_index) ? kNoLabel : 0;
   }
 
   __device__ __forceinline__ void row(int, int64_t image, const Lane<T>& lane, int64_t y, bool owned, int label, T f,
@@ -259,6 +261,7 @@ struct SigmoidForm {
                                           p.target_stride.at(image, cls, y, lane.x))
                           : T(cls == label);
         element = sigmoid_element(blend(p.y, z0[k], z1[k], f), t, p.gamma, p.alpha);
+        if (!(t >= T(0) && t <= T(1))) element.loss = std::numeric_limits<T>::quiet_NaN();
       }
       if (owned) {
         sums.loss += element.loss;

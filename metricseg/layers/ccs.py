@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import metricseg_kernels as kernels
 from metricseg.losses.dice import DiceLoss
 from metricseg.losses.labels import check_labels, check_maps, nearest
+from metricseg_kernels.core.labels import IgnoreIndex, is_class, resolve_ignore_index
 
 CENTERS, ADAPTERS = ("adaptive", "static"), ("grouped", "mlp")
 
@@ -49,7 +50,8 @@ class CCSLayer(nn.Module):
         scale: > 0, of the cosines.
         guidance, dice, push, pull: weights, >= 0; a loss of weight 0 is not computed.
         margin: cosine up to which two centers leave each other alone.
-        ignore_index: label of pixels that take no part.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
+            None where there are more than 255 classes.
         backend: of the kernels: "reference", "cpu", "triton", or None for the first that can run.
 
     Raises ValueError for an argument out of range, named with its value.
@@ -70,7 +72,7 @@ class CCSLayer(nn.Module):
         push: float = 1.0,
         pull: float = 0.3,
         margin: float = 0.0,
-        ignore_index: int = 255,
+        ignore_index: IgnoreIndex = "auto",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class CCSLayer(nn.Module):
         if not 0 < scale < math.inf or not math.isfinite(margin):
             raise ValueError(f"scale, margin are {scale}, {margin}; they take a finite number > 0, a finite number")
         self.channels, self.num_classes, self.scale, self.margin = channels, num_classes, scale, margin
-        self.ignore_index, self.backend = ignore_index, backend
+        self.ignore_index, self.backend = resolve_ignore_index(ignore_index, num_classes), backend
         adaptive = centers == "adaptive"
         self.offers = ("logits", *(("guidance",) if adaptive else ()), "centers", "push", "pull")
         own = ("guidance", "dice") if adaptive else ()
@@ -103,7 +105,7 @@ class CCSLayer(nn.Module):
             self.centers = nn.Parameter(torch.randn(num_classes, channels) / (1 if adaptive else channels**0.5))
         if adaptive and adapter == "mlp":
             self.adapter = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, channels))
-        self.dice = DiceLoss(ignore_index=ignore_index)
+        self.dice = DiceLoss(ignore_index=self.ignore_index)
 
     @overload
     def forward(self, features: Tensor, target: None = ...) -> Tensor: ...
@@ -175,7 +177,7 @@ class CCSLayer(nn.Module):
 
     def present(self, labels: Tensor) -> Tensor:
         """[B, K] bool: the classes that labels [B, h, w] hold."""
-        valid = (labels != self.ignore_index) & (labels >= 0) & (labels < self.num_classes)
+        valid = is_class(labels, self.num_classes, self.ignore_index)
         at = torch.where(valid, labels.long(), self.num_classes).flatten(1)
         seen = torch.zeros(len(labels), self.num_classes + 1, dtype=torch.bool, device=labels.device)
         return seen.scatter(1, at, True)[:, :-1]

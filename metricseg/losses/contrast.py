@@ -16,6 +16,7 @@ from metricseg.losses.base import LOSSES
 from metricseg.losses.labels import check_labels, check_maps, nearest
 from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
+from metricseg_kernels.core.labels import IgnoreIndex, resolve_ignore_index
 
 SAMPLINGS = ("hard", "random", "semi_hard", "boundary", "all")
 
@@ -28,7 +29,7 @@ class ContrastLoss(PairLoss):
             `metricseg_kernels.sample_anchors`; "all" takes every pixel that has a label.
         max_samples, max_views, min_pixels, threshold, radius: of the choice.
         num_classes: labels lie in [0, num_classes); 256 for uint8 labels and 1024 for others where None.
-        ignore_index: label of pixels that take no part.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255, unless num_classes is more.
         normalize: bring embeddings to unit norm; one of norm 0 stays 0. False takes them as they are.
         warmup_iters: for so many forwards in training mode the loss is 0, with a zero gradient; counted in the buffer
             `iterations`.
@@ -53,7 +54,7 @@ class ContrastLoss(PairLoss):
         threshold: float = 0.7,
         radius: int = 2,
         num_classes: int | None = None,
-        ignore_index: int = 255,
+        ignore_index: IgnoreIndex = "auto",
         normalize: bool = True,
         warmup_iters: int = 0,
         gather: str | None = None,
@@ -65,7 +66,7 @@ class ContrastLoss(PairLoss):
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {sampling!r}; it takes one of {', '.join(SAMPLINGS)}")
         self.sampling, self.num_classes, self.ignore_index, self.normalize = (
-            sampling, num_classes, ignore_index, normalize,
+            sampling, num_classes, resolve_ignore_index(ignore_index, num_classes), normalize,
         )  # fmt: skip
         self.choice: dict[str, Any] = {
             "max_samples": max_samples, "max_views": max_views, "min_pixels": min_pixels, "threshold": threshold,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from metricseg.losses.base import LOSSES
 from metricseg.losses.labels import check_labels, check_maps, nearest
-from metricseg.losses.pixel import PixelLoss
+from metricseg.losses.pixel import PixelLoss, check_plain_mean
+from metricseg_kernels.core.labels import is_label, resolve_ignore_index
 
 
 @LOSSES.register("dice")
@@ -29,17 +32,15 @@ class DiceLoss(PixelLoss):
     Source: Milletari et al. 2016, V-Net, in its multi-class form and without the squares.
     """
 
-    def compute(
-        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
-    ) -> Tensor:
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See the class."""
-        if reduction != "mean" or avg_factor is not None:
-            raise ValueError('DiceLoss averages over classes: reduction "mean", no weight, no avg_factor')
+        check_plain_mean(self, options)
         check_maps("input", input, "[B, K, h, w]", "target", target)
         classes = input.shape[1]
-        check_labels(target, classes, ignore_index, "target")
+        ignored = resolve_ignore_index(options["ignore_index"], classes)
+        check_labels(target, classes, ignored, "target")
         labels = nearest(target, input.shape[-2:])[:, None]  # [B, 1, h, w]
-        valid = labels != ignore_index
+        valid = ~is_label(labels, ignored)
         y = (labels == torch.arange(classes, device=labels.device).view(-1, 1, 1)) & valid  # [B, K, h, w]
         q = input.to(torch.promote_types(input.dtype, torch.float32)).softmax(1) * valid
         hits, mass, count = ((q * y).sum((0, 2, 3)), q.sum((0, 2, 3)), y.sum((0, 2, 3)))  # [K]

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metricseg_kernels.core.labels import is_class, is_label, labels_in_range
+
 Form = tuple[str, Any, tuple[int, ...], str]
 
 
@@ -47,10 +49,9 @@ def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int, nam
     if not checks_values(labels) or labels.numel() == 0:
         return
     classes = num_classes or (256 if labels.dtype == torch.uint8 else 1024)
-    low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
-    bad = int(low) if low < 0 else int(high)
-    if not 0 <= bad < classes:
-        raise ValueError(f"{name} must be ignore_index ({ignore_index}) or in [0, {classes}), got {bad}")
+    bad = ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
+    if bad.any():
+        labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
 
 
 def checks_values(value: Tensor) -> bool:

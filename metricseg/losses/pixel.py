@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES
+from metricseg_kernels.core.labels import IgnoreIndex
 
 
 class PixelLoss(nn.Module):
@@ -21,7 +22,8 @@ class PixelLoss(nn.Module):
 
     Args:
         class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1.
-        ignore_index: label of pixels that take no part.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
+            None where there are more than 255 classes.
         reduction: "mean", "sum" or "none".
         align_corners: of the interpolation.
         loss_weight: factor of the result.
@@ -38,7 +40,7 @@ class PixelLoss(nn.Module):
         self,
         *,
         class_weight: Sequence[float] | Tensor | None = None,
-        ignore_index: int = 255,
+        ignore_index: IgnoreIndex = "auto",
         reduction: str = "mean",
         align_corners: bool = False,
         loss_weight: float = 1.0,
@@ -68,32 +70,22 @@ class PixelLoss(nn.Module):
         """The loss of logits [B, K, h, w] against labels [B, H, W]; a scalar, or [B, H, W] without reduction.
 
         Args:
-            weight: factor of each pixel, [B, H, W]; the mean still divides by the count of valid pixels, or by
-                `avg_factor`.
+            weight: factor of each pixel, [B, H, W] or [B, 1, H, W]; the mean still divides by what it divides by
+                without them.
             avg_factor: what "mean" divides by.
             reduction_override, ignore_index: in place of the module's own.
         """
-        reduction = reduction_override or self.reduction
-        ignore = self.ignore_index if ignore_index is None else ignore_index
-        if weight is None:
-            return self.loss_weight * self.compute(input, target, reduction, avg_factor, ignore)
-        losses = self.compute(input, target, "none", None, ignore)
-        losses = losses * (weight if weight.ndim == losses.ndim else weight[:, None])
-        if reduction == "mean":
-            classes = losses.numel() // max(target.numel(), 1)
-            count = (target != ignore).sum().clamp(min=1) * classes if avg_factor is None else avg_factor
-            return self.loss_weight * losses.sum() / count
-        return self.loss_weight * (losses.sum() if reduction == "sum" else losses)
+        options = {
+            "reduction": reduction_override or self.reduction,
+            "avg_factor": avg_factor,
+            "pixel_weight": weight,
+            "ignore_index": self.ignore_index if ignore_index is None else ignore_index,
+        }
+        return self.loss_weight * self.compute(input, target, **options)
 
-    def compute(
-        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
-    ) -> Tensor:
-        """The kernel's call."""
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """The kernel's call; options are reduction, avg_factor, pixel_weight and ignore_index."""
         raise NotImplementedError
-
-    def shared(self, ignore_index: int) -> dict[str, Any]:
-        """The kernel arguments that all pixel losses have."""
-        return {"ignore_index": ignore_index, "align_corners": self.align_corners, "backend": self.backend}
 
     def extra_repr(self) -> str:
         """Shown by print."""
@@ -122,13 +114,11 @@ class FocalLoss(PixelLoss):
             raise ValueError(f"gamma is {gamma}; it takes a finite number >= 0")
         self.gamma, self.label_smoothing, self.normalizer = gamma, label_smoothing, normalizer
 
-    def compute(
-        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
-    ) -> Tensor:
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.focal_loss`."""
         loss = kernels.focal_loss(
             input, target, gamma=self.gamma, weight=self.class_weight, label_smoothing=self.label_smoothing,
-            reduction=reduction, normalizer=self.normalizer, avg_factor=avg_factor, **self.shared(ignore_index),
+            normalizer=self.normalizer, align_corners=self.align_corners, backend=self.backend, **options,
         )  # fmt: skip
         return cast(Tensor, loss)
 
@@ -169,13 +159,11 @@ class SigmoidFocalLoss(PixelLoss):
         super().__init__(**options)
         self.gamma, self.alpha = gamma, alpha
 
-    def compute(
-        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
-    ) -> Tensor:
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.sigmoid_focal_loss`."""
         return kernels.sigmoid_focal_loss(
-            input, target, gamma=self.gamma, alpha=self.alpha, reduction=reduction, avg_factor=avg_factor,
-            **self.shared(ignore_index),
+            input, target, gamma=self.gamma, alpha=self.alpha, align_corners=self.align_corners, backend=self.backend,
+            **options,
         )  # fmt: skip
 
 
@@ -198,19 +186,16 @@ class OhemCrossEntropyLoss(PixelLoss):
         super().__init__(**options)
         self.thresh, self.min_kept = thresh, min_kept
 
-    def compute(
-        self, input: Tensor, target: Tensor, reduction: str, avg_factor: float | Tensor | None, ignore_index: int
-    ) -> Tensor:
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.ohem_cross_entropy`."""
-        if reduction != "mean" or avg_factor is not None:
-            raise ValueError(
-                'OhemCrossEntropyLoss averages over the pixels it keeps: reduction "mean", no weight, no avg_factor'
-            )
+        check_plain_mean(self, options)
         return kernels.ohem_cross_entropy(
-            input,
-            target,
-            thresh=self.thresh,
-            min_kept=self.min_kept,
-            weight=self.class_weight,
-            **self.shared(ignore_index),
-        )
+            input, target, thresh=self.thresh, min_kept=self.min_kept, weight=self.class_weight,
+            ignore_index=options["ignore_index"], align_corners=self.align_corners, backend=self.backend,
+        )  # fmt: skip
+
+
+def check_plain_mean(loss: PixelLoss, options: dict[str, Any]) -> None:
+    """Raises ValueError where options ask a loss that has a mean of its own for another one."""
+    if options["reduction"] != "mean" or options["avg_factor"] is not None or options["pixel_weight"] is not None:
+        raise ValueError(f'{type(loss).__name__} has a mean of its own: reduction "mean", no weight, no avg_factor')

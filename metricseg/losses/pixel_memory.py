@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import metricseg_kernels as kernels
 from metricseg import distributed
+from metricseg_kernels.core.labels import IgnoreIndex, is_label, resolve_ignore_index
 
 
 class PixelMemory(nn.Module):
@@ -64,7 +65,7 @@ class PixelMemory(nn.Module):
         features: Tensor,
         labels: Tensor,
         *,
-        ignore_index: int = 255,
+        ignore_index: IgnoreIndex = "auto",
         seed: int | None = None,
         gather: bool = False,
     ) -> None:
@@ -102,19 +103,20 @@ class PixelMemory(nn.Module):
         self.written += counts
 
     def _candidates(
-        self, features: Tensor, labels: Tensor, ignore_index: int, seed: int | None
+        self, features: Tensor, labels: Tensor, ignore_index: IgnoreIndex, seed: int | None
     ) -> tuple[Tensor, Tensor]:
         """(rows [B K + B K pixels, D], their rings, -1 where there is none)."""
         images, classes = len(features), torch.arange(self.num_classes, device=labels.device)
+        ignored = resolve_ignore_index(ignore_index, self.num_classes)
         wide = torch.promote_types(self.bank.dtype, torch.float32)
         sums = []
         for image, label in zip(features.flatten(2), labels.flatten(1), strict=True):  # [D, n], [n]
             norm = torch.linalg.vector_norm(image, dim=0, dtype=wide)
-            mask = (label == classes[:, None]) & (label != ignore_index) & (norm > 0)  # [K, n]
+            mask = (label == classes[:, None]) & ~is_label(label, ignored) & (norm > 0)  # [K, n]
             sums.append((mask / norm.clamp(min=1e-12)) @ image.to(wide).T)
         chosen = kernels.sample_anchors(
             labels, max_samples=images * self.num_classes * self.pixels, max_views=self.pixels, min_pixels=0,
-            strategy="random", num_classes=self.num_classes, ignore_index=ignore_index, seed=seed,
+            strategy="random", num_classes=self.num_classes, ignore_index=ignored, seed=seed,
         )  # fmt: skip
         pixels = kernels.gather_pixels(features, chosen.index, normalize=False)
         rows = F.normalize(torch.cat([*sums, pixels.to(wide)]), dim=1).to(self.bank.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
+from ..core.labels import IgnoreIndex, resolve_ignore_index
 from . import op, reference
 
 STRATEGIES = ("hard", "random", "semi_hard", "boundary")
@@ -43,7 +44,7 @@ def sample_anchors(
     threshold: float = 0.7,
     radius: int = 2,
     num_classes: int | None = None,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     ignore_label: int = -1,
     seed: int | Tensor | None = None,
     backend: str | None = None,
@@ -77,7 +78,7 @@ def sample_anchors(
         threshold: a confidence below it is low.
         radius: of the window of "boundary", in cells, >= 1.
         num_classes: labels lie in [0, num_classes); 256 for uint8 labels and 1024 for others where None. At most 65536.
-        ignore_index: label of pixels that take no part.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255, unless num_classes is more.
         ignore_label: label of unused rows.
         seed: an int, or a 0-d int64 tensor on the labels' device; None draws one from torch's generator of that device.
             Equal seeds give equal choices, on every backend. In a captured CUDA graph an int is a constant: each replay
@@ -97,22 +98,23 @@ def sample_anchors(
     """
     _check_labels(labels, predictions, confidence, strategy)
     for name, value, low in (("max_samples", max_samples, 1), ("max_views", max_views, 1), ("radius", radius, 1)):
-        _check_count(name, value, low, 2**31 - 1)
+        checks.integer(name, value, low, 2**31 - 1)
     min_pixels = max_views if min_pixels is None else min_pixels
-    _check_count("min_pixels", min_pixels, 0, 2**63 - 1)
+    checks.integer("min_pixels", min_pixels, 0, 2**63 - 1)
+    ignored = resolve_ignore_index(ignore_index, num_classes)
     num_classes = (256 if labels.dtype == torch.uint8 else 1024) if num_classes is None else num_classes
-    _check_count("num_classes", num_classes, 1, MOST_CLASSES)
+    checks.integer("num_classes", num_classes, 1, MOST_CLASSES)
     checks.number("threshold", threshold, -torch.inf)
     name = choose("anchors", labels.device.type, backend)
-    first = reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignore_index)
+    first = reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignored)
     half = strategy == "hard"
     arguments = (labels, first, _seed_tensor(seed, labels.device), max_samples, max_views, min_pixels, half,
-                 num_classes, ignore_index, ignore_label)  # fmt: skip
+                 num_classes, ignored, ignore_label)  # fmt: skip
     if name != "reference":
         return Anchors(*torch.ops.metricseg.sample_anchors(*arguments, name))
     index, sampled, count, bad = reference.sample(*arguments)
     if not torch.compiler.is_compiling():
-        op.check_labels(bad, num_classes, ignore_index)
+        op.check_labels(bad, num_classes, ignored)
     return Anchors(index, sampled, count)
 
 
@@ -171,13 +173,6 @@ def _check_labels(labels: Tensor, predictions: Tensor | None, confidence: Tensor
         raise ValueError("strategy='semi_hard' needs confidence, got None")
 
 
-def _check_count(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
-
-
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """The seed where the kernels read it; no value passes through the host."""
     if seed is None:
@@ -187,5 +182,5 @@ def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
         if seed.device != device:
             raise ValueError(f"seed is on {seed.device}, labels on {device}; both must be on one device")
         return seed
-    _check_count("seed", seed, -(2**63), 2**63 - 1)
+    checks.integer("seed", seed, -(2**63), 2**63 - 1)
     return torch.full((), seed, dtype=torch.int64, device=device)

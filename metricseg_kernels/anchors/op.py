@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.labels import labels_in_range
 from ..core.library import define_kernel, define_op
 from .reference import SAMPLE_COUNTS
 
@@ -44,7 +45,7 @@ def check_labels(bad: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
     if checks.validates(bad.device):
         count, example = bad.tolist()
-        checks.labels_in_range(count, example, num_classes, ignore_index, name="labels")
+        labels_in_range(count, example, num_classes, ignore_index, name="labels")
 
 
 def check_index(index: Tensor, pixels: int) -> None:
@@ -107,7 +108,7 @@ def _rows(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def _gather(features: Tensor, index: Tensor, normalize: bool, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     check_index(index, features.shape[0] * features.shape[2] * features.shape[3])
     rows, norms = _rows(features, index)
-    kernels(backend).gather_pixels_kernel(features, index, normalize, eps, rows, norms)
+    kernels(backend).gather_pixels_kernel(features, index.contiguous(), normalize, eps, rows, norms)
     return rows, norms
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import accumulator
+from ..core.labels import is_class, is_label
 from ..core.unit import unit
 
 SAMPLE_COUNTS = 2  # labels out of range, the largest such label or 0
@@ -52,7 +53,7 @@ def preferred(
         return None
     if strategy == "boundary":
         # the labels around a pixel differ: their largest is not their smallest
-        ignored = labels == ignore_index
+        ignored = is_label(labels, ignore_index)
         values = labels.float()
         largest = _largest_around(values.masked_fill(ignored, -torch.inf), radius)
         smallest = -_largest_around((-values).masked_fill(ignored, -torch.inf), radius)
@@ -89,11 +90,10 @@ def sample(
     """(index [S], labels [S], count [], bad [2]). A slot is numbered image K + class, a cell 2 slot + group."""
     batch, pixels, slots = labels.shape[0], labels.shape[1] * labels.shape[2], labels.shape[0] * num_classes
     flat = labels.reshape(-1).long()  # [N]
-    inside = (flat >= 0) & (flat < num_classes)
-    ignored = flat == ignore_index
+    known, ignored = is_class(flat, num_classes, ignore_index), is_label(flat, ignore_index)
     image = torch.arange(batch, device=flat.device)[:, None].expand(batch, pixels).reshape(-1)
     group = 0 if first is None else 1 - first.reshape(-1).long()
-    cell = torch.where(inside & ~ignored, 2 * (image * num_classes + flat) + group, 2 * slots)  # [N]
+    cell = torch.where(known, 2 * (image * num_classes + flat) + group, 2 * slots)  # [N]
     have = flat.new_zeros(2 * slots + 1).scatter_add_(0, cell, torch.ones_like(cell))
     quota = _quotas(have[:-1].view(slots, 2), seed, max_samples, max_views, min_pixels, half)
 
@@ -106,7 +106,7 @@ def sample(
     place = torch.where(rank < quota[cell], (quota.cumsum(0) - quota)[cell] + rank, max_samples)
     index = flat.new_full((max_samples + 1,), -1).scatter_(0, place, order)[:-1]
     sampled = flat.new_full((max_samples + 1,), ignore_label).scatter_(0, place, flat[order])[:-1]
-    return index, sampled, quota.sum(), _count_bad(flat, ~inside & ~ignored)
+    return index, sampled, quota.sum(), _count_bad(flat, ~known & ~ignored)
 
 
 def _quotas(have: Tensor, seed: Tensor, max_samples: int, max_views: int, min_pixels: int, half: bool) -> Tensor:

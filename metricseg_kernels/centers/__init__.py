@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
+from ..core.labels import IgnoreIndex, resolve_ignore_index
 from ..core.product import product
 from ..core.unit import unit
 from . import op, reference
 
 METRICS = ("cosine", "dot", "euclidean")
 NORMALIZE = ("mass", "area")
+MOST_CLASSES = 65536
 EPS = 1e-6  # pixels, added to the mass of a class
 
 
@@ -25,7 +27,7 @@ def class_centers(
     *,
     num_classes: int | None = ...,
     normalize: str = ...,
-    ignore_index: int = ...,
+    ignore_index: IgnoreIndex = ...,
     return_present: Literal[False] = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
@@ -38,7 +40,7 @@ def class_centers(
     *,
     num_classes: int | None = ...,
     normalize: str = ...,
-    ignore_index: int = ...,
+    ignore_index: IgnoreIndex = ...,
     return_present: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
@@ -50,7 +52,7 @@ def class_centers(
     *,
     num_classes: int | None = None,
     normalize: str = "mass",
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     return_present: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -67,9 +69,10 @@ def class_centers(
             Sums are in float32 (float64 for float64).
         assignment: logits [B, K, h, w], floating (float64 if and only if features are), soft membership; or labels
             [B, h, w], uint8, int32 or int64, hard membership.
-        num_classes: K; needed with labels.
+        num_classes: K, at most 65536; needed with labels.
         normalize: see above.
-        ignore_index: label of pixels that are in no class.
+        ignore_index: label of pixels that are in no class; None for no label. "auto" is 255 where that is no class, and
+            None where there are more than 255 classes.
         return_present: whether to return which classes have a pixel, or any mass, too.
         backend: "reference", "cpu", "triton", or None for the first that can run.
 
@@ -88,7 +91,8 @@ def class_centers(
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
     checks.choice("normalize", normalize, NORMALIZE)
     classes = _check_assignment(features, assignment, num_classes)
-    sums, mass = _class_sums(features, assignment, classes, ignore_index, backend, "assignment")
+    ignored = resolve_ignore_index(ignore_index, classes)
+    sums, mass = _class_sums(features, assignment, classes, ignored, backend, "assignment")
     pixels = features.shape[2] * features.shape[3]
     total = mass[..., None] + EPS if normalize == "mass" else max(pixels, 1)
     centers = (sums / total).to(features.dtype)
@@ -103,7 +107,7 @@ def center_similarity(
     metric: str = ...,
     scale: float = ...,
     pull_labels: None = ...,
-    ignore_index: int = ...,
+    ignore_index: IgnoreIndex = ...,
     backend: str | None = ...,
 ) -> Tensor: ...
 
@@ -116,7 +120,7 @@ def center_similarity(
     metric: str = ...,
     scale: float = ...,
     pull_labels: Tensor,
-    ignore_index: int = ...,
+    ignore_index: IgnoreIndex = ...,
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -128,7 +132,7 @@ def center_similarity(
     metric: str = "cosine",
     scale: float = 15.0,
     pull_labels: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""How alike every pixel is to every class center: logits for `cross_entropy`, `focal_loss` or an argmax.
@@ -150,7 +154,7 @@ def center_similarity(
         scale: finite, > 0.
         pull_labels: [B, h, w] labels, uint8, int32 or int64; with them `center_pull` comes from the same pass. For
             metric="cosine".
-        ignore_index: label of pixels that pull nothing.
+        ignore_index: label of pixels that pull nothing; see `class_centers`.
         backend: "reference", "cpu", "triton", or None for the first that can run.
 
     Returns:
@@ -178,7 +182,7 @@ def center_similarity(
 
 
 def center_pull(
-    features: Tensor, centers: Tensor, labels: Tensor, *, ignore_index: int = 255, backend: str | None = None
+    features: Tensor, centers: Tensor, labels: Tensor, *, ignore_index: IgnoreIndex = "auto", backend: str | None = None
 ) -> Tensor:
     r"""Intra-class pull of pixels to the center of their class.
 
@@ -191,7 +195,7 @@ def center_pull(
         features: [B, C, h, w]; see `center_similarity`.
         centers: [K, C] or [B, K, C]; no gradient goes to them.
         labels: [B, h, w]; uint8, int32 or int64.
-        ignore_index: label of pixels that pull nothing.
+        ignore_index: label of pixels that pull nothing; see `class_centers`.
         backend: "reference", "cpu", "triton", or None for the first that can run.
 
     Returns:
@@ -258,25 +262,26 @@ def _similarity(
     scale: float,
     labels: Tensor | None,
     name: str,
-    ignore_index: int,
+    ignore_index: IgnoreIndex,
     backend: str | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits, and the pull where there are labels, an argument of this name."""
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
     _check_centers(features, centers)
+    ignored = resolve_ignore_index(ignore_index, centers.shape[-2])
     if labels is not None:
         _check_labels(name, labels, features)
     chosen = choose("centers", features.device.type, backend)
     if chosen == "reference":
-        logits, own = reference.similarity(features, centers, metric, scale, labels, ignore_index)
+        logits, own = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
         weights, bias = op.folded(centers, metric, scale)
         logits, own, _ = torch.ops.metricseg.center_similarity(
-            features, weights, bias, labels, metric, scale, ignore_index, chosen
+            features, weights, bias, labels, metric, scale, ignored, chosen
         )
     if labels is None:
         return logits, None
-    sums, mass = _class_sums(own[:, None], labels, centers.shape[-2], ignore_index, backend, name)
+    sums, mass = _class_sums(own[:, None], labels, centers.shape[-2], ignored, backend, name)
     far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
     return logits, _mean_of_present(far, mass > 0)
 
@@ -318,8 +323,7 @@ def _check_assignment(features: Tensor, assignment: Tensor, num_classes: int | N
                 f"num_classes is {num_classes}, but assignment holds logits of {assignment.shape[1]} classes"
             )
         num_classes = assignment.shape[1]
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be an integer >= 1, got {num_classes!r}")
+    checks.integer("num_classes", num_classes, 1, MOST_CLASSES)
     return num_classes
 
 

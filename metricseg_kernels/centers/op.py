@@ -52,6 +52,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.gradient import empty_gradient
+from ..core.labels import is_class, is_label, labels_in_range
 from ..core.library import define_op
 from ..core.unit import unit
 
@@ -82,12 +83,12 @@ def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> 
     if checks.validates(labels.device):
         bad = bad_labels(labels, classes, ignore_index)
         if bad.any():
-            checks.labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
+            labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
 
 
 def bad_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Where a label is neither ignore_index nor in [0, classes)."""
-    return (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    return ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
 
 
 def _none_if_empty(tensor: Tensor) -> Tensor | None:
@@ -170,12 +171,13 @@ def _similarity_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 def _similarity_autograd(ctx: Any, grad_logits: Tensor | None, grad_own: Tensor | None, _: Any) -> tuple[Any, ...]:
     grad_features = grad_weights = grad_bias = None
     if grad_logits is not None or grad_own is not None:
-        features, weights = ctx.saved_tensors[:2]
+        saved = ctx.saved_tensors  # once: checkpointing makes them anew for each look
+        features, weights = saved[:2]
         grad_logits = features.new_zeros(()).expand(ctx.size) if grad_logits is None else grad_logits
         wanted = ctx.needs_input_grad[:2]
         *scalars, backend = ctx.scalars
         gradients = torch.ops.metricseg.center_similarity_backward(
-            grad_logits, grad_own, *ctx.saved_tensors, *scalars, *wanted, backend
+            grad_logits, grad_own, *saved, *scalars, *wanted, backend
         )
         grad_features, grad_weights = (g if w else None for g, w in zip(gradients, wanted, strict=True))
         if ctx.needs_input_grad[2]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import accumulator
+from ..core.labels import is_class
 from ..core.product import product
 from ..core.unit import unit
 
@@ -18,7 +19,7 @@ def class_sums(features: Tensor, assignment: Tensor, num_classes: int, ignore_in
         soft = torch.softmax(assignment.to(acc), 1).flatten(2)  # [B, K, N]
         return product(soft, x), soft.sum(2)
     labels = assignment.flatten(1).long()
-    known = (labels != ignore_index) & (labels >= 0) & (labels < num_classes)
+    known = is_class(labels, num_classes, ignore_index)
     at = torch.where(known, labels, num_classes)  # [B, N]; the others meet in a class of their own
     sums = x.new_zeros(x.shape[0], num_classes + 1, x.shape[2]).scatter_add(1, at[..., None].expand_as(x), x)
     mass = x.new_zeros(x.shape[0], num_classes + 1).scatter_add(1, at, torch.ones_like(at, dtype=acc))
@@ -38,7 +39,7 @@ def similarity(
     logits = (scale * products).unflatten(2, features.shape[2:])
     own = logits.new_zeros((0,))
     if labels is not None:
-        known = (labels != ignore_index) & (labels >= 0) & (labels < w.shape[-2])
+        known = is_class(labels, w.shape[-2], ignore_index)
         at = torch.where(known, labels.long(), 0).flatten(1)[:, None]
         own = (scale * product(unit(w.detach(), -1), direction)).gather(1, at)[:, 0]
         own = torch.where(known, own.unflatten(1, features.shape[2:]), 0.0)

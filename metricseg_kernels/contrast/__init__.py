@@ -104,6 +104,9 @@ def pixel_contrast_loss(
     scale = 1.0 if base_temperature is None else temperature / base_temperature
     name = choose("contrast", anchors.device.type, backend)
     if name == "reference":
+        anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
+        if contrast is not None and contrast_labels is not None:
+            contrast = reference.taking_part(contrast, contrast_labels, ignore_label)
         which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
         loss, positives = reference.pixel_contrast(anchors, contrast, which, temperature, scale, denominator)
         if reduction != "none":
@@ -167,6 +170,9 @@ def margin_contrast_loss(
     checks.choice("average", average, ("pairs", "nonzero"))
     name = choose("contrast", anchors.device.type, backend)
     if name == "reference":
+        anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
+        if contrast is not None and contrast_labels is not None:
+            contrast = reference.taking_part(contrast, contrast_labels, ignore_label)
         which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
         pull, push, pulled, pushed = reference.margin_contrast(
             anchors, contrast, which, margin, positive_margin, power, average == "nonzero"

@@ -42,6 +42,11 @@ def pairs(
     return Pairs(present & same & ~itself, present & ~same)
 
 
+def taking_part(features: Tensor, labels: Tensor, ignore_label: int) -> Tensor:
+    """The rows, with zeros for those that take no part, whatever they hold."""
+    return torch.where((labels.long() != ignore_label)[:, None], features, 0.0)
+
+
 def products(x: Tensor, y: Tensor) -> Tensor:
     """x y^T, which autocast would round to its own dtype."""
     with torch.autocast(x.device.type, enabled=False):

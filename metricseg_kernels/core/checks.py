@@ -36,6 +36,13 @@ def number(name: str, value: float, low: float, high: float = math.inf) -> None:
         raise ValueError(f"{name} must be finite and {bounds}, got {value}")
 
 
+def integer(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+
+
 def choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
@@ -49,11 +56,3 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def validates(device: torch.device) -> bool:
     """Whether label errors raise: on the CPU always, elsewhere (a host sync) with METRICSEG_VALIDATE=1."""
     return device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1"
-
-
-def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_index: int, name: str = "target") -> None:
-    if bad_count:
-        raise ValueError(
-            f"{name} holds {int(bad_count)} labels that are neither ignore_index ({ignore_index}) "
-            f"nor in [0, {classes}): for example {int(bad_label)}"
-        )

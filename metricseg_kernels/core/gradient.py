@@ -28,7 +28,6 @@ def _scale(grad: Tensor, scale: Tensor) -> Tensor:
     return torch.mul(grad, scale.reshape(1), out=_empty_like(grad))
 
 
-# an op and not a product, so that a second backward raises instead of taking the gradient for a constant
 define_op(
     "scale_gradient(Tensor grad, Tensor scale) -> Tensor",
     _scale,
@@ -37,6 +36,11 @@ define_op(
 
 
 def scale_gradient(grad: Tensor, scale: Tensor) -> Tensor:
-    """grad times a 0-d scale, formed in the accumulator dtype."""
+    """grad times a 0-d scale, formed in the accumulator dtype.
+
+    Raises RuntimeError in a backward whose graph is wanted: `grad` stands in it as a constant.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("metricseg: create_graph=True, for double backward, runs only with backend='reference'")
     scaled: Tensor = torch.ops.metricseg.scale_gradient(grad, scale)
     return scaled

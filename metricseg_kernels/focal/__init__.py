@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
+from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from . import op, reference
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -37,11 +38,12 @@ def focal_loss(
     *,
     gamma: float = 2.0,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     normalizer: str = "valid",
     avg_factor: float | Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     align_corners: bool = False,
     return_stats: bool = False,
     backend: str | None = None,
@@ -59,14 +61,17 @@ def focal_loss(
     Args:
         input: [B, K, h, w] logits; float64, float32, bfloat16 or float16; NCHW or channels-last. Arithmetic is in
             float32 (float64 for float64).
-        target: [B, H, W] labels; uint8, int32 or int64, read as they are. Any (H, W) to (h, w) ratio.
+        target: [B, H, W] or [B, 1, H, W] labels; uint8, int32 or int64, read as they are. Any (H, W) to (h, w) ratio.
         gamma: focusing exponent, >= 0. 0 is cross-entropy. Every value has a finite gradient, 0 < gamma < 1 included.
         weight: [K] class weights, floating, or None for 1.
-        ignore_index: label of pixels that take no part.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
+            None where there are more than 255 classes.
         label_smoothing: e in [0, 1].
         reduction: "mean", "sum", or "none" for the map [B, H, W] with 0 at ignored pixels.
         normalizer: what "mean" divides by: "valid", the number of valid pixels, or "weight", the sum of weight[t].
-        avg_factor: divides the sum instead (number > 0 or 0-d tensor); only with reduction "mean".
+        avg_factor: divides the sum instead, a number >= 0 or a tensor of one; only with reduction "mean". 0 gives 0,
+            with a zero gradient.
+        pixel_weight: [B, H, W] or [B, 1, H, W] factors of the pixels' losses. Normalizers and `Stats` don't see them.
         align_corners: as in torch.nn.functional.interpolate.
         return_stats: also return `Stats`.
         backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
@@ -83,22 +88,17 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, in its multi-class form.
     """
-    _check_softmax(input, target, weight, ignore_index, label_smoothing, reduction, avg_factor)
+    target = _check_softmax(input, target, weight, label_smoothing, reduction, avg_factor)
     checks.number("gamma", gamma, 0.0)
     checks.choice("normalizer", normalizer, ("valid", "weight"))
-    loss, totals, argmax = _softmax_family(
-        input,
-        target,
-        weight,
-        None,
-        gamma,
-        label_smoothing,
-        ignore_index,
-        align_corners,
-        reduction,
-        return_stats,
-        backend,
-    )
+    ignored = resolve_ignore_index(ignore_index, input.shape[1])
+    scalars = (gamma, label_smoothing, ignored, align_corners)
+    if pixel_weight is None:
+        loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, reduction, return_stats, backend)
+    else:
+        pixel_weight = _check_pixel_weight(pixel_weight, target)
+        loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, "none", return_stats, backend)
+        loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
     if reduction == "mean":
         loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor)
     return (loss, Stats(totals[2], totals[0], argmax)) if argmax is not None else loss
@@ -109,10 +109,11 @@ def cross_entropy(
     target: Tensor,
     *,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     label_smoothing: float = 0.0,
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     align_corners: bool = False,
     return_stats: bool = False,
     backend: str | None = None,
@@ -124,12 +125,12 @@ def cross_entropy(
         F.cross_entropy(F.interpolate(input, target.shape[-2:], mode="bilinear"), target, ...)
 
     to rounding, argument by argument; except that no valid pixel gives 0 where F.cross_entropy gives NaN, and that
-    ignore_index is 255 by default. Arguments, result and errors: see `focal_loss`.
+    ignore_index is "auto" by default. Arguments, result and errors: see `focal_loss`.
     """
     return focal_loss(
         input, target, gamma=0.0, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        reduction=reduction, normalizer="weight", avg_factor=avg_factor, align_corners=align_corners,
-        return_stats=return_stats, backend=backend,
+        reduction=reduction, normalizer="weight", avg_factor=avg_factor, pixel_weight=pixel_weight,
+        align_corners=align_corners, return_stats=return_stats, backend=backend,
     )  # fmt: skip
 
 
@@ -139,9 +140,10 @@ def sigmoid_focal_loss(
     *,
     gamma: float = 2.0,
     alpha: float = 0.25,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     reduction: str = "mean",
     avg_factor: float | Tensor | None = None,
+    pixel_weight: Tensor | None = None,
     align_corners: bool = False,
     backend: str | None = None,
 ) -> Tensor:
@@ -154,31 +156,45 @@ def sigmoid_focal_loss(
     Args:
         input: [B, K, h, w] logits, as in `focal_loss`.
         target: class indices [B, H, W] (uint8, int32, int64), which stand for their one-hot map, or dense targets in
-            [0, 1], [B, K, H, W], floating. ignore_index applies to indices.
+            [0, 1], [B, K, H, W], floating or integers.
+        ignore_index: label of pixels that take no part, in dense targets the value of all their channels; "auto" and
+            None as in `focal_loss`.
         gamma: focusing exponent, >= 0.
         alpha: weight of the positives in [0, 1]; negative for no weighting, as in torchvision.
         reduction: "none" gives [B, K, H, W] with 0 at ignored pixels; "mean" divides the sum by K x valid pixels.
-        avg_factor, align_corners, backend, returns, raises: see `focal_loss`.
+        avg_factor, pixel_weight, align_corners, backend, returns, raises: see `focal_loss`. A dense target that is
+            neither ignored nor in [0, 1] raises on the CPU; on CUDA the loss is NaN, and with METRICSEG_VALIDATE=1 it
+            raises there too.
 
     On dense targets this equals torchvision.ops.sigmoid_focal_loss on interpolated logits.
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
-    dense = isinstance(target, Tensor) and target.is_floating_point()
+    dense = isinstance(target, Tensor) and target.ndim == 4
+    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    if dense and target.dtype in checks.LABELS:
+        target = target.to(checks.accumulator(input.dtype))
     _check_pair(input, target, dense)
     checks.number("gamma", gamma, 0.0)
     checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
     _check_reduction(reduction, avg_factor)
-    reduce = reduction != "none"
+    ignored = resolve_ignore_index(ignore_index, None if dense else input.shape[1])
+    if dense:
+        _check_dense(target, ignored)
+    if pixel_weight is not None:
+        pixel_weight = _check_pixel_weight(pixel_weight, target)
+    reduce = reduction != "none" and pixel_weight is None
+    scalars = (gamma, alpha, ignored, align_corners, reduce)
     name = choose("focal", input.device.type, backend)
     if name == "reference":
-        loss, totals = reference.sigmoid_focal(input, target, gamma, alpha, ignore_index, align_corners, reduce)
+        loss, totals = reference.sigmoid_focal(input, target, *scalars)
         if not torch.compiler.is_compiling():
-            op.check_labels(totals, input, ignore_index)
+            op.check_labels(totals, input, ignored)
     else:
         with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, None)
-        loss, totals, _ = torch.ops.metricseg.sigmoid_focal_forward(
-            input, target, gamma, alpha, ignore_index, align_corners, reduce, with_grad, name
-        )
+        loss, totals, _ = torch.ops.metricseg.sigmoid_focal_forward(input, target, *scalars, with_grad, name)
+    if pixel_weight is not None:
+        absent = target[:, 0] == ignored if dense else is_label(target, ignored)
+        loss = _weigh(loss, pixel_weight[:, None], absent[:, None], reduction)
     return _mean(loss, totals[0] * input.shape[1], avg_factor) if reduction == "mean" else loss
 
 
@@ -189,7 +205,7 @@ def ohem_cross_entropy(
     thresh: float = 0.7,
     min_kept: int = 100_000,
     weight: Tensor | None = None,
-    ignore_index: int = 255,
+    ignore_index: IgnoreIndex = "auto",
     label_smoothing: float = 0.0,
     align_corners: bool = False,
     backend: str | None = None,
@@ -212,17 +228,17 @@ def ohem_cross_entropy(
     Source: Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, CVPR 2016, in
     the form of HRNet's and mmsegmentation's pixel sampler.
     """
-    _check_softmax(input, target, weight, ignore_index, label_smoothing, "mean", None)
+    target = _check_softmax(input, target, weight, label_smoothing, "mean", None)
     checks.number("thresh", thresh, 0.0, 1.0)
     if thresh == 0:
         raise ValueError("thresh must be in (0, 1], got 0")
-    if min_kept < 0:
-        raise ValueError(f"min_kept must be >= 0, got {min_kept}")
+    checks.integer("min_kept", min_kept, 0, 2**63 - 1)
+    ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device.type, backend)
-    scalars = (0.0, 0.0, ignore_index, align_corners)
+    scalars = (0.0, 0.0, ignored, align_corners)
     with torch.no_grad():
         nll, _, _ = _softmax_family(input, target, None, None, *scalars, "none", False, name)
-        ranked = torch.where(target == ignore_index, -1.0, nll)  # an ignored pixel ranks below every valid one
+        ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
         hardest = (
             reference.kth_largest(ranked, min_kept)
             if name == "reference"
@@ -231,7 +247,7 @@ def ohem_cross_entropy(
         # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
         keep_above = hardest.clamp(max=-math.log(thresh))
     loss, totals, _ = _softmax_family(
-        input, target, weight, keep_above, 0.0, label_smoothing, ignore_index, align_corners, "sum", False, name
+        input, target, weight, keep_above, 0.0, label_smoothing, ignored, align_corners, "sum", False, name
     )
     return _mean(loss, totals[0], None)
 
@@ -284,10 +300,20 @@ def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None
     return bool(pixels > cells)
 
 
+def _weigh(loss: Tensor, weight: Tensor, ignored: Tensor, reduction: str) -> Tensor:
+    """A loss map times weights, which count for nothing where a pixel is ignored; summed unless reduction is "none"."""
+    loss = torch.where(ignored, 0.0, loss * weight)
+    return loss if reduction == "none" else loss.sum()
+
+
 def _mean(total: Tensor, count: Tensor, avg_factor: float | Tensor | None) -> Tensor:
-    if avg_factor is not None:
-        return total / avg_factor
-    return total / torch.where(count > 0, count, 1.0).to(total.dtype)
+    if avg_factor is None:
+        return total / torch.where(count > 0, count, 1.0).to(total.dtype)
+    if not isinstance(avg_factor, Tensor):
+        return total / avg_factor if avg_factor else total * 0.0
+    factor = avg_factor.reshape(()).to(total.dtype)
+    nothing = factor == 0
+    return torch.where(nothing, 0.0, total / torch.where(nothing, 1.0, factor))
 
 
 def _check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
@@ -316,27 +342,63 @@ def _check_reduction(reduction: str, avg_factor: float | Tensor | None) -> None:
     if isinstance(avg_factor, Tensor):
         if avg_factor.numel() != 1:
             raise ValueError(f"avg_factor must be a number or a 0-d tensor, got shape {tuple(avg_factor.shape)}")
-    elif not 0 < avg_factor < float("inf"):
-        raise ValueError(f"avg_factor must be finite and > 0, got {avg_factor}")
+        if torch.compiler.is_compiling() or not checks.validates(avg_factor.device):
+            return
+        avg_factor = avg_factor.item()
+    checks.number("avg_factor", avg_factor, 0.0)
 
 
 def _check_softmax(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    ignore_index: int,
     label_smoothing: float,
     reduction: str,
     avg_factor: float | Tensor | None,
-) -> None:
+) -> Tensor:
+    """The labels as [B, H, W]."""
+    if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 and not target.is_floating_point():
+        target = target[:, 0]
     _check_pair(input, target, dense=False)
+    if input.shape[1] == 1:
+        raise ValueError(
+            f"input must have two classes or more, got shape {tuple(input.shape)}: the softmax of one is always 1; "
+            "sigmoid_focal_loss takes a single one"
+        )
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     _check_reduction(reduction, avg_factor)
-    if weight is None:
+    if weight is not None:
+        checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
+        checks.same_device("weight", weight, "input", input)
+        if weight.shape[0] != input.shape[1]:
+            raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
+        if weight.requires_grad:
+            raise ValueError("weight requires grad; there is no gradient to class weights")
+    return target
+
+
+def _check_dense(target: Tensor, ignore_index: int) -> None:
+    """Raises the ValueError for targets that are neither ignored nor in [0, 1], where that needs no host sync or is
+    asked for."""
+    if torch.compiler.is_compiling() or not checks.validates(target.device) or target.numel() == 0:
         return
-    checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
-    checks.same_device("weight", weight, "input", input)
-    if weight.shape[0] != input.shape[1]:
-        raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
-    if weight.requires_grad:
-        raise ValueError("weight requires grad; there is no gradient to class weights")
+    low, high = target.aminmax()
+    if low >= 0 and high <= 1:
+        return
+    bad = ~((target >= 0) & (target <= 1)) & ~(target == ignore_index).all(1, keepdim=True)
+    if bad.any():
+        raise ValueError(
+            f"target holds {int(bad.sum())} values that are neither in [0, 1] nor, in every channel of their pixel, "
+            f"ignore_index ({ignore_index}): for example {target[bad][0].item():g}"
+        )
+
+
+def _check_pixel_weight(weight: Tensor, target: Tensor) -> Tensor:
+    """As [B, H, W], the size of the target."""
+    pixels = (target.shape[0], *target.shape[-2:])
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"pixel_weight must be a Tensor [B, H, W], got {type(weight).__name__}")
+    if tuple(weight.shape) not in (pixels, (pixels[0], 1, *pixels[1:])):
+        raise ValueError(f"pixel_weight must be [B, H, W] or [B, 1, H, W] with {pixels}, got {tuple(weight.shape)}")
+    checks.same_device("pixel_weight", weight, "target", target)
+    return weight.reshape(pixels)

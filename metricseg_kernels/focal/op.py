@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.gradient import empty_gradient, scale_gradient
+from ..core.labels import labels_in_range
 from ..core.library import define_kernel, define_op
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
@@ -54,7 +55,7 @@ def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
     """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
     if checks.validates(input.device):
         _, _, _, bad, example = totals.tolist()
-        checks.labels_in_range(bad, example, input.shape[1], ignore_index)
+        labels_in_range(bad, example, input.shape[1], ignore_index)
 
 
 def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
@@ -221,7 +222,7 @@ define_op(
 
 def _kth_largest(values: Tensor, k: int, backend: str) -> Tensor:
     result = values.new_empty(())
-    kernels(backend).kth_largest_kernel(values, k, result)
+    kernels(backend).kth_largest_kernel(values.contiguous(), k, result)
     return result
 
 

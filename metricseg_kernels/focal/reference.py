@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import accumulator
+from ..core.labels import is_class, is_label
 
 
 def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
@@ -24,11 +25,8 @@ def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tenso
 
 def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Masks (valid, bad) [B, H, W] and the labels with 0 where not valid."""
-    labels = target.long()
-    inside = (labels >= 0) & (labels < classes)
-    ignored = labels == ignore_index
-    valid = inside & ~ignored
-    return valid, ~inside & ~ignored, torch.where(valid, labels, 0)
+    valid, ignored = is_class(target, classes, ignore_index), is_label(target, ignore_index)
+    return valid, ~valid & ~ignored, torch.where(valid, target.long(), 0)
 
 
 def count_labels(valid: Tensor, bad: Tensor, target: Tensor) -> list[Tensor]:
@@ -59,7 +57,7 @@ def focal(
     log_q = z.log_softmax(1)
     nll = -log_q.gather(1, labels[:, None])[:, 0]  # [B, H, W]
     if keep_above is not None:
-        valid = valid & (nll > keep_above)
+        valid = valid & ~(nll <= keep_above)
     # S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
     ce = w[labels] * nll
     if label_smoothing:
@@ -98,8 +96,10 @@ def sigmoid_focal(
     zero = torch.zeros((), dtype=torch.double, device=x.device)
     if target.is_floating_point():
         t = target.to(x.dtype)
-        valid, bad = torch.ones_like(t, dtype=torch.bool), torch.zeros_like(t, dtype=torch.bool)
-        n_valid, n_bad, example = torch.full_like(zero, target.shape[0] * target.shape[2] * target.shape[3]), zero, zero
+        valid = t[:, :1] != ignore_index  # a pixel is ignored where its first channel says so
+        t = torch.where(valid, t, 0.0)
+        bad = ~((t >= 0) & (t <= 1))
+        n_valid, n_bad, example = valid.sum().double(), zero, zero
     else:
         pixel_valid, pixel_bad, labels = classify(target, classes, ignore_index)
         t = torch.zeros_like(x).scatter(1, labels[:, None], 1.0)

@@ -68,7 +68,7 @@ def finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind)
         w_t = tl.load(io.weight + labels.label, mask=valid, other=0.0)
     nll, value, coefs = softmax_pixel(stats, w_t, w_all, params, kind.POWER, kind.SMOOTHED)
     if io.keep_above is not None:
-        valid = valid & (nll > tl.load(io.keep_above))
+        valid = valid & ((nll > tl.load(io.keep_above)) | (nll != nll))
     value = tl.where(bad, float("nan"), tl.where(valid, value, 0.0))
     if io.loss is not None:
         tl.store(io.loss + pixels.n, value, mask=pixels.mine)
@@ -168,8 +168,11 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
     """Epilogue "sigmoid": every class by itself. -> (totals, v, RowCoefs), dl/dz_k = v_k."""
     inside, mine = pixels.inside, pixels.mine
     nowhere = tl.zeros(inside.shape, tl.int32)
-    labels = Labels(valid=inside, bad=inside != inside, label=nowhere, raw=nowhere)
-    if not kind.DENSE:
+    if kind.DENSE:  # a pixel is ignored where its first channel says so
+        first = load_pixels(io.target, params.target, pixels).to(kind.ACC)
+        valid = inside & (first != params.ignore_index.to(kind.ACC))
+        labels = Labels(valid=valid, bad=inside != inside, label=nowhere, raw=nowhere)
+    else:
         labels = load_labels(io.target, pixels, params)
     zero = tl.zeros(inside.shape, kind.ACC)
     value = zero
@@ -186,6 +189,7 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
             p_target = tl.max_contiguous(p_rows + X * params.target[3], (1, 2))  # as in `load_row`
             t = tl.load(p_target, mask=known & inside[None, :], other=0.0).to(kind.ACC)
             loss, grad = sigmoid_of_target(z[i], t, params, kind.POWER, kind.ALPHA)
+            loss = tl.where((t >= 0.0) & (t <= 1.0), loss, float("nan"))
         else:
             positive = ks[i] == (labels.label - k0)[None, :]
             loss, grad = sigmoid_of_label(z[i], positive, params, kind.POWER, kind.ALPHA)

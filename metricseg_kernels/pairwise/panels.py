@@ -53,12 +53,17 @@ def make_side(rows: Rows, alone: bool, may_stay: bool = False) -> Side:
     groups, ids, order = rows.groups, rows.ids, rows.order
     if ids is None and alone:
         ids = torch.arange(len(groups), dtype=torch.int32)
+    absent = int((groups < 0).sum())  # rows that take no part: zeros, whatever they hold
+    if absent and may_stay:
+        may_stay = bool(rows.features.sum().isfinite())
     if may_stay and rows.features.numel() * acc.itemsize > SORTED_BYTES:
         features = rows.features.to(acc).contiguous()
         groups = torch.empty_like(groups).index_copy_(0, order, groups)
         ids = None if ids is None else torch.empty_like(ids).index_copy_(0, order, ids)
         return Side(features, None, _pad(groups), None if ids is None else _pad(ids))
-    return Side(rows.features[order].to(acc), order, _pad(groups), None if ids is None else _pad(ids))
+    features = rows.features[order].to(acc)
+    features[:absent] = 0
+    return Side(features, order, _pad(groups), None if ids is None else _pad(ids))
 
 
 def _pad(values: Tensor) -> Tensor:

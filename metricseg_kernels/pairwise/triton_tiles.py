@@ -25,7 +25,8 @@ def gather_rows(features, s_row, s_d: tl.int64, order, groups, rows, D, data, sq
                 UNIT_STRIDE: tl.constexpr):  # fmt: skip
     """One tile of ROWS rows: data [R, WIDTH], squared norms [R], groups [R], least and greatest group [tiles]."""
     r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
-    known = r < rows
+    group = tl.load(groups + r, mask=r < rows, other=-1)
+    known = group >= 0  # a row that takes no part is zeros here, whatever it holds
     p_rows = features + tl.load(order + r, mask=known, other=0).to(tl.int64)[:, None] * s_row
     total = tl.zeros((ROWS,), squares.dtype.element_ty)
     for begin in range(0, WIDTH, BLOCK):
@@ -39,7 +40,6 @@ def gather_rows(features, s_row, s_d: tl.int64, order, groups, rows, D, data, sq
         wide = x.to(total.dtype)
         total += tl.sum(wide * wide, 1)
     tl.store(squares + r, total)
-    group = tl.load(groups + r, mask=known, other=-1)
     tl.store(padded_groups + r, group)
     tl.store(low + tl.program_id(0), tl.min(group, 0))
     tl.store(high + tl.program_id(0), tl.max(group, 0))

@@ -1,0 +1,123 @@
+"""Every tensor argument of every op as a view: strided, offset, transposed or expanded, it is the values that count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import metricseg_kernels as mk
+from metricseg_kernels.core import backends
+
+
+def stepped(t: Tensor) -> Tensor:
+    """Every second element of the last dimension."""
+    wide = t.new_zeros((*t.shape[:-1], 2 * t.shape[-1])) if t.ndim else t.new_zeros(2)
+    view = wide[..., 1::2] if t.ndim else wide[1]
+    return view.copy_(t)
+
+
+def column(t: Tensor) -> Tensor:
+    """One of three columns, so that no stride is 1."""
+    return t.new_zeros((*t.shape, 3))[..., 1].copy_(t)
+
+
+def turned(t: Tensor) -> Tensor:
+    """Dimensions in memory in reverse order."""
+    order = tuple(reversed(range(t.ndim)))
+    return t.permute(order).contiguous().permute(order)
+
+
+def expanded(t: Tensor) -> Tensor:
+    """The first of the leading dimension for all."""
+    return t[:1].expand(t.shape) if t.ndim else t
+
+
+VIEWS = {f.__name__: f for f in (stepped, column, turned, expanded)}
+R = torch.Generator().manual_seed(0)
+FEATURES = torch.randn(2, 6, 5, 7, generator=R)
+LABELS = torch.randint(0, 4, (2, 5, 7), generator=R)
+ROWS, OTHERS = torch.randn(11, 6, generator=R), torch.randn(9, 6, generator=R)
+ROW_LABELS, OTHER_LABELS = torch.arange(11) % 3, torch.arange(9) % 4
+LOGITS = torch.randn(2, 4, 5, 7, generator=R)
+FINE = torch.randint(0, 4, (2, 10, 14), generator=R)
+
+# (family, function, keyword arguments that are no tensors, tensor arguments)
+OPS: dict[str, tuple[str, Callable[..., Any], dict[str, Any], dict[str, Tensor]]] = {
+    "focal": ("focal", mk.focal_loss, {}, {"input": LOGITS, "target": FINE, "weight": torch.rand(4, generator=R)}),
+    "focal-map": ("focal", mk.focal_loss, {"reduction": "none"}, {"input": LOGITS, "target": FINE}),
+    "cross-entropy": ("focal", mk.cross_entropy, {"label_smoothing": 0.1}, {"input": LOGITS, "target": LABELS}),
+    "sigmoid": ("focal", mk.sigmoid_focal_loss, {}, {"input": LOGITS, "target": FINE}),
+    "sigmoid-dense": ("focal", mk.sigmoid_focal_loss, {"reduction": "none"},
+                      {"input": LOGITS, "target": torch.rand(2, 4, 10, 14, generator=R)}),
+    "ohem": ("focal", mk.ohem_cross_entropy, {"min_kept": 20, "thresh": 0.1}, {"input": LOGITS, "target": FINE}),
+    "sample-hard": ("anchors", mk.sample_anchors, {"seed": 3, "min_pixels": 2, "max_samples": 16},
+                    {"labels": LABELS, "predictions": LABELS.roll(1)}),
+    "sample-semi-hard": ("anchors", mk.sample_anchors, {"strategy": "semi_hard", "min_pixels": 2, "max_samples": 16},
+                         {"labels": LABELS, "confidence": torch.rand(2, 5, 7, generator=R), "seed": torch.tensor(7)}),
+    "sample-boundary": ("anchors", mk.sample_anchors, {"strategy": "boundary", "seed": 3, "min_pixels": 2},
+                        {"labels": LABELS}),
+    "gather": ("anchors", mk.gather_pixels, {}, {"features": FEATURES, "index": torch.randint(-1, 70, (9,), generator=R)}),
+    "contrast": ("contrast", mk.pixel_contrast_loss, {}, {"anchors": ROWS, "anchor_labels": ROW_LABELS}),
+    "contrast-two-sets": ("contrast", mk.pixel_contrast_loss, {"reduction": "none"}, {
+        "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS,
+        "anchor_ids": torch.arange(11), "contrast_ids": torch.arange(9)}),
+    "margin": ("contrast", mk.margin_contrast_loss, {}, {
+        "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS}),
+    "centers-soft": ("centers", mk.class_centers, {}, {"features": FEATURES, "assignment": LOGITS}),
+    "centers-hard": ("centers", mk.class_centers, {"num_classes": 4}, {"features": FEATURES, "assignment": LABELS}),
+    "similarity": ("centers", mk.center_similarity, {}, {
+        "features": FEATURES, "centers": torch.randn(4, 6, generator=R), "pull_labels": LABELS}),
+    "similarity-own": ("centers", mk.center_similarity, {"metric": "euclidean"}, {
+        "features": FEATURES, "centers": torch.randn(2, 4, 6, generator=R)}),
+    "pull": ("centers", mk.center_pull, {}, {
+        "features": FEATURES, "centers": torch.randn(4, 6, generator=R), "labels": LABELS}),
+}  # fmt: skip
+CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
+
+
+def outputs(function: Callable[..., Any], tensors: dict[str, Tensor], view: Callable[[Tensor], Tensor], **options: Any):
+    """What the op gives and, for each floating output with a gradient, that of the sum weighted by a view."""
+    leaves = {
+        name: t.detach().requires_grad_(t.is_floating_point() and name not in ("weight", "target", "confidence"))
+        for name, t in tensors.items()
+    }
+    found = function(**leaves, **options)
+    found = [found] if isinstance(found, Tensor) else list(found)
+    learning = [t for t in leaves.values() if t.requires_grad]
+    for output in [o for o in found if o.requires_grad]:
+        upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(output)
+        grads = torch.autograd.grad(output, learning, view(upstream), retain_graph=True, allow_unused=True)
+        found += [g for g in grads if g is not None]
+    return [t.detach() for t in found]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("op, argument", CALLS)
+def test_an_argument_is_its_values(op: str, argument: str, view: str, backend: str, device: str) -> None:
+    family, function, options, tensors = OPS[op]
+    if backend not in ("reference", *(b for order in backends.ORDER[family].values() for b in order)):
+        pytest.skip(f"{family} has no {backend} kernels")
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    seen = VIEWS[view](tensors[argument])
+    contiguous = lambda t: t.clone(memory_format=torch.contiguous_format)  # noqa: E731
+    expected = outputs(function, tensors | {argument: contiguous(seen)}, contiguous, **options, backend=backend)
+    got = outputs(function, tensors | {argument: seen}, contiguous, **options, backend=backend)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("op", [op for op in OPS if not op.startswith("sample")])
+def test_an_incoming_gradient_is_its_values(op: str, view: str, backend: str, device: str) -> None:
+    family, function, options, tensors = OPS[op]
+    if backend not in ("reference", *(b for order in backends.ORDER[family].values() for b in order)):
+        pytest.skip(f"{family} has no {backend} kernels")
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    expected = outputs(function, tensors, lambda t: VIEWS[view](t).contiguous(), **options, backend=backend)
+    got = outputs(function, tensors, VIEWS[view], **options, backend=backend)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6, equal_nan=True)
