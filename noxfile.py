@@ -89,10 +89,11 @@ def pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
 @nox.session(python=interpreter("3.12"))
 @nox.parametrize("torch", [nox.param("2.10.0", tags=["ci"]), nox.param("2.11.0")])
 def lower_bound(session: nox.Session, torch: str) -> None:
-    """The oldest torch and Triton: the extension loads, CPU tests of every family, sampling under torch.compile."""
+    """The oldest torch and Triton: the extension loads, CPU tests of every family, sampling under torch.compile, and a
+    few tests in that Triton's interpreter."""
     install(session, f"torch=={torch}", "triton==3.6.0", "numpy<2.4", *TESTING)
     session.run("python", "-m", "metricseg_kernels", env=environment())
-    pytest(session, "tests", "-k", "cpu or extension or import")
+    pytest(session, "tests", "-k", "cpu or extension or import or (triton and gradients and primes)")
 
 
 @nox.session(python=interpreter("3.12"), tags=["ci"])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
@@ -79,8 +80,10 @@ OPS: dict[str, tuple[str, Callable[..., Any], dict[str, Any], dict[str, Tensor]]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 
 
-def outputs(function: Callable[..., Any], tensors: dict[str, Tensor], view: Callable[[Tensor], Tensor], **options: Any):
-    """What the op gives and, for each floating output with a gradient, that of the sum weighted by a view."""
+def outputs(
+    function: Callable[..., Any], tensors: dict[str, Tensor], view: Callable[[Tensor], Tensor], **options: Any
+) -> list[Tensor]:
+    """What the op gives, and the gradients of its floating outputs under upstream gradients that are views."""
     leaves = {
         name: t.detach().requires_grad_(t.is_floating_point() and name not in ("weight", "target", "confidence"))
         for name, t in tensors.items()
@@ -88,10 +91,11 @@ def outputs(function: Callable[..., Any], tensors: dict[str, Tensor], view: Call
     found = function(**leaves, **options)
     found = [found] if isinstance(found, Tensor) else list(found)
     learning = [t for t in leaves.values() if t.requires_grad]
-    for output in [o for o in found if o.requires_grad]:
-        upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), device="cpu").to(output)
-        grads = torch.autograd.grad(output, learning, view(upstream), retain_graph=True, allow_unused=True)
-        found += [g for g in grads if g is not None]
+    floating = [o for o in found if o.requires_grad]
+    rng = torch.Generator().manual_seed(1)
+    upstream = [view(torch.randn(o.shape, generator=rng).to(o)) for o in floating]
+    if floating:
+        found += [g for g in torch.autograd.grad(floating, learning, upstream, allow_unused=True) if g is not None]
     return [t.detach() for t in found]
 
 
@@ -121,3 +125,17 @@ def test_an_incoming_gradient_is_its_values(op: str, view: str, backend: str, de
     got = outputs(function, tensors, VIEWS[view], **options, backend=backend)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if not op.startswith("sample")])
+def test_checkpointing_changes_nothing(op: str, backend: str, device: str) -> None:
+    """Of activations: what is saved for backward is looked at once."""
+    family, function, options, tensors = OPS[op]
+    if backend not in ("reference", *(b for order in backends.ORDER[family].values() for b in order)):
+        pytest.skip(f"{family} has no {backend} kernels")
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    checkpointed = lambda **arguments: checkpoint(function, use_reentrant=False, **arguments)  # noqa: E731
+    kept = outputs(function, tensors, lambda t: t, **options, backend=backend)
+    got = outputs(checkpointed, tensors, lambda t: t, **options, backend=backend)
+    for ours, theirs in zip(got, kept, strict=True):
+        assert torch.equal(ours, theirs)

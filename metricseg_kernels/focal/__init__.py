@@ -302,7 +302,7 @@ def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None
 
 def _weigh(loss: Tensor, weight: Tensor, ignored: Tensor, reduction: str) -> Tensor:
     """A loss map times weights, which count for nothing where a pixel is ignored; summed unless reduction is "none"."""
-    loss = torch.where(ignored, 0.0, loss * weight)
+    loss = loss * torch.where(ignored, 0.0, weight)
     return loss if reduction == "none" else loss.sum()
 
 

@@ -50,7 +50,7 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
     ("half", "T"): (Shape(64, 64, 128, 8, 3),),
     ("half sync", "T"): (Shape(32, 64, 128, 8, 3),),
     ("half scattered", "P"): (Shape(32, 64, 32, 4, 3), Shape(160, 64, 16, 8, 3)),
-    ("half scattered", "ST"): (Shape(32, 16, 64, 4, 2, programs=1024), Shape(80, 32, 64, 8, 2)),
+    ("half scattered", "ST"): (Shape(32, 16, 64, 4, 2, programs=1024, registers=255), Shape(80, 32, 64, 8, 2)),
     ("half scattered", "T"): (Shape(32, 64, 64, 8, 2),),
     ("tf32", "P"): (Shape(32, 128, 16, 4, 4), Shape(160, 128, 16, 8, 4)),
     ("tf32", "P soft"): (Shape(32, 128, 16, 4, 4), Shape(160, 64, 16, 8, 4)),
