@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import metricseg_kernels as mk
@@ -77,6 +79,7 @@ OPS: dict[str, tuple[str, Callable[..., Any], dict[str, Any], dict[str, Tensor]]
     "pull": ("centers", mk.center_pull, {}, {
         "features": FEATURES, "centers": torch.randn(4, 6, generator=R), "labels": LABELS}),
 }  # fmt: skip
+LEARNING = [op for op in OPS if not op.startswith("sample")]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 
 
@@ -115,7 +118,7 @@ def test_an_argument_is_its_values(op: str, argument: str, view: str, backend: s
 
 
 @pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("op", [op for op in OPS if not op.startswith("sample")])
+@pytest.mark.parametrize("op", LEARNING)
 def test_an_incoming_gradient_is_its_values(op: str, view: str, backend: str, device: str) -> None:
     family, function, options, tensors = OPS[op]
     if backend not in ("reference", *(b for order in backends.ORDER[family].values() for b in order)):
@@ -127,7 +130,7 @@ def test_an_incoming_gradient_is_its_values(op: str, view: str, backend: str, de
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if not op.startswith("sample")])
+@pytest.mark.parametrize("op", LEARNING)
 def test_checkpointing_changes_nothing(op: str, backend: str, device: str) -> None:
     """Of activations: what is saved for backward is looked at once."""
     family, function, options, tensors = OPS[op]
@@ -139,3 +142,45 @@ def test_checkpointing_changes_nothing(op: str, backend: str, device: str) -> No
     got = outputs(checkpointed, tensors, lambda t: t, **options, backend=backend)
     for ours, theirs in zip(got, kept, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def scalar_of(op: str, device: str, **options: Any) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The sum of an op's first output as a function of its first argument, and that argument."""
+    _, function, defaults, tensors = OPS[op]
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    leaf = next(iter(tensors))
+
+    def scalar(x: Tensor) -> Tensor:
+        found = function(**{**tensors, leaf: x}, **defaults, **options)
+        return (found if isinstance(found, Tensor) else found[0]).sum()
+
+    return scalar, tensors[leaf]
+
+
+@pytest.mark.parametrize("op", LEARNING)
+def test_transforms_of_torch_func(op: str) -> None:
+    """They, and forward-mode AD, run on the reference; a backend asked for by name says so."""
+    scalar, x = scalar_of(op, "cpu")
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(scalar(leaf), leaf)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    along = (expected * direction).sum()
+    close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    close(torch.func.grad(scalar)(x), expected)
+    close(torch.func.vjp(scalar, x)[1](torch.ones(()))[0], expected)
+    close(torch.func.jvp(scalar, (x,), (direction,))[1], along)
+    with forward_ad.dual_level():
+        close(forward_ad.unpack_dual(scalar(forward_ad.make_dual(x, direction))).tangent, along)
+    named, _ = scalar_of(op, "cpu", backend="cpu")
+    if backends.why_not("cpu", "cpu") is None:
+        with pytest.raises(RuntimeError, match="'cpu' can't run here: torch.func"):
+            torch.func.grad(named)(x)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tensors_without_values_give_shapes(op: str) -> None:
+    """On the meta device, as accelerate and FSDP build models."""
+    _, function, options, tensors = OPS[op]
+    found = [function(**{n: t.to(d) for n, t in tensors.items()}, **options) for d in ("cpu", "meta")]
+    here, there = ((f,) if isinstance(f, Tensor) else f for f in found)
+    assert all(m.is_meta and m.shape == c.shape and m.dtype == c.dtype for c, m in zip(here, there, strict=True))

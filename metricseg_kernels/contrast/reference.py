@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import accumulator
+from ..core.product import product
 
 
 class Pairs(NamedTuple):
@@ -47,12 +48,6 @@ def taking_part(features: Tensor, labels: Tensor, ignore_label: int) -> Tensor:
     return torch.where((labels.long() != ignore_label)[:, None], features, 0.0)
 
 
-def products(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T, which autocast would round to its own dtype."""
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ y.T
-
-
 def masked_logsumexp(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(LSE over the masked entries of each row, whether there are any); 0 for a row without."""
     some = mask.any(1)
@@ -66,7 +61,7 @@ def pixel_contrast(
     """(loss [A], number of positives [A])."""
     acc = accumulator(anchors.dtype)
     x = anchors.to(acc)
-    s = products(x, x if contrast is None else contrast.to(acc)) / temperature  # [A, M]
+    s = product(x, (x if contrast is None else contrast.to(acc)).T) / temperature  # [A, M]
     count = which.positive.sum(1)
     if denominator == "negatives":
         # l_i = c / |P_i| sum_p softplus(n_i - s_ip),  n_i = LSE over negatives
@@ -96,7 +91,7 @@ def margin_contrast(
     y = x if contrast is None else contrast.to(acc)
     # d^2 = |x|^2 + |y|^2 - 2 x.y; what rounding alone can make of d = 0 is 0, and NaN stays NaN
     squares = x.square().sum(1)[:, None] + y.square().sum(1)
-    d2 = squares - 2 * products(x, y)
+    d2 = squares - 2 * product(x, y.T)
     apart = ~(d2.detach() <= 8 * torch.finfo(acc).eps * squares.detach())
     d = torch.where(apart, torch.where(apart, d2, 1.0).sqrt(), 0.0)
     pull = torch.where(which.positive, (d - positive_margin).relu() ** power, 0.0)

@@ -7,6 +7,9 @@ import importlib.util
 import os
 import warnings
 
+import torch
+from torch.autograd import forward_ad
+
 from . import extension
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
@@ -69,8 +72,13 @@ def _requested(backend: str | None) -> str | None:
     return name
 
 
+def _transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode AD, is on: no kernel has a rule for them."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
 def choose(family: str, device_type: str, backend: str | None = None) -> str:
-    """The backend for one call.
+    """The backend for one call: under torch.func and forward-mode AD "reference".
 
     Raises RuntimeError with the reason where a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
     """
@@ -78,9 +86,13 @@ def choose(family: str, device_type: str, backend: str | None = None) -> str:
     if name is not None:
         known = {"reference", *(b for order in ORDER[family].values() for b in order)}
         reason = why_not(name, device_type) if name in known else f"{family} has no {name} kernels"
+        if name != "reference" and reason is None and _transformed():
+            reason = "torch.func and forward-mode AD take backend 'reference'"
         if reason is not None:
             raise RuntimeError(f"backend {name!r} can't run here: {reason}")
         return name
+    if _transformed():
+        return "reference"
     reasons: list[str] = []
     for candidate in ORDER[family].get(device_type, ("reference",)):
         reason = why_not(candidate, device_type)
