@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("csrc", "metricseg", "metricseg_kernels", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
@@ -248,23 +249,41 @@ def test_the_words_of_the_linker(small: Path) -> None:
 NVCC = """#!/bin/sh
 case "$*" in
   *--version*) echo "Cuda compilation tools, release 99.0, V99.0.1" ;;
-  *) while [ "$1" != -o ]; do shift; done; : | c++ -fPIC -x c++ -c - -o "$2" ;;
+  *) {compile} ;;
 esac
 """
+
+
+def toolkit(home: Path, compile: str) -> str:
+    """A toolkit whose nvcc answers a compilation with these shell commands."""
+    for folder in ("bin", "include", "lib64"):
+        (home / folder).mkdir(parents=True)
+    (home / "include" / "cuda_runtime.h").touch()
+    (home / "bin" / "nvcc").write_text(NVCC.format(compile=compile))
+    (home / "bin" / "nvcc").chmod(0o755)
+    subprocess.run(["ar", "rcs", home / "lib64" / "libcudart_static.a"], check=True)
+    return str(home)
 
 
 @needs_compiler
 def test_with_a_toolkit_of_another_version(small: Path) -> None:
     """An nvcc that does not match torch's CUDA, and compiles nothing."""
-    home = small.parent / "toolkit"
-    for folder in ("bin", "include", "lib64"):
-        (home / folder).mkdir(parents=True)
-    (home / "include" / "cuda_runtime.h").touch()
-    (home / "bin" / "nvcc").write_text(NVCC)
-    (home / "bin" / "nvcc").chmod(0o755)
-    subprocess.run(["ar", "rcs", home / "lib64" / "libcudart_static.a"], check=True)
-    record, _ = install(small, CUDA_HOME=str(home), METRICSEG_BUILD_CUDA="1")
-    assert record["cuda_home"] == str(home) and record["cuda_error"] is None and record["error"] is None
+    nothing = 'while [ "$1" != -o ]; do shift; done; : | c++ -fPIC -x c++ -c - -o "$2"'
+    home = toolkit(small.parent / "toolkit", nothing)
+    record, _ = install(small, CUDA_HOME=home, METRICSEG_BUILD_CUDA="1")
+    assert record["cuda_home"] == home and record["cuda_error"] is None and record["error"] is None
+
+
+@needs_compiler
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
+def test_the_words_of_nvcc(small: Path) -> None:
+    """CUDA kernels that do not build leave the CPU kernels, and a reason."""
+    home = toolkit(small.parent / "toolkit", "echo 'cuda.cu(3): error: identifier \"x\" is undefined'; exit 2")
+    record, report = install(small, CUDA_HOME=home, METRICSEG_BUILD_CUDA="auto")
+    reason = 'the CUDA kernels did not build: cuda.cu(3): error: identifier "x" is undefined'
+    assert record["cuda_error"] == reason and record["error"] is None
+    assert "extension: loaded" in report and f"without CUDA kernels: {reason}" in report
+    assert "is undefined" in report[report.index("output of the compiler:") :]
 
 
 def test_cuda_insisted_on_where_it_cannot_be_built(checkout: Path) -> None:
@@ -274,3 +293,9 @@ def test_cuda_insisted_on_where_it_cannot_be_built(checkout: Path) -> None:
     )
     assert done.returncode != 0
     assert f"METRICSEG_BUILD_CUDA=1, but there is no C++ compiler ({NO_COMPILER})" in done.stdout + done.stderr
+
+
+def test_with_a_setuptools_that_is_too_old(checkout: Path) -> None:
+    script = "import setuptools; setuptools.__version__ = '76.1'; exec(open('setup.py').read())"
+    done = subprocess.run([sys.executable, "-c", script], cwd=checkout, env=CLEAN, capture_output=True, text=True)
+    assert done.returncode != 0 and "needs setuptools 77 or later to build, got 76.1" in done.stderr
