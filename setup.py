@@ -138,8 +138,8 @@ def copied_output() -> Iterator[list[str]]:
             os.close(copy_of)
 
 
-def compiler_words(lines: list[str]) -> list[str]:
-    """The first error of a compiler or linker, and the lines around it; without one, how the output ended."""
+def first_error(lines: list[str]) -> list[str]:
+    """The first error of a compiler or linker and the lines after it; without one, the last lines."""
     for i, line in enumerate(lines):
         if re.search(r"\berror\b.*:|\bfatal\b.*:|undefined reference|cannot find", line):
             return lines[i : i + 10]
@@ -186,9 +186,9 @@ class Build(BuildExtension.with_options(no_python_abi_suffix=True) if torch else
         except (Exception, SystemExit) as error:
             if CUDA_MODE == "1":
                 raise
-            words = compiler_words(lines) or str(error).strip().splitlines() or [repr(error)]
-            self.record["compiler"] = words
-            reason = f"the {'CUDA kernels' if with_cuda else 'extension'} did not build: {words[0]}"
+            output = first_error(lines) or str(error).strip().splitlines() or [repr(error)]
+            self.record["compiler"] = output
+            reason = f"the {'CUDA kernels' if with_cuda else 'extension'} did not build: {output[0]}"
             print(f"metricseg: {reason}")
             return reason
         finally:

@@ -167,7 +167,7 @@ def test_metadata(checkout: Path) -> None:
 
 
 @needs_compiler
-def test_a_build_forgets_the_one_before(small: Path) -> None:
+def test_nothing_of_an_earlier_build_stays(small: Path) -> None:
     (small / "metricseg" / "gone.py").touch()
     assert build("wheel", small).name.endswith(f"-{PLATFORM}.whl")
     (small / "metricseg" / "gone.py").unlink()
@@ -225,22 +225,22 @@ def test_without_torch_at_build_time(checkout: Path) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "message"),
     [
         ("#error broken", "small.cpp:1:2: error: #error broken"),
         ("int f() {\n  return absent;\n}", "small.cpp:2:10: error: 'absent' was not declared"),
     ],
 )
-def test_the_words_of_the_compiler(small: Path, source: str, words: str) -> None:
+def test_the_error_of_the_compiler(small: Path, source: str, message: str) -> None:
     (small / "csrc" / "common" / "small.cpp").write_text(f"{source}\n")
     record, report = install(small, LC_ALL="C")
-    assert words in record["error"]
+    assert message in record["error"]
     assert "extension: the extension did not build: " in report
-    assert words in report[report.index("output of the compiler:") :]
+    assert message in report[report.index("output of the compiler:") :]
 
 
 @needs_compiler
-def test_the_words_of_the_linker(small: Path) -> None:
+def test_the_error_of_the_linker(small: Path) -> None:
     record, report = install(small, LDFLAGS="-lmetricseg_absent", LC_ALL="C")
     assert "cannot find -lmetricseg_absent" in record["error"]
     assert "cannot find -lmetricseg_absent" in report[report.index("output of the compiler:") :]
@@ -276,7 +276,7 @@ def test_with_a_toolkit_of_another_version(small: Path) -> None:
 
 @needs_compiler
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
-def test_the_words_of_nvcc(small: Path) -> None:
+def test_the_error_of_nvcc(small: Path) -> None:
     """CUDA kernels that do not build leave the CPU kernels, and a reason."""
     home = toolkit(small.parent / "toolkit", "echo 'cuda.cu(3): error: identifier \"x\" is undefined'; exit 2")
     record, report = install(small, CUDA_HOME=home, METRICSEG_BUILD_CUDA="auto")
