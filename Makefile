@@ -46,7 +46,7 @@ clean:
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip "setuptools>=65" wheel ninja
+	$(PY) -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
 
 # torch first: the extension is then compiled against it, without a second copy of torch in an isolated build
 $(VENV)/torch.stamp: | $(PY)

@@ -33,7 +33,7 @@ LAUNCHES = STACKS / "launches"  # what the `ttsem` session recorded
 
 PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
-TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools")
+TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools>=77")
 
 nox.options.envdir = str(ENVIRONMENTS)
 nox.options.reuse_venv = "yes"
@@ -110,6 +110,13 @@ def ttsem(session: nox.Session) -> None:
         "triton and not (every_launch or new_kernel or no_compilation)",
         METRICSEG_RECORD=str(LAUNCHES),
     )
+
+
+@nox.session(python=interpreter("3.12"))
+def wheel(session: nox.Session) -> None:
+    """sdist and wheel with all kernels, in an empty environment; audits of both stable ABIs."""
+    install(session, "torch==2.14.1", "numpy", "abi3audit", "torch-abi-audit", *TESTING)
+    pytest(session, "tests/test_install.py", "-m", "slow")
 
 
 @nox.session(venv_backend="none", tags=["ci"])

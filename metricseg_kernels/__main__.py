@@ -1,8 +1,11 @@
-"""`python -m metricseg_kernels`: what this machine has, which backend each op takes, and why not the others."""
+"""`python -m metricseg_kernels`: the install, the machine, the backend that each op takes, and why not the others."""
 
 from __future__ import annotations
 
 import platform
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 import torch
 
@@ -15,6 +18,7 @@ def report() -> str:
     record = extension.build_record()
     lines = [
         f"metricseg_kernels {package.__version__}  ({package.__file__})",
+        *_shadowed(),
         f"python {platform.python_version()}, torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}), "
         f"triton {_triton_version()}",
         f"extension: {'loaded' if extension.error is None else extension.error}",
@@ -23,6 +27,8 @@ def report() -> str:
         lines.append(f"  built with torch {record['torch']}, {record['cxx']}, CUDA home {record['cuda_home']}")
     if record.get("cuda_error"):
         lines.append(f"  without CUDA kernels: {record['cuda_error']}")
+    if record.get("compiler"):
+        lines += ["  output of the compiler:", *(f"    {line}" for line in record["compiler"])]
     lines.append(f"cpu: {torch.get_num_threads()} threads, {platform.machine()}")
     for i in range(torch.cuda.device_count()):
         lines.append(
@@ -37,6 +43,16 @@ def report() -> str:
             lines.append(f"  on {device_type} tensors{' (none here; as far as the install goes)' if absent else ''}:")
             lines += _reasons(device_type, order)
     return "\n".join(lines)
+
+
+def _shadowed() -> list[str]:
+    """A line for each other copy of this package that the import would have found without this one."""
+    name, own = package.__name__, Path(package.__file__).resolve().parent
+    specs = [PathFinder.find_spec(name, [entry]) for entry in sys.path]
+    specs += [finder.find_spec(name, None) for finder in sys.meta_path if finder is not PathFinder]
+    folders = [Path(spec.origin).resolve().parent for spec in specs if spec is not None and spec.origin is not None]
+    remedy = " (run from another folder to use that one)" if own.parent == Path.cwd() else ""
+    return [f"  shadows the copy in {folder}{remedy}" for folder in dict.fromkeys(folders) if folder != own]
 
 
 def _functions(family: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Readers over generated folders in the standard layouts, and what they say about bad files."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 pytest.importorskip("torchvision")
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from metricseg.data import ADE20K, BadSample, CamVid, Cityscapes, PascalVOC, build_dataset
+from metricseg.data import ADE20K, Augmented, BadSample, CamVid, Cityscapes, PascalVOC, balance, build_dataset
+from metricseg.data.base import lookup, read_image, read_labels
+from metricseg.data.transforms import eval_transform, train_transform
 
 SIZE = (24, 40)
 
@@ -103,23 +107,56 @@ def other_size(root: Path) -> None:
     label_map(root / "trainannot/1.png", [0], (20, 20))
 
 
+def decompression_bomb(root: Path) -> None:
+    Image.new("1", (20000, 20000)).save(root / "train/1.png")
+    (root / "train/1.jpg").unlink()
+
+
+def broken_chunk(root: Path) -> None:
+    label_map(root / "trainannot/1.png", [0])
+    file = root / "trainannot/1.png"
+    file.write_bytes(file.read_bytes().replace(b"IDAT", b"IDAX"))
+
+
+def floats(root: Path) -> None:
+    Image.fromarray(np.zeros(SIZE, np.float32)).save(root / "train/1.jpg", format="TIFF")
+
+
+def unturned(root: Path) -> None:
+    """A label map of the pixels as stored, beside a picture that is shown turned."""
+    save_turned(root / "train/1.jpg", np.zeros((*SIZE, 3), np.uint8), 6)
+
+
 def unknown_label(root: Path) -> None:
     label_map(root / "trainannot/1.png", [0, 37])
 
 
-def coloured(root: Path) -> None:
+def colored(root: Path) -> None:
     picture(root / "trainannot/1.png")
 
 
-@pytest.mark.parametrize(
+def save_turned(path: Path, pixels: np.ndarray, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+SPOILED = pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (truncate, r"train/1\.jpg can't be read"),
         (other_size, r"trainannot/1\.png is 20 x 20 but its picture .*train/1\.jpg is 40 x 24"),
-        (unknown_label, r"trainannot/1\.png holds label 37"),
-        (coloured, r"trainannot/1\.png holds RGB pixels"),
+        (unturned, r"1\.png is 40 x 24 but .*1\.jpg is 24 x 40 when turned by its EXIF orientation \(6\)"),
+        (unknown_label, r"trainannot/1\.png holds label 37; .* hold 0 to 11 and 255"),
+        (colored, r"trainannot/1\.png holds RGB pixels"),
+        (decompression_bomb, r"train/1\.png can't be read: .*decompression bomb"),
+        (broken_chunk, r"trainannot/1\.png can't be read"),
+        (floats, r"train/1\.jpg holds F pixels"),
     ],
 )
+
+
+@SPOILED
 def test_bad_file_is_named_and_stops_or_is_skipped(tmp_path, spoil, words):
     spoil(camvid(tmp_path))
     with pytest.raises(BadSample, match=words):
@@ -129,6 +166,108 @@ def test_bad_file_is_named_and_stops_or_is_skipped(tmp_path, spoil, words):
         image, labels = data[1]
     assert bool((labels == 255).all()) and image.shape[-2:] == labels.shape[-2:]
     assert data[2][0].shape == (3, *SIZE)
+
+
+@SPOILED
+def test_a_skipped_sample_fits_into_its_batch(tmp_path, spoil, words):
+    spoil(camvid(tmp_path))
+    data = CamVid(tmp_path, on_error="skip")
+    for transform in (eval_transform(), train_transform((16, 16))):
+        with pytest.warns(UserWarning, match=words):
+            images, labels = next(iter(DataLoader(Augmented(data, transform), batch_size=3)))
+        assert images.shape[-2:] == labels.shape[-2:]
+        assert bool((labels[1] == 255).all()) and bool((labels[0] != 255).any())
+
+
+def test_any_error_of_a_sample_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(CamVid, "read", lambda self, index: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        CamVid(camvid(tmp_path))[1]
+    with pytest.warns(UserWarning, match=r"train/1\.jpg\): division by zero"):
+        assert bool((CamVid(tmp_path, on_error="skip")[1][1] == 255).all())
+
+
+def test_an_index_out_of_range_is_no_bad_sample(tmp_path):
+    assert len(list(CamVid(camvid(tmp_path), on_error="skip"))) == 3
+
+
+def test_data_set_without_classes_refuses_every_label(tmp_path):
+    label_map(tmp_path / "a.png", [255, 7])
+    with pytest.raises(BadSample, match=r"a\.png holds label 7; the files of this data set hold 255"):
+        read_labels(tmp_path / "a.png", lookup({}))
+
+
+def weigh(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["balance", "--dataset", "camvid", *arguments])
+    balance.main()
+    return capsys.readouterr().out
+
+
+def test_class_weights_of_the_readable_samples(tmp_path, monkeypatch, capsys):
+    weights = weigh(monkeypatch, capsys, "--root", str(camvid(tmp_path)))
+    truncate(tmp_path)
+    with pytest.raises(BadSample, match=r"train/1\.jpg"):
+        weigh(monkeypatch, capsys, "--root", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"train/1\.jpg"):
+        assert weigh(monkeypatch, capsys, "--root", str(tmp_path), "--on_error", "skip") == weights
+    with pytest.raises(ValueError, match="at least one labeled pixel"):
+        balance.balanced_weights(np.zeros(3))
+
+
+def test_gray_with_16_bits_is_scaled(tmp_path):
+    pixels = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[1].tolist() == [[0, 0, 1, 1, 128, 255]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_pictures(tmp_path, orientation):
+    """The file is stored so that it is shown as `shown`."""
+    shown = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    back = (None, np.fliplr, lambda a: np.rot90(a, 2), np.flipud, lambda a: a.swapaxes(0, 1), np.rot90,
+            lambda a: np.rot90(a, 2).swapaxes(0, 1), lambda a: np.rot90(a, 3))[orientation - 1]  # fmt: skip
+    camvid(tmp_path, 1)
+    (tmp_path / "train/0.jpg").unlink()
+    save_turned(tmp_path / "train/0.png", np.ascontiguousarray(back(shown) if back else shown), orientation)
+    image, labels = CamVid(tmp_path)[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), shown) and labels.shape == SIZE
+
+
+def test_white_of_a_1_bit_mask_is_255(tmp_path):
+    mask = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 3 == 0
+    camvid(tmp_path, 1)
+    Image.fromarray(mask).save(tmp_path / "trainannot/0.png")
+    assert np.array_equal(CamVid(tmp_path)[0][1].numpy(), np.where(mask, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(camvid, CamVid), (ade20k, ADE20K), (cityscapes, Cityscapes), (voc, PascalVOC)]
+)
+def test_hidden_files_are_left_out_and_upper_case_endings_are_found(tmp_path, make, kind):
+    expected = kind(make(tmp_path))[0]
+    for file in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.jpg")]:
+        file.with_name(f"._{file.name}").touch()
+        file.rename(file.with_suffix(file.suffix.upper()))
+    for folder in [path for path in tmp_path.rglob("*") if path.is_dir()]:
+        (folder / ".DS_Store").touch()
+    data = kind(tmp_path)
+    assert len(data) == (3 if kind is CamVid else 1)
+    assert all(torch.equal(a, b) for a, b in zip(data[0], expected, strict=True))
+
+
+def test_train_ids_in_a_file_of_ids(tmp_path):
+    label_map(cityscapes(tmp_path) / "gtFine/train/ulm/ulm_0_gtFine_labelIds.png", [0, 18, 255])
+    with pytest.raises(BadSample, match=r"labelIds\.png holds label 255; .* hold 0 to 33"):
+        Cityscapes(tmp_path)[0]
+
+
+def test_cityscapes_in_order_of_city_and_name(tmp_path):
+    for city, number in (("ulm", 1), ("ulm", 0), ("aachen", 2)):
+        stem = f"train/{city}/{city}_{number}"
+        picture(tmp_path / "leftImg8bit" / f"{stem}_leftImg8bit.png")
+        label_map(tmp_path / "gtFine" / f"{stem}_gtFine_labelIds.png", [7])
+    names = [path.stem for path in Cityscapes(tmp_path).images]
+    assert names == ["aachen_2_leftImg8bit", "ulm_0_leftImg8bit", "ulm_1_leftImg8bit"]
 
 
 def test_on_error_is_checked(tmp_path):

@@ -1,15 +1,16 @@
-"""What all picture data sets share: pairs of files in, tensors of one form out, and plain words about bad files."""
+"""Base of the picture data sets: pairs of files to tensors, and errors that name the bad file."""
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -21,7 +22,7 @@ Sample = tuple[Tensor, Tensor]
 
 
 class BadSample(ValueError):
-    """A picture or label map that can't be used; the message names the file and what is wrong with it."""
+    """A picture or label map that can't be used; the message names the file and the reason."""
 
 
 def need(path: Path, source: str) -> Path:
@@ -31,23 +32,43 @@ def need(path: Path, source: str) -> Path:
     return path
 
 
+def find_pictures(folder: Path) -> list[Path]:
+    """The .png, .jpg and .jpeg files of a folder, sorted; endings in any case. Hidden files (".name") are left out."""
+    endings = (".png", ".jpg", ".jpeg")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in endings and not p.name.startswith("."))
+
+
 def open_image(path: Path) -> Image.Image:
-    """The decoded picture at `path`; BadSample if the file is absent, truncated, or no picture at all."""
+    """The decoded picture at `path`, turned by its EXIF orientation; BadSample for any error of the decoder."""
     try:
         with Image.open(path) as image:
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             return image
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise BadSample(f"{path} can't be read: {error}") from error
 
 
+def header(path: Path) -> tuple[tuple[int, int], int]:
+    """The size (H, W) of the picture at `path`, turned by its EXIF orientation, and that orientation (1: as stored)."""
+    with Image.open(path) as image:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        width, height = image.size
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width), orientation
+
+
 def read_image(path: Path) -> tv_tensors.Image:
-    """RGB picture as uint8 [3, H, W]."""
-    return tv_tensors.Image(F.pil_to_tensor(open_image(path).convert("RGB")))
+    """RGB picture as uint8 [3, H, W]; 16-bit gray is scaled to 8 bits."""
+    image = open_image(path)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # convert would clip at 255
+        image = Image.fromarray(((np.asarray(image, dtype=np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F", "LAB"):
+        raise BadSample(f"{path} holds {image.mode} pixels; a picture is gray or color, of 8 or 16 bits a channel")
+    return tv_tensors.Image(F.pil_to_tensor(image.convert("RGB")))
 
 
 def lookup(mapping: dict[int, int]) -> np.ndarray:
-    """Table [256] from stored label to training label; a stored label outside `mapping` (255 stays 255) becomes -1."""
+    """Table [256] from stored label to training label; -1 if not in `mapping`, except that 255 stays 255 by default."""
     table = np.full(256, -1, dtype=np.int16)
     table[IGNORE] = IGNORE
     for stored, label in mapping.items():
@@ -56,14 +77,18 @@ def lookup(mapping: dict[int, int]) -> np.ndarray:
 
 
 def read_labels(path: Path, table: np.ndarray) -> tv_tensors.Mask:
-    """Label map as uint8 [H, W], its stored values passed through `table` (see `lookup`)."""
+    """Label map as uint8 [H, W], its stored values passed through `table` (see `lookup`); white of 1 bit is 255."""
     image = open_image(path)
     if image.mode not in ("L", "P", "1"):
         raise BadSample(f"{path} holds {image.mode} pixels; a label map has one 8-bit class index per pixel")
-    stored = np.asarray(image, dtype=np.uint8)
+    stored = np.asarray(image.convert("L") if image.mode == "1" else image)
     labels = table[stored]
     if labels.min(initial=0) < 0:
-        raise BadSample(f"{path} holds label {int(stored[labels < 0][0])}, which is none of the data set's classes")
+        known = np.flatnonzero(table[:IGNORE] >= 0)
+        takes = [f"{known.min()} to {known.max()}"] if known.size else []
+        takes += [str(IGNORE)] if table[IGNORE] >= 0 else []
+        bad = int(stored[labels < 0][0])
+        raise BadSample(f"{path} holds label {bad}; the files of this data set hold {' and '.join(takes)}")
     return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))
 
 
@@ -73,8 +98,9 @@ class Segmentation(Dataset[Sample]):
     Args:
         images: the picture files.
         labels: the label files, in the same order.
-        on_error: "raise" stops at a bad file with BadSample. "skip" warns, naming it, and hands out a sample whose
-            every pixel is ignored, so that it adds nothing to a loss or to a metric and batches keep their size.
+        on_error: "raise" stops at a bad file with BadSample. "skip" warns, naming it, and returns a sample whose every
+            pixel is ignored, so that it adds nothing to a loss or to a metric and batches keep their size. It has the
+            size of the bad picture, or of the first good one if that size is not known.
     """
 
     classes: Sequence[str] = ()
@@ -92,35 +118,55 @@ class Segmentation(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
+        path = self.images[index]  # an index out of range is no bad sample
         try:
             return self.read(index)
-        except BadSample as error:
+        except Exception as error:
             if self.on_error == "raise":
                 raise
-            warnings.warn(f"skipped: {error}", stacklevel=2)
-            return tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8)), tv_tensors.Mask(
-                torch.full((64, 64), IGNORE, dtype=torch.uint8)
+            warnings.warn(f"skipped sample {index} ({path}): {error}", stacklevel=2)
+            size = self.plausible_size(index)
+            return (
+                tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8)),
+                tv_tensors.Mask(torch.full(size, IGNORE, dtype=torch.uint8)),
             )
+
+    def plausible_size(self, bad: int) -> tuple[int, int]:
+        """(H, W) of the first sample whose files agree on it, from the bad one on; 64 x 64 if there is none."""
+        for index in (bad, *range(len(self))):
+            with contextlib.suppress(Exception):
+                size, _ = header(self.images[index])
+                if size == header(self.labels[index])[0]:
+                    return size
+        return 64, 64
 
     def read(self, index: int) -> Sample:
         """The sample at `index`; BadSample if one of its files is bad or their sizes differ."""
         image, labels = read_image(self.images[index]), read_labels(self.labels[index], self.table)
         if image.shape[-2:] != labels.shape[-2:]:
-            raise BadSample(
-                f"{self.labels[index]} is {labels.shape[-1]} x {labels.shape[-2]} but its picture "
-                f"{self.images[index]} is {image.shape[-1]} x {image.shape[-2]}"
-            )
+            text = []
+            for path, pixels in ((self.labels[index], labels), (self.images[index], image)):
+                orientation = header(path)[1]
+                turned = f" when turned by its EXIF orientation ({orientation})" if orientation != 1 else ""
+                text.append(f"{path} is {pixels.shape[-1]} x {pixels.shape[-2]}{turned}")
+            raise BadSample(" but its picture ".join(text))
         return image, labels
 
 
-def pair_folders(images: Path, labels: Path, source: str, suffix: str = ".png") -> tuple[list[Path], list[Path]]:
+def label_files(folder: Path, stems: Iterable[str], source: str) -> list[Path]:
+    """The .png file of each stem in a folder, the ending in any case; a FileNotFoundError names the first missing."""
+    found = {p.stem: p for p in find_pictures(folder) if p.suffix.lower() == ".png"}
+    return [found.get(stem) or need(folder / f"{stem}.png", source) for stem in stems]
+
+
+def pair_folders(images: Path, labels: Path, source: str) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder, sorted, each with the label map of the same stem.
 
     Raises FileNotFoundError, naming the path, if a folder is absent, holds no picture, or a picture has no label map.
     """
     need(images, source)
     need(labels, source)
-    pictures = sorted(p for p in images.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    pictures = find_pictures(images)
     if not pictures:
         raise FileNotFoundError(f"{images} holds no .png or .jpg picture. {source}")
-    return pictures, [need(labels / (p.stem + suffix), source) for p in pictures]
+    return pictures, label_files(labels, [p.stem for p in pictures], source)

@@ -1,29 +1,27 @@
-"""CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts; torchvision finds the files where it knows
-the layout."""
+"""CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torchvision import datasets
 
-from metricseg.data.base import IGNORE, OnError, Segmentation, lookup, need, pair_folders
+from metricseg.data.base import IGNORE, OnError, Segmentation, find_pictures, label_files, lookup, need, pair_folders
 
 CITYSCAPES_CLASSES = [c for c in datasets.Cityscapes.classes if c.train_id not in (-1, IGNORE)]
 
 
 def spread_palette(count: int) -> list[tuple[int, int, int]]:
-    """`count` distinguishable colours: the bits of the class index spread over the high bits of R, G and B, as Pascal
+    """`count` distinguishable colors: the bits of the class index spread over the high bits of R, G and B, as Pascal
     VOC does."""
-    colours = []
+    colors = []
     for label in range(count):
         channels = [0, 0, 0]
         for bit in range(8):
             for channel in range(3):
                 channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit) if 3 * bit + channel < 24 else 0
-        colours.append((channels[0], channels[1], channels[2]))
-    return colours
+        colors.append((channels[0], channels[1], channels[2]))
+    return colors
 
 
 class CamVid(Segmentation):
@@ -80,28 +78,36 @@ class ADE20K(Segmentation):
 class Cityscapes(Segmentation):
     """Cityscapes, fine annotations: `leftImg8bit/<split>/<city>/` and `gtFine/<split>/<city>/*_gtFine_labelIds.png`.
 
-    The files are found by torchvision; the 34 stored ids become the 19 training classes, all others are ignored.
-    Splits: "train", "val", "test".
+    The 34 stored ids (0 to 33) become the 19 training classes or are ignored. A file with label 255 is a BadSample: it
+    holds train ids. Splits: "train", "val", "test".
     """
 
     classes = tuple(c.name for c in CITYSCAPES_CLASSES)
     palette = tuple(c.color for c in CITYSCAPES_CLASSES)
-    table = lookup({c.id: c.train_id if c.train_id >= 0 else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0})
+    table = lookup(
+        {c.id: c.train_id if c.train_id >= 0 else IGNORE for c in datasets.Cityscapes.classes if c.id >= 0}
+        | {IGNORE: -1}
+    )
     source = "Cityscapes (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip): https://www.cityscapes-dataset.com"
 
     def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise") -> None:
-        for folder in ("leftImg8bit", "gtFine"):
-            need(Path(root) / folder / split, self.source)
-        found = datasets.Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
-        labels = [need(Path(targets[0]), self.source) for targets in found.targets]
-        super().__init__([Path(p) for p in found.images], labels, on_error)
+        cities, annotations = (need(Path(root) / folder / split, self.source) for folder in ("leftImg8bit", "gtFine"))
+        images: list[Path] = []
+        labels: list[Path] = []
+        for city in sorted(p for p in cities.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            pictures = find_pictures(city)
+            stems = [p.stem.removesuffix("_leftImg8bit") + "_gtFine_labelIds" for p in pictures]
+            images += pictures
+            labels += label_files(need(annotations / city.name, self.source), stems, self.source)
+        if not images:
+            raise FileNotFoundError(f"{cities} holds no city with a .png or .jpg picture. {self.source}")
+        super().__init__(images, labels, on_error)
 
 
 class PascalVOC(Segmentation):
     """Pascal VOC segmentation: `VOCdevkit/VOC<year>/` with `JPEGImages`, `SegmentationClass`, `ImageSets/Segmentation`.
 
-    The files are found by torchvision. 21 classes with background; the border label 255 is ignored. Splits: "train",
-    "trainval", "val".
+    21 classes with background; the border label 255 is ignored. Splits: "train", "trainval", "val".
     """
 
     classes = (
@@ -116,6 +122,7 @@ class PascalVOC(Segmentation):
         base = Path(root) / "VOCdevkit" / f"VOC{year}"
         for part in ("JPEGImages", "SegmentationClass", f"ImageSets/Segmentation/{split}.txt"):
             need(base / part, self.source)
-        found: Any = datasets.VOCSegmentation(str(root), year=year, image_set=split)
-        files = [[need(Path(p), self.source) for p in paths] for paths in (found.images, found.masks)]
-        super().__init__(files[0], files[1], on_error)
+        stems = (base / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+        found = {p.stem: p for p in find_pictures(base / "JPEGImages")}
+        images = [found.get(stem) or need(base / f"JPEGImages/{stem}.jpg", self.source) for stem in stems]
+        super().__init__(images, label_files(base / "SegmentationClass", stems, self.source), on_error)

@@ -1,4 +1,4 @@
-"""Loads the C++ extension, and remembers why where it could not."""
+"""Load the C++ extension, and keep the reason if that fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def build_record() -> dict[str, Any]:
-    """What the install wrote down: compilers, torch version, whether CUDA is in, and the error if the build failed."""
+    """The record of the build: torch version, compilers, and for what did not build the reason and their output."""
     path = _PACKAGE / "_build.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -38,7 +38,7 @@ def _load() -> str | None:
 
 
 error: str | None = _load()
-"""None where the extension is loaded, else the reason."""
+"""None if the extension is loaded, else the reason."""
 
 
 @functools.cache
