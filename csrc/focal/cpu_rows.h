@@ -153,12 +153,13 @@ class Interpolated {
   // z_k of the pixels of one slot in R label rows, and their maximum over k.
   template <int R>
   void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
-    const V side = V::load(job.slots.neighbour + slot * N);
+    const V one(T(1)), side = V::load(job.slots.neighbour + slot * N);
     const Mask<T> right = V::load(job.slots.right + slot * N) > V(T(0));
     const bool blend_columns = job.slots.blend;
-    V fraction[R], m[R];
+    V fraction[R], rest[R], m[R];
     for (int r = 0; r < R; ++r) {
       fraction[r] = V(lower[r]);
+      rest[r] = one - fraction[r];
       m[r] = V(-std::numeric_limits<T>::infinity());
     }
     const T* a = top + kMaxLanes + job.slots.column[slot];
@@ -166,13 +167,12 @@ class Interpolated {
     for (int64_t k = 0; k < K; ++k, a += stride, b += stride, out += P * N) {
       V upper = V::load(a), under = V::load(b);
       if (blend_columns) {
-        // c + f (n - c)
-        upper = upper + side * (select(right, V::load(a + 1), V::load(a - 1)) - upper);
-        under = under + side * (select(right, V::load(b + 1), V::load(b - 1)) - under);
+        // (1 - f) c + f n, as F.interpolate has it: n - c could be inf - inf, or overflow
+        upper = (one - side) * upper + side * select(right, V::load(a + 1), V::load(a - 1));
+        under = (one - side) * under + side * select(right, V::load(b + 1), V::load(b - 1));
       }
-      const V step = under - upper;
       for (int r = 0; r < R; ++r) {
-        const V value = blend_rows ? upper + fraction[r] * step : upper;
+        const V value = blend_rows ? rest[r] * upper + fraction[r] * under : upper;
         value.store(out + r * N);
         m[r] = max(value, m[r]);
       }
