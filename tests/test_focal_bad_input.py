@@ -116,7 +116,7 @@ def test_an_infinite_logit_reaches_as_far_as_in_interpolate(
 ) -> None:
     """Also the labels that weigh its cell by 0; on an axis without interpolation no other label."""
     inf = torch.inf
-    for y, x, value in ((0, 0, inf), (1, 1, -inf), (1, 4, inf), (3, 5, -inf), (0, 3, 3e38), (2, 0, inf)):
+    for y, x, value in ((0, 0, inf), (1, 1, -inf), (3, 5, inf), (2, 3, -inf), (0, 3, 3e38), (2, 0, inf)):
         logits = torch.randn(1, 5, 4, 6, generator=torch.Generator().manual_seed(0)).to(device)
         logits[0, 2, y, x] = value
         if value == -inf and (size[0] == 4 or size[1] == 6):

@@ -67,7 +67,7 @@ def test_binary_focal_is_the_two_class_form() -> None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    classes=st.integers(1, 40),
+    classes=st.integers(2, 40),
     cells=st.tuples(st.integers(1, 9), st.integers(1, 40)),
     size=st.tuples(st.integers(1, 30), st.integers(1, 90)),
     align=st.booleans(),
