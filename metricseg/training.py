@@ -42,7 +42,7 @@ class SegmentationTask(L.LightningModule):
     def __init__(
         self,
         model: dict[str, Any],
-        loss: dict[str, Any],
+        loss: dict[str, Any] | str,
         num_classes: int,
         classes: Sequence[str] = (),
         lr: float = 1e-3,

@@ -63,7 +63,9 @@ def test_predict_says_what_is_missing(tmp_path, monkeypatch):
         main(["predict", "--config", "scenes", *QUICK, f"--data.pictures={tmp_path}/nowhere"])
 
 
-def test_names_of_configurations_become_files():
+def test_names_of_configurations_become_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
     assert expand(["fit", "--config", "camvid", "--x", "camvid"])[2].endswith("configs/camvid.yaml")
     assert expand(["fit", "--config=voc"])[1].endswith("configs/voc.yaml")
     assert expand(["fit", "-c", "mine.yaml", "--x", "camvid"]) == ["fit", "-c", "mine.yaml", "--x", "camvid"]

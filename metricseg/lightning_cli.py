@@ -1,0 +1,83 @@
+"""Lightning's command line, with this package's rules for the files of a run.
+
+A run is a folder, `--trainer.default_root_dir`: `checkpoints/last.ckpt` and `best.ckpt`, `config.yaml`, TensorBoard's
+logs and pictures. `fit` never starts anew over checkpoints; `validate` and `predict` write neither logs nor
+configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from metricseg.center_pictures import CenterPictures
+from metricseg.data.module import SegmentationData
+from metricseg.embedding_pictures import EmbeddingPictures
+from metricseg.pictures import PredictionWriter
+from metricseg.training import SegmentationTask
+
+
+class FitConfig(SaveConfigCallback):
+    """Writes `config.yaml` for `fit` alone: the configuration that made the weights."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lightning's hook."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class SegmentationCLI(LightningCLI):
+    """Lightning's command line with three subcommands, one seed, and two kinds of checkpoint: the last epoch and the
+    best."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
+        filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {name: filled for name in ("fit", "validate", "predict")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The links between parts, and the callbacks that are always there."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.add_lightning_class_args(PredictionWriter, "writer")
+        parser.add_lightning_class_args(EmbeddingPictures, "embedding")
+        parser.add_lightning_class_args(CenterPictures, "centers")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.set_defaults(
+            {
+                "last.filename": "last",
+                "last.save_on_train_epoch_end": True,
+                "last.enable_version_counter": False,
+                "best.filename": "best",
+                "best.monitor": "val/miou",
+                "best.mode": "max",
+                "best.enable_version_counter": False,
+            }
+        )
+
+
+def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
+    """Run `arguments`, or where None those of the process; `options` are Lightning's."""
+    trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
+    torch.set_float32_matmul_precision("high")
+    return SegmentationCLI(
+        SegmentationTask,
+        SegmentationData,
+        save_config_callback=FitConfig,
+        seed_everything_default=0,
+        trainer_defaults=trainer_defaults,
+        auto_configure_optimizers=False,
+        parser_kwargs={name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
+        save_config_kwargs={"overwrite": True},
+        args=arguments,
+        **options,
+    )
