@@ -8,12 +8,14 @@ configuration.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricseg.center_pictures import CenterPictures
 from metricseg.data.module import SegmentationData
@@ -63,6 +65,27 @@ class SegmentationCLI(LightningCLI):
                 "best.enable_version_counter": False,
             }
         )
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        """Lightning's hook: TensorBoard's logs in the run's folder for `fit`, and none otherwise, unless a logger is
+        configured."""
+        config = self._get(self.config_init, "trainer")
+        if config.logger in (None, True):
+            root = config.default_root_dir or "."
+            options["logger"] = self.subcommand == "fit" and TensorBoardLogger(root, name=None, version="")
+        return super().instantiate_trainer(**options)
+
+    def before_fit(self) -> None:
+        """Raise FileExistsError if `fit` would write over the checkpoints of a run that it does not resume."""
+        resumed = self._get(self.config, "ckpt_path")
+        for callback in [] if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
+            folder = Path(callback.dirpath or Path(self.trainer.log_dir) / "checkpoints")
+            held = sorted(folder.glob("*.ckpt"))
+            if held and resumed != "last" and (resumed is None or Path(resumed).resolve().parent != folder.resolve()):
+                raise FileExistsError(
+                    f"{held[0]} is of another run; --ckpt_path {folder / 'last.ckpt'} resumes it, "
+                    "--trainer.default_root_dir takes a new folder"
+                )
 
 
 def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
