@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricseg.center_pictures import CenterPictures
+from metricseg.checkpoints import WholeCheckpoints, check_whole
 from metricseg.data.module import SegmentationData
 from metricseg.embedding_pictures import EmbeddingPictures
 from metricseg.pictures import PredictionWriter
@@ -66,10 +67,19 @@ class SegmentationCLI(LightningCLI):
             }
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's hook, which looks for hyperparameters in the checkpoint: there are none. Raise if it is damaged
+        or missing, before anything is built."""
+        path = self.config.get(f"{self.config.get('subcommand')}.ckpt_path")
+        if path and path not in ("last", "best", "hpc") and ":" not in path:
+            check_whole(Path(path))
+
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
-        """Lightning's hook: TensorBoard's logs in the run's folder for `fit`, and none otherwise, unless a logger is
-        configured."""
+        """Lightning's hook: checkpoints that are whole; TensorBoard's logs in the run's folder for `fit`, and none
+        otherwise, unless a logger is configured."""
         config = self._get(self.config_init, "trainer")
+        plugins = config.plugins or []
+        options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
         if config.logger in (None, True):
             root = config.default_root_dir or "."
             options["logger"] = self.subcommand == "fit" and TensorBoardLogger(root, name=None, version="")
