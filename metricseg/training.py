@@ -12,7 +12,7 @@ from torch import Tensor
 from metricseg.data.stream import seeded
 from metricseg.evaluation import IoU, predict_probabilities
 from metricseg.losses import Terms, build_loss
-from metricseg.models import build_model, compare_weights
+from metricseg.models import WeightsMismatch, build_model, compare_weights
 
 
 class SegmentationTask(L.LightningModule):
@@ -112,8 +112,15 @@ class SegmentationTask(L.LightningModule):
         return self.predict_labels(image[None], size)[0].to(torch.uint8), path
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises WeightsMismatch, naming the keys, if the checkpoint is of another network or loss."""
-        compare_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint is of another model")
+        """Raises WeightsMismatch, naming the keys, if the checkpoint is of another network or loss. Class weights are
+        not part of it: those configured now count."""
+        own, found = self.state_dict(), checkpoint["state_dict"]
+        network, others = ({k: v for k, v in d.items() if not k.startswith("loss.")} for d in (own, found))
+        compare_weights(network, others, "the checkpoint is of another model")
+        try:
+            self.loss.load_state_dict({k.removeprefix("loss."): v for k, v in found.items() if k.startswith("loss.")})
+        except RuntimeError as error:
+            raise WeightsMismatch(f"the checkpoint is of another loss: {' '.join(str(error).split())}") from error
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the poly schedule."""

@@ -1,6 +1,5 @@
 """Checkpoints are whole or not there: a kill in every phase of a write, full file systems, flipped bytes."""
 
-import builtins
 import errno
 import io
 import multiprocessing
@@ -75,7 +74,7 @@ def test_killed_before_every_line_of_a_write(path):
     while code == -signal.SIGKILL:
         FILES.save_checkpoint(state(1), path)
         assert os.listdir(path.parent) == ["last.ckpt"]
-        code = in_child(lambda: save_killed_at(path, len(values)))  # noqa: B023
+        code = in_child(lambda: save_killed_at(path, len(values)))
         values.append(value_of(path))
         left += len(os.listdir(path.parent)) - 1
     assert code == 0 and len(values) > 15
@@ -153,9 +152,7 @@ def test_full_file_system(tmp_path):
 def test_stage_is_beside_the_target(path, monkeypatch):
     """So that the rename never becomes a copy to another device."""
     opened = []
-    monkeypatch.setattr(
-        checkpoints, "open", lambda p, *mode: opened.append(p) or builtins.open(p, *mode), raising=False
-    )
+    monkeypatch.setattr(checkpoints, "open", lambda p, mode: opened.append(p) or io.FileIO(p, mode), raising=False)
     FILES.save_checkpoint(state(2), path)
     assert [p.parent for p in opened] == [path.parent]
 

@@ -112,6 +112,38 @@ def test_checkpoint_of_another_model_is_named(tmp_path):
         trainer(tmp_path).validate(other, data, ckpt_path=tmp_path / "a.ckpt", verbose=False)
 
 
+def weighted(value, **changes):
+    terms = {
+        "name": "terms",
+        "focal": {"loss": {"name": "focal", "class_weight": [value] * 7}},
+        "dice": {"loss": {"name": "dice", "class_weight": [value] * 7}},
+        "contrast": {"output": "embedding", "loss": {"name": "pixel_contrast", **changes}},
+    }
+    return task(model={**MODEL, "name": "dmlseg"}, loss=terms)
+
+
+def test_class_weights_are_those_configured_not_those_of_the_checkpoint(tmp_path):
+    """A checkpoint has none; an older one that has some, and no count of the contrast's forwards, loads as well."""
+    run, data = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=1), SegmentationData(**DATA)
+    run.fit(weighted(1.0), data)
+    run.save_checkpoint(tmp_path / "new.ckpt")
+    checkpoint = torch.load(tmp_path / "new.ckpt")
+    assert not [k for k in checkpoint["state_dict"] if "class_weight" in k]
+    del checkpoint["state_dict"]["loss.losses.contrast.iterations"]
+    for name in ("focal", "dice"):
+        checkpoint["state_dict"][f"loss.losses.{name}.class_weight"] = torch.ones(7)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    for name in ("new", "old"):
+        resumed = weighted(2.0)
+        trainer(tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=1).fit(
+            resumed, data, ckpt_path=tmp_path / f"{name}.ckpt"
+        )
+        assert {float(w) for part in ("focal", "dice") for w in resumed.loss.losses[part].class_weight} == {2.0}
+    with pytest.raises(WeightsMismatch, match=r"another loss: .*losses\.contrast\.memory\.bank"):
+        other = weighted(1.0, with_memory=True, num_classes=7)
+        trainer(tmp_path).validate(other, data, ckpt_path=tmp_path / "new.ckpt", verbose=False)
+
+
 def test_validation_reports_mean_and_classes(tmp_path):
     data, module = (
         SegmentationData(**DATA),
