@@ -88,16 +88,65 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
     assert torch.load(last, weights_only=False)["epoch"] == 1
     main([*killed, f"--ckpt_path={last}"])
 
-    whole, resumed = (
-        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("whole", "killed")
-    )
-    assert whole["global_step"] == resumed["global_step"] == 16
+    assert_same_bits(tmp_path / "whole/checkpoints/last.ckpt", last, 16)
+
+
+def assert_same_bits(whole, resumed, steps):
+    whole, resumed = (torch.load(path, weights_only=False) for path in (whole, resumed))
+    assert whole["global_step"] == resumed["global_step"] == steps
     assert whole["lr_schedulers"] == resumed["lr_schedulers"]
     for key, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][key]), key
     for index, state in whole["optimizer_states"][0]["state"].items():
         for key, value in state.items():
             assert torch.equal(value, resumed["optimizer_states"][0]["state"][index][key])
+
+
+class Positions(L.Callback):
+    """Keeps a checkpoint of every step, of every validation's end and of every epoch's end, and each step's images."""
+
+    def __init__(self, folder):
+        self.folder, self.images = folder, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.images[trainer.current_epoch, batch_idx] = batch[0].double().sum().item()
+
+    def on_train_batch_end(self, trainer, *_):
+        if not (path := self.folder / f"step{trainer.global_step}.ckpt").exists():  # gradients aren't kept
+            trainer.save_checkpoint(path)
+
+    def on_validation_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / f"validation{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / f"epoch{trainer.global_step}.ckpt")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.workers=0", "--trainer.val_check_interval=2"],
+        ["--data.workers=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=0"],
+        ["--data.workers=0", "--trainer.accumulate_grad_batches=2"],
+    ],
+    ids=["validating", "workers", "accumulating"],
+)
+def test_resume_from_any_place_sees_each_sample_once(tmp_path, options):
+    """The batches after it are those of a run without a stop, and so are the weights, to the bit."""
+    from metricseg.cli import main
+
+    options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *options]
+    whole = Positions(tmp_path / "kept")
+    main([*arguments(tmp_path / "whole"), *options], trainer_defaults={"callbacks": whole})
+    accumulated = 2 if "--trainer.accumulate_grad_batches=2" in options else 1
+    for place in sorted((tmp_path / "kept").glob("*[1-9].ckpt")):
+        resumed, root = Positions(tmp_path / "more" / place.stem), tmp_path / place.stem
+        main([*arguments(root), *options, f"--ckpt_path={place}"], trainer_defaults={"callbacks": resumed})
+        done = torch.load(place, weights_only=False)["global_step"] * accumulated
+        assert resumed.images == dict(list(whole.images.items())[done:]), place.name
+        last = root / "checkpoints/last.ckpt"
+        if last.exists():  # else there was nothing to do
+            assert_same_bits(tmp_path / "whole/checkpoints/last.ckpt", last, len(whole.images) // accumulated)
 
 
 def test_checkpoint_of_another_model_is_named(tmp_path):
