@@ -20,8 +20,9 @@ class IoU(MulticlassConfusionMatrix):
     """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labelled_k
     - hits_k).
 
-    `update(predicted [B, H, W], labels [B, H, W])` with integer labels of any kind, 255 ignored; `compute()` gives
-    [K] in [0, 1], NaN for a class that was neither labelled nor predicted. `nanmean` of it is the mIoU.
+    `update(predicted [B, H, W], labels [B, H, W])` takes integer labels of any kind and ignores 255; any other value
+    outside [0, K) raises ValueError. `compute()` gives [K] in [0, 1], NaN for a class that was neither labelled nor
+    predicted. `nanmean` of it is the mIoU.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -29,7 +30,12 @@ class IoU(MulticlassConfusionMatrix):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Adds a batch."""
-        super().update(preds, target.as_subclass(Tensor).long())
+        target = target.as_subclass(Tensor).long()
+        for name, classes in (("predicted", preds), ("labels", target[target != IGNORE])):
+            outside = classes[(classes < 0) | (classes >= self.num_classes)]
+            if outside.numel():
+                raise ValueError(f"{name} must be in [0, {self.num_classes}), got {int(outside[0])}")
+        super().update(preds, target)
 
     def compute(self) -> Tensor:
         """[K], see above."""

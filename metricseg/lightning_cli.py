@@ -70,7 +70,10 @@ class SegmentationCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning's hook, which looks for hyperparameters in the checkpoint: there are none. Raise if it is damaged
         or missing, before anything is built."""
-        path = self.config.get(f"{self.config.get('subcommand')}.ckpt_path")
+        command = self.config.get("subcommand")
+        path = self.config.get(f"{command}.ckpt_path")
+        if command in ("validate", "predict") and not path:
+            raise ValueError(f"{command} needs --ckpt_path: a checkpoint of a run, e.g. its checkpoints/best.ckpt")
         if path and path not in ("last", "best", "hpc") and ":" not in path:
             check_whole(Path(path))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metricseg.data.stream import seeded
 from metricseg.evaluation import IoU, predict_probabilities
@@ -21,6 +22,10 @@ class SegmentationTask(L.LightningModule):
     The loss gets the network's low-resolution logits and the full-resolution labels as they are; `Terms` gets the
     outputs that it needs, and each of its values is logged as train/<name>. AdamW, with its own rate for the backbone;
     both follow (1 - step / steps)^power after a linear warm-up, updated every step.
+
+    A head of the network is a submodule with the name of an output. If that output is in no term of the loss, the head
+    is frozen. A loss without a term on the logits raises ValueError. So every parameter gets a gradient, which
+    DistributedDataParallel needs.
 
     Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
     the same steps, to the bit, as one that was not.
@@ -58,12 +63,18 @@ class SegmentationTask(L.LightningModule):
         super().__init__()
         self.model = build_model({**model, "num_classes": num_classes})
         self.loss = build_loss(loss)
-        absent = set(self.loss.needs) - set(self.model.offers) if isinstance(self.loss, Terms) else None
-        if absent:
+        terms = isinstance(self.loss, Terms)
+        if absent := (set(self.loss.needs) if terms else {"logits"}) - set(self.model.offers):
             raise ValueError(
                 f"the loss needs {', '.join(sorted(absent))}; {type(self.model).__name__} offers "
                 f"{', '.join(self.model.offers)}"
             )
+        used = {output for output, _, _ in self.loss.plans.values()} if terms else {"logits"}
+        if "logits" not in used:
+            raise ValueError(f"the loss has terms on {', '.join(sorted(used))}; it needs one on logits")
+        for name in set(self.model.offers) - used:
+            if isinstance(head := getattr(self.model, name, None), nn.Module):
+                head.requires_grad_(False)
         self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.power, self.warmup, self.seed = power, warmup, seed
@@ -129,14 +140,18 @@ class SegmentationTask(L.LightningModule):
             for group in self.model.parameter_groups(self.lr, self.backbone_lr)
             for part in split_decay(group, self.weight_decay)
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / (self.warmup + 1)) * max(0.0, 1 - step / steps) ** self.power
-
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps")
         optimizer = torch.optim.AdamW(groups)
+        factor = partial(schedule_factor, steps=int(steps), warmup=self.warmup, power=self.power)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def schedule_factor(step: int, steps: int, warmup: int, power: float) -> float:
+    """Factor of the learning rate at `step`: a function that can be pickled."""
+    return min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / steps) ** power
 
 
 def split_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:

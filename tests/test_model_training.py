@@ -1,5 +1,7 @@
 """Training through Lightning: exact resume after a kill, checkpoints of other models, what evaluation reports."""
 
+import functools
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,8 +13,9 @@ import lightning as L
 import torch
 
 from metricseg.data.module import SegmentationData
+from metricseg.embedding_pictures import EmbeddingPictures
 from metricseg.evaluation import IoU
-from metricseg.models import WeightsMismatch
+from metricseg.models import DMLSeg, WeightsMismatch
 from metricseg.training import SegmentationTask, split_decay
 
 MODEL = {"name": "deeplabv3plus", "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16}
@@ -220,3 +223,111 @@ def test_only_matrices_decay():
     assert {p.ndim > 1 for g in groups if g["weight_decay"] for p in g["params"]} == {True}
     assert {p.ndim > 1 for g in groups if not g["weight_decay"] for p in g["params"]} == {False}
     assert sum(len(g["params"]) for g in groups) == len(list(task().model.parameters()))
+
+
+def test_batch_of_one_with_batch_norm_is_refused(tmp_path):
+    data = SegmentationData(**{**DATA, "batch_size": 1})
+    assert len(data.train_dataloader()) == 16  # the network may have none
+    with pytest.raises(ValueError, match="batch_size is 1; batch norm takes at least 2 training samples per process"):
+        trainer(tmp_path, max_epochs=1).fit(task(), data)
+
+
+def test_training_without_an_end_says_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
+        trainer(tmp_path, max_epochs=-1).fit(task(), SegmentationData(**DATA))
+    run = trainer(tmp_path, max_epochs=-1, max_steps=5, limit_val_batches=0)
+    run.fit(task(), SegmentationData(**DATA))
+    assert run.global_step == 5 and run.optimizers[0].param_groups[0]["lr"] == 0
+
+
+@pytest.mark.parametrize(
+    ("preds", "target", "words"),
+    [
+        (0, 7, r"labels must be in \[0, 7\), got 7"),
+        (0, -1, r"labels must be in \[0, 7\), got -1"),
+        (0, 254, r"labels must be in \[0, 7\), got 254"),
+        (7, 255, r"predicted must be in \[0, 7\), got 7"),
+    ],
+)
+def test_iou_names_labels_out_of_range(preds, target, words):
+    iou = IoU(7)
+    with pytest.raises(ValueError, match=words):
+        iou.update(torch.full((1, 2, 2), preds), torch.full((1, 2, 2), target))
+    iou.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 255))
+    assert bool(iou.compute().isnan().all())
+
+
+@pytest.mark.parametrize("system", ["dmlseg", "ccsnet"])
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_trains_and_draws(tmp_path, system, precision):
+    from metricseg.cli import main
+
+    options = DMLSEG if system == "dmlseg" else CCSNET
+    changes = ["--trainer.max_epochs=1", f"--trainer.precision={precision}", "--trainer.check_val_every_n_epoch=1"]
+    cli = main([*arguments(tmp_path), *options, *changes])
+    assert cli.trainer.global_step == 4 and bool(cli.trainer.logged_metrics["train/loss"].isfinite())
+    assert all(bool(p.isfinite().all()) for p in cli.model.parameters())
+    assert len(list(tmp_path.glob("*/epoch_001_*.png"))) == 2
+
+
+@pytest.mark.parametrize("place", ["outputs", "draw"])
+def test_pictures_never_end_a_training_run(tmp_path, monkeypatch, place):
+    def fail(*_):
+        raise RuntimeError("out of ink")
+
+    pictures, module = EmbeddingPictures(), task(model={**MODEL, "name": "dmlseg"})
+    forward = functools.partial(DMLSeg.outputs, module.model, names=["logits"])
+    monkeypatch.setattr(module.model, "forward", lambda images: forward(images)["logits"])
+    monkeypatch.setattr(module.model if place == "outputs" else pictures, place, fail)
+    run = trainer(tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=1, callbacks=[pictures])
+    with pytest.warns(UserWarning, match="EmbeddingPictures draws nothing this time: .*out of ink"):
+        run.fit(module, SegmentationData(**DATA))
+    assert run.global_step == 2
+
+
+def test_heads_without_a_loss_are_frozen():
+    def trained(loss):
+        module = task(model={**MODEL, "name": "dmlseg"}, loss=loss)
+        return {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}
+
+    others = {"backbone", "aspp", "skip", "decoder", "classifier"}
+    logits = {"loss": "focal"}
+    auxiliary, embedding = {"output": "auxiliary", **logits}, {"output": "embedding", "loss": "margin_contrast"}
+    assert trained({"name": "focal"}) == trained({"name": "terms", "a": logits}) == others
+    assert trained({"name": "terms", "a": logits, "b": auxiliary}) == {*others, "auxiliary"}
+    assert trained({"name": "terms", "a": logits, "b": embedding}) == {*others, "embedding"}
+    with pytest.raises(ValueError, match="the loss has terms on auxiliary, embedding; it needs one on logits"):
+        trained({"name": "terms", "a": auxiliary, "b": embedding})
+
+
+SPAWNED = """
+import sys
+from metricseg.cli import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+"""
+
+
+def test_two_spawned_processes_train_without_unused_heads(tmp_path):
+    """The task, the data and the callbacks are pickled; DistributedDataParallel wants a gradient of each parameter."""
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    options = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2", "--trainer.max_epochs=1", "--data.batch_size=2"]
+    loss = ["--model.model.name=dmlseg", "--model.loss={name: terms, focal: {loss: focal}}"]
+    command = [sys.executable, tmp_path / "spawned.py", *arguments(tmp_path / "run"), *options, *loss]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+
+
+@pytest.mark.parametrize("system", ["deeplabv3plus", "dmlseg", "ccsnet"])
+def test_everything_can_be_pickled(tmp_path, system):
+    """As a process that is spawned wants it, before and after training."""
+    data, module = SegmentationData(**DATA, pictures=str(tmp_path)), task(model={**MODEL, "name": system})
+    (tmp_path / "a.png").touch()
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
+    run.fit(module, data)
+    loaders = [data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()]
+    schedule = run.lr_scheduler_configs[0].scheduler
+    for part in (module, data, run.optimizers, schedule, *loaders, *run.callbacks):
+        pickle.loads(pickle.dumps(part))

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -110,6 +110,12 @@ class SegmentationData(L.LightningDataModule):
         data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(len(data), self.seed, rank, world)
+        modules = self.trainer.lightning_module.modules() if self.trainer and self.trainer.lightning_module else ()
+        if self.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in modules):
+            raise ValueError(
+                "batch_size is 1; batch norm takes at least 2 training samples per process, or, on several GPUs, "
+                "--trainer.sync_batchnorm true"
+            )
         if len(sampler) < self.batch_size:
             raise ValueError(f"{len(data)} training pictures don't fill one batch of {self.batch_size}")
         self.train_loader = ResumableLoader(data, **self.options(self.batch_size), sampler=sampler, drop_last=True)
