@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -44,6 +45,12 @@ class IoU(MulticlassConfusionMatrix):
         return hits / (matrix.sum(0) + matrix.sum(1) - hits)
 
 
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ValueError unless `scales` are factors on a picture's size."""
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales is {scales}; it takes at least one factor, finite and > 0")
+
+
 def predict_probabilities(
     model: Segmenter,
     images: Tensor,
@@ -58,7 +65,10 @@ def predict_probabilities(
         size: (height, width) of the result; that of the pictures unless given.
         scales: factors on the pictures' size.
         flip: also predict the mirror picture at every scale.
+
+    Raises ValueError if there is no scale, or one that is no factor.
     """
+    check_scales(scales)
     height, width = images.shape[-2:]
     size = size or (height, width)
     total: Tensor | None = None
@@ -68,6 +78,5 @@ def predict_probabilities(
             logits = model.predict(view.flip(-1) if mirrored else view, size)
             probabilities = torch.softmax(logits.flip(-1) if mirrored else logits, 1)
             total = probabilities if total is None else total + probabilities
-    if total is None:
-        raise ValueError("scales is empty; it takes at least one factor")
+    assert total is not None
     return total / (len(scales) * (2 if flip else 1))

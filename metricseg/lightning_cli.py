@@ -68,12 +68,13 @@ class SegmentationCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's hook, which looks for hyperparameters in the checkpoint: there are none. Raise if it is damaged
-        or missing, before anything is built."""
-        command = self.config.get("subcommand")
-        path = self.config.get(f"{command}.ckpt_path")
-        if command in ("validate", "predict") and not path:
-            raise ValueError(f"{command} needs --ckpt_path: a checkpoint of a run, e.g. its checkpoints/best.ckpt")
+        """Lightning's hook, which reads hyperparameters from the checkpoint: there are none."""
+
+    def before_instantiate_classes(self) -> None:
+        """Lightning's hook: raises if a checkpoint is needed, missing or damaged."""
+        path = self._get(self.config, "ckpt_path")
+        if self.subcommand in ("validate", "predict") and not path:
+            raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
         if path and path not in ("last", "best", "hpc") and ":" not in path:
             check_whole(Path(path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metricseg.data.stream import seeded
-from metricseg.evaluation import IoU, predict_probabilities
+from metricseg.evaluation import IoU, check_scales, predict_probabilities
 from metricseg.losses import Terms, build_loss
 from metricseg.models import WeightsMismatch, build_model, compare_weights
 
@@ -32,7 +33,7 @@ class SegmentationTask(L.LightningModule):
 
     Args:
         model: name and arguments of the network; `num_classes` is added.
-        loss: name and arguments of the loss.
+        loss: name of the loss, or its name and arguments.
         num_classes: K.
         classes: their names, for logging.
         lr, backbone_lr: peak learning rates of the head and of the backbone.
@@ -42,6 +43,8 @@ class SegmentationTask(L.LightningModule):
         channels_last: memory format of the network and its input.
         scales, flip: of evaluation and prediction, see `predict_probabilities`.
         seed: see above.
+
+    Raises ValueError for an argument out of range, an unknown name, or a loss that doesn't fit the network.
     """
 
     def __init__(
@@ -61,6 +64,13 @@ class SegmentationTask(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        rates = {"lr": lr, "backbone_lr": backbone_lr, "weight_decay": weight_decay, "power": power, "warmup": warmup}
+        for name, value in rates.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it takes a finite number >= 0")
+        check_scales(scales)
+        if classes and len(classes) != num_classes:
+            raise ValueError(f"classes are {len(classes)} names; num_classes is {num_classes}")
         self.model = build_model({**model, "num_classes": num_classes})
         self.loss = build_loss(loss)
         terms = isinstance(self.loss, Terms)

@@ -331,3 +331,43 @@ def test_everything_can_be_pickled(tmp_path, system):
     schedule = run.lr_scheduler_configs[0].scheduler
     for part in (module, data, run.optimizers, schedule, *loaders, *run.callbacks):
         pickle.loads(pickle.dumps(part))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": -1.0}, "lr is -1.0; it takes a finite number >= 0"),
+        ({"backbone_lr": float("nan")}, "backbone_lr is nan"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"power": float("inf")}, "power is inf"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"scales": ()}, r"scales is \(\); it takes at least one factor, finite and > 0"),
+        ({"scales": (1.0, 0.0)}, r"scales is \(1.0, 0.0\)"),
+        ({"classes": ("a", "b")}, "classes are 2 names; num_classes is 7"),
+    ],
+)
+def test_task_names_bad_arguments(changes, words):
+    with pytest.raises(ValueError, match=words):
+        task(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 0}, "^batch_size is 0; it takes an integer >= 1"),
+        ({"eval_batch_size": -1}, "^eval_batch_size is -1; it takes an integer >= 1"),
+        ({"workers": -1}, "^workers is -1; it takes an integer >= 0"),
+        ({"dataset": {"name": "nosuch"}}, "no data set is called 'nosuch'; there are ade20k, camvid"),
+        ({"dataset": {"root": "here"}}, "no data set is called None; there are ade20k, camvid"),
+    ],
+)
+def test_data_names_bad_arguments(changes, words):
+    with pytest.raises(ValueError, match=words):
+        SegmentationData(**{**DATA, **changes})
+
+
+def test_overfitting_a_few_batches_still_runs(tmp_path):
+    """Lightning puts another sampler into the loader."""
+    run = trainer(tmp_path, max_epochs=2, overfit_batches=2, limit_val_batches=0)
+    run.fit(task(), SegmentationData(**DATA))
+    assert run.global_step == 4

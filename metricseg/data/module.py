@@ -58,6 +58,8 @@ class SegmentationData(L.LightningDataModule):
         workers: loader processes; 0 loads in the training process.
         seed: of order and augmentation.
         pictures: folder or file for `predict`.
+
+    Raises ValueError for an argument out of range or an unknown data set.
     """
 
     def __init__(
@@ -79,6 +81,10 @@ class SegmentationData(L.LightningDataModule):
         pictures: str | None = None,
     ) -> None:
         super().__init__()
+        counts = (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("workers", workers, 0))
+        for name, value, least in counts:
+            if value < least:
+                raise ValueError(f"{name} is {value}; it takes an integer >= {least}")
         self.dataset, self.train_split, self.val_split = dataset, train_split, val_split
         self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
         self.pictures = pictures

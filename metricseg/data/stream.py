@@ -64,6 +64,7 @@ class ResumableLoader(DataLoader[Any]):
     """A loader over an `EpochSampler` that resumes in the middle of an epoch.
 
     After `load_state_dict`, the next iteration gives the rest of the saved epoch's batches, if it is of that epoch.
+    With another sampler, e.g. the one of Lightning's `overfit_batches`, it is a plain loader.
     """
 
     sampler: EpochSampler
@@ -71,9 +72,14 @@ class ResumableLoader(DataLoader[Any]):
     given = 0  # batches of this epoch
     resumed: tuple[int, int] | None = None  # epoch, batches
 
+    @property
+    def epoch(self) -> int:
+        """The sampler's epoch; -1 for a sampler without."""
+        return getattr(self.sampler, "epoch", -1)
+
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were given."""
-        return {"epoch": self.sampler.epoch, "batches": self.given}
+        return {"epoch": self.epoch, "batches": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take up a position for the next iteration."""
@@ -81,7 +87,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         resumed, self.resumed = self.resumed, None
-        self.given = resumed[1] if resumed and resumed[0] == self.sampler.epoch else 0
+        self.given = resumed[1] if resumed and resumed[0] == self.epoch else 0
         self.sampler.start = self.given * self.batch_size
         for batch in super().__iter__():
             self.given += 1
