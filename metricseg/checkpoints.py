@@ -1,7 +1,7 @@
-"""Checkpoint files that are written whole or not at all, and damage that is noticed.
+"""Checkpoint files: written whole or not at all, and checked when they are read.
 
-A checkpoint is staged beside its target and renamed, so that a killed process or a full disk leaves the one before.
-Every read first compares the checksums that `torch.save` wrote; `torch.load` does not.
+A checkpoint is staged beside its target and renamed, so a killed process or a full disk leaves the previous one.
+A read first compares the checksums that `torch.save` wrote; `torch.load` does not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`; remove what killed writes left in its folder.
 
-        Raises OSError, naming the file, if it can't be written; the checkpoint before it is still there.
+        Raises OSError, naming the file, if it can't be written; the previous checkpoint is still there.
         """
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
@@ -56,16 +56,9 @@ class WholeCheckpoints(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(stage, path)
         except OSError as error:
-            stage.unlink(missing_ok=True)
             raise OSError(error.errno, f"{error.strerror}; the checkpoint is not written", str(path)) from error
-        except BaseException:
-            stage.unlink(missing_ok=True)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name is on disk, too
         finally:
-            os.close(folder)
+            stage.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """The checkpoint at `path`; raises as `check_whole` does, and ValueError if torch can't read it."""

@@ -18,11 +18,11 @@ S = TypeVar("S", bound="IoU")
 
 
 class IoU(MulticlassConfusionMatrix):
-    """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labelled_k
+    """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labeled_k
     - hits_k).
 
     `update(predicted [B, H, W], labels [B, H, W])` takes integer labels of any kind and ignores 255; any other value
-    outside [0, K) raises ValueError. `compute()` gives [K] in [0, 1], NaN for a class that was neither labelled nor
+    outside [0, K) raises ValueError. `compute()` gives [K] in [0, 1], NaN for a class that was neither labeled nor
     predicted. `nanmean` of it is the mIoU.
     """
 
@@ -30,7 +30,7 @@ class IoU(MulticlassConfusionMatrix):
         super().__init__(num_classes, ignore_index=IGNORE, validate_args=False)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds a batch."""
+        """Add a batch."""
         target = target.as_subclass(Tensor).long()
         for name, classes in (("predicted", preds), ("labels", target[target != IGNORE])):
             outside = classes[(classes < 0) | (classes >= self.num_classes)]

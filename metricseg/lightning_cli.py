@@ -26,7 +26,7 @@ from metricseg.training import SegmentationTask
 
 
 class FitConfig(SaveConfigCallback):
-    """Writes `config.yaml` for `fit` alone: the configuration that made the weights."""
+    """Write `config.yaml` for `fit` alone: the configuration that made the weights."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
@@ -71,11 +71,11 @@ class SegmentationCLI(LightningCLI):
         """Lightning's hook, which reads hyperparameters from the checkpoint: there are none."""
 
     def before_instantiate_classes(self) -> None:
-        """Lightning's hook: raises if a checkpoint is needed, missing or damaged."""
+        """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
         path = self._get(self.config, "ckpt_path")
         if self.subcommand in ("validate", "predict") and not path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
-        if path and path not in ("last", "best", "hpc") and ":" not in path:
+        if path and path not in ("last", "best", "hpc") and ":" not in path:  # nor a URL
             check_whole(Path(path))
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
@@ -97,7 +97,7 @@ class SegmentationCLI(LightningCLI):
             held = sorted(folder.glob("*.ckpt"))
             if held and resumed != "last" and (resumed is None or Path(resumed).resolve().parent != folder.resolve()):
                 raise FileExistsError(
-                    f"{held[0]} is of another run; --ckpt_path {folder / 'last.ckpt'} resumes it, "
+                    f"{folder} holds the checkpoints of a run; --ckpt_path {held[-1]} resumes it, "
                     "--trainer.default_root_dir takes a new folder"
                 )
 

@@ -133,7 +133,7 @@ class SegmentationTask(L.LightningModule):
         return self.predict_labels(image[None], size)[0].to(torch.uint8), path
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises WeightsMismatch, naming the keys, if the checkpoint is of another network or loss. Class weights are
+        """Raise WeightsMismatch, naming the keys, if the checkpoint is of another network or loss. Class weights are
         not part of it: those configured now count."""
         own, found = self.state_dict(), checkpoint["state_dict"]
         network, others = ({k: v for k, v in d.items() if not k.startswith("loss.")} for d in (own, found))

@@ -77,8 +77,8 @@ def test_killed_before_every_line_of_a_write(path):
         code = in_child(lambda: save_killed_at(path, len(values)))
         values.append(value_of(path))
         left += len(os.listdir(path.parent)) - 1
-    assert code == 0 and len(values) > 15
-    assert values == sorted(values) and set(values) == {1, 2} and left >= 4
+    assert code == 0 and len(values) > 10
+    assert values == sorted(values) and set(values) == {1, 2} and left >= 3
     FILES.save_checkpoint(state(3), path.with_name("best.ckpt"))
     assert sorted(os.listdir(path.parent)) == ["best.ckpt", "last.ckpt"]
 

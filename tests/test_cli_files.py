@@ -66,12 +66,14 @@ def test_validate_and_predict_leave_the_run_alone(run, pictures, monkeypatch):
 def test_new_fit_over_a_run_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before, root = contents(run), f"--trainer.default_root_dir={run}"
-    with pytest.raises(FileExistsError, match=r"best\.ckpt is of another run; --ckpt_path .*last\.ckpt resumes it"):
+    with pytest.raises(FileExistsError, match=r"holds the checkpoints of a run; --ckpt_path .*last\.ckpt resumes it"):
         main(["fit", *QUICK, root])
-    with pytest.raises(FileExistsError, match="of another run"):  # the checkpoint of one run, the folder of another
+    with pytest.raises(
+        FileExistsError, match="holds the checkpoints of a run"
+    ):  # the checkpoint of one run, the folder of another
         (tmp_path / "other.ckpt").write_bytes(before["checkpoints/last.ckpt"])
         main(["fit", *QUICK, root, "--ckpt_path=other.ckpt"])
-    with pytest.raises(FileExistsError, match="of another run"):
+    with pytest.raises(FileExistsError, match="holds the checkpoints of a run"):
         main(["fit", *QUICK, "--trainer.default_root_dir=new", f"--best.dirpath={run}/checkpoints"])
     assert contents(run) == before and not (tmp_path / "new").exists()
 

@@ -78,7 +78,12 @@ def arguments(root):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("system", [[], DMLSEG, CCSNET], ids=["deeplabv3plus", "dmlseg", "ccsnet"])
+WITHIN = ["--last.every_n_train_steps=1"]
+
+
+@pytest.mark.parametrize(
+    "system", [[], DMLSEG, CCSNET, WITHIN], ids=["deeplabv3plus", "dmlseg", "ccsnet", "within epochs"]
+)
 def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
     """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
     from metricseg.cli import main
@@ -88,7 +93,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
     died = subprocess.run([sys.executable, "-c", KILLED, *killed], capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     last = tmp_path / "killed/checkpoints/last.ckpt"
-    assert torch.load(last, weights_only=False)["epoch"] == 1
+    assert torch.load(last, weights_only=False)["epoch"] == (2 if system is WITHIN else 1)
     main([*killed, f"--ckpt_path={last}"])
 
     assert_same_bits(tmp_path / "whole/checkpoints/last.ckpt", last, 16)
@@ -356,6 +361,7 @@ def test_task_names_bad_arguments(changes, words):
     [
         ({"batch_size": 0}, "^batch_size is 0; it takes an integer >= 1"),
         ({"eval_batch_size": -1}, "^eval_batch_size is -1; it takes an integer >= 1"),
+        ({"batch_size": 2.5}, "^batch_size is 2.5"),
         ({"workers": -1}, "^workers is -1; it takes an integer >= 0"),
         ({"dataset": {"name": "nosuch"}}, "no data set is called 'nosuch'; there are ade20k, camvid"),
         ({"dataset": {"root": "here"}}, "no data set is called None; there are ade20k, camvid"),

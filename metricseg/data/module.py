@@ -83,8 +83,8 @@ class SegmentationData(L.LightningDataModule):
         super().__init__()
         counts = (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("workers", workers, 0))
         for name, value, least in counts:
-            if value < least:
-                raise ValueError(f"{name} is {value}; it takes an integer >= {least}")
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it takes an integer >= {least}")
         self.dataset, self.train_split, self.val_split = dataset, train_split, val_split
         self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
         self.pictures = pictures
