@@ -40,7 +40,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         Raises OSError, naming the file, if it can't be written; the previous checkpoint is still there.
         """
-        if "://" in str(path):
+        if "://" in str(path) or storage_options is not None:
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
