@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
     """Run the command line.
 
     With `arguments`, return Lightning's command line object, and raise errors. Without, act as the console script: take
-    the process's arguments, return None (the exit status 0), and end the process with one line if the input is at
-    fault.
+    the process's arguments, return None (the exit status 0), and end the process with one line if the input is
+    wrong.
     """
     if arguments is not None:
         from metricseg.lightning_cli import run

@@ -103,7 +103,7 @@ class SegmentationCLI(LightningCLI):
 
 
 def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
-    """Run `arguments`, or where None those of the process; `options` are Lightning's."""
+    """Run `arguments`, or, if None, those of the process; `options` are Lightning's."""
     trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
     torch.set_float32_matmul_precision("high")
     return SegmentationCLI(

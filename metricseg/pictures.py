@@ -58,7 +58,7 @@ class PredictionWriter(BasePredictionWriter):
         self.outputs: dict[str, tuple[Path, Path]] = {}
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning's hook: plans the outputs."""
+        """Lightning's hook: plan the outputs."""
         pictures: list[Path] = trainer.predict_dataloaders.dataset.files
         stems = Counter(p.stem for p in pictures)
         names = [p.stem if stems[p.stem] == 1 else p.name for p in pictures]
@@ -75,7 +75,7 @@ class PredictionWriter(BasePredictionWriter):
                     raise ValueError(f"{output} is a picture to predict and would be replaced; set --writer.folder")
                 if output.exists() and not self.overwrite:
                     raise FileExistsError(f"{output} exists; --writer.overwrite true replaces it")
-        trainer.strategy.barrier("outputs")  # no rank writes before all have looked
+        trainer.strategy.barrier("outputs")  # no rank writes before all have checked
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(

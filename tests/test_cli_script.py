@@ -1,4 +1,4 @@
-"""The installed console script `metricseg`: exit status, and one line where the input is at fault."""
+"""The installed console script `metricseg`: exit status, and one line if the input is wrong."""
 
 import json
 import subprocess

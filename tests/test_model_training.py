@@ -278,14 +278,14 @@ def test_half_precision_trains_and_draws(tmp_path, system, precision):
 @pytest.mark.parametrize("place", ["outputs", "draw"])
 def test_pictures_never_end_a_training_run(tmp_path, monkeypatch, place):
     def fail(*_):
-        raise RuntimeError("out of ink")
+        raise RuntimeError("drawing failed")
 
     pictures, module = EmbeddingPictures(), task(model={**MODEL, "name": "dmlseg"})
     forward = functools.partial(DMLSeg.outputs, module.model, names=["logits"])
     monkeypatch.setattr(module.model, "forward", lambda images: forward(images)["logits"])
     monkeypatch.setattr(module.model if place == "outputs" else pictures, place, fail)
     run = trainer(tmp_path, max_epochs=2, limit_train_batches=1, limit_val_batches=1, callbacks=[pictures])
-    with pytest.warns(UserWarning, match="EmbeddingPictures draws nothing this time: .*out of ink"):
+    with pytest.warns(UserWarning, match="EmbeddingPictures draws nothing this time: .*drawing failed"):
         run.fit(module, SegmentationData(**DATA))
     assert run.global_step == 2
 
@@ -315,7 +315,7 @@ if __name__ == "__main__":
 
 
 def test_two_spawned_processes_train_without_unused_heads(tmp_path):
-    """The task, the data and the callbacks are pickled; DistributedDataParallel wants a gradient of each parameter."""
+    """The task, the data and the callbacks are pickled; DistributedDataParallel needs a gradient of each parameter."""
     (tmp_path / "spawned.py").write_text(SPAWNED)
     options = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2", "--trainer.max_epochs=1", "--data.batch_size=2"]
     loss = ["--model.model.name=dmlseg", "--model.loss={name: terms, focal: {loss: focal}}"]
@@ -327,7 +327,7 @@ def test_two_spawned_processes_train_without_unused_heads(tmp_path):
 
 @pytest.mark.parametrize("system", ["deeplabv3plus", "dmlseg", "ccsnet"])
 def test_everything_can_be_pickled(tmp_path, system):
-    """As a process that is spawned wants it, before and after training."""
+    """As a spawned process needs it, before and after training."""
     data, module = SegmentationData(**DATA, pictures=str(tmp_path)), task(model={**MODEL, "name": system})
     (tmp_path / "a.png").touch()
     run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=1)
