@@ -3,93 +3,69 @@ this package.
 
 `--config camvid` takes the YAML of that name that ships with the package (`metricseg/configs`); any option of it can be
 set again behind it, e.g. `--data.dataset.root DIR`. `--ckpt_path runs/camvid/checkpoints/last.ckpt` resumes a run, or
-says what to evaluate.
+says what to evaluate. This file imports nothing of the `train` extra, so that it can say what to install.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
-
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
-from metricseg.center_pictures import CenterPictures
-from metricseg.data.module import SegmentationData
-from metricseg.embedding_pictures import EmbeddingPictures
-from metricseg.pictures import PredictionWriter
-from metricseg.training import SegmentationTask
-
-
-class SegmentationCLI(LightningCLI):
-    """Lightning's command line with three subcommands, one seed, and two kinds of checkpoint: the last epoch and the
-    best."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
-        filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in ("fit", "validate", "predict")}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The links between parts, and the callbacks that are always there."""
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
-        parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.add_lightning_class_args(PredictionWriter, "writer")
-        parser.add_lightning_class_args(EmbeddingPictures, "embedding")
-        parser.add_lightning_class_args(CenterPictures, "centers")
-        parser.add_lightning_class_args(ModelCheckpoint, "last")
-        parser.add_lightning_class_args(ModelCheckpoint, "best")
-        parser.set_defaults(
-            {
-                "last.filename": "last",
-                "last.save_on_train_epoch_end": True,
-                "last.enable_version_counter": False,
-                "best.filename": "best",
-                "best.monitor": "val/miou",
-                "best.mode": "max",
-                "best.enable_version_counter": False,
-            }
-        )
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the bare name of a packaged configuration behind `--config` or `-c` replaced by its file."""
+    """The arguments, with the bare name of a packaged configuration behind `--config` or `-c` replaced by its file.
+
+    Raises ValueError for a value that is neither a packaged name nor a file.
+    """
     packaged = {f.name.removesuffix(".yaml"): str(f) for f in files("metricseg").joinpath("configs").iterdir()}
     out: list[str] = []
     for argument in arguments:
-        flag, _, value = argument.partition("=")
-        if out and out[-1] in ("--config", "-c"):
-            argument = packaged.get(argument, argument)
-        elif flag == "--config" and value:
-            argument = f"--config={packaged.get(value, value)}"
+        prefix = "--config=" if argument.startswith("--config=") else ""
+        if prefix or (out and out[-1] in ("--config", "-c")):
+            name = argument.removeprefix(prefix)
+            if name not in packaged and not Path(name).is_file():
+                raise ValueError(
+                    f"no configuration is called {name!r}; there are {', '.join(sorted(packaged))}, or a file's path"
+                )
+            argument = prefix + packaged.get(name, name)
         out.append(argument)
     if out[:1] == ["predict"]:  # the writer has them; a large folder's maps need not stay in memory
         out.insert(1, "--return_predictions=false")
     return out
 
 
-def main(arguments: Sequence[str] | None = None, **options: Any) -> SegmentationCLI:
-    """The console script."""
-    trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
-    torch.set_float32_matmul_precision("high")
-    if arguments is None:
+def raised_here(error: BaseException) -> bool:
+    """Whether this project's own code raised the error: then its message names the argument at fault."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] in ("metricseg", "metricseg_kernels", "__main__")
+
+
+def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
+    """Run the command line.
+
+    With `arguments`, return Lightning's command line object, and raise errors. Without, act as the console script: take
+    the process's arguments, return None (the exit status 0), and end the process with one line if the input is
+    wrong.
+    """
+    if arguments is not None:
+        from metricseg.lightning_cli import run
+
+        return run(expand(arguments), **options)
+    try:
+        from metricseg.lightning_cli import run
+
         sys.argv[1:] = expand(sys.argv[1:])
-    return SegmentationCLI(
-        SegmentationTask,
-        SegmentationData,
-        seed_everything_default=0,
-        trainer_defaults=trainer_defaults,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        args=None if arguments is None else expand(arguments),
-        **options,
-    )
+        run(None)
+    except ModuleNotFoundError as error:
+        sys.exit(f'metricseg: {error}; the command line needs the train extra: pip install "metricseg[train]"')
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        if not raised_here(error):
+            raise
+        sys.exit(f"metricseg: {error}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -17,25 +18,37 @@ S = TypeVar("S", bound="IoU")
 
 
 class IoU(MulticlassConfusionMatrix):
-    """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labelled_k
+    """Intersection over union of each class, summed over all pixels seen: IoU_k = hits_k / (predicted_k + labeled_k
     - hits_k).
 
-    `update(predicted [B, H, W], labels [B, H, W])` with integer labels of any kind, 255 ignored; `compute()` gives
-    [K] in [0, 1], NaN for a class that was neither labelled nor predicted. `nanmean` of it is the mIoU.
+    `update(predicted [B, H, W], labels [B, H, W])` takes integer labels of any kind and ignores 255; any other value
+    outside [0, K) raises ValueError. `compute()` gives [K] in [0, 1], NaN for a class that was neither labeled nor
+    predicted. `nanmean` of it is the mIoU.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, ignore_index=IGNORE, validate_args=False)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        """Adds a batch."""
-        super().update(preds, target.as_subclass(Tensor).long())
+        """Add a batch."""
+        target = target.as_subclass(Tensor).long()
+        for name, classes in (("predicted", preds), ("labels", target[target != IGNORE])):
+            outside = classes[(classes < 0) | (classes >= self.num_classes)]
+            if outside.numel():
+                raise ValueError(f"{name} must be in [0, {self.num_classes}), got {int(outside[0])}")
+        super().update(preds, target)
 
     def compute(self) -> Tensor:
         """[K], see above."""
         matrix = super().compute().double()
         hits = matrix.diag()
         return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raise ValueError unless `scales` are factors on a picture's size."""
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales is {scales}; it takes at least one factor, finite and > 0")
 
 
 def predict_probabilities(
@@ -52,7 +65,10 @@ def predict_probabilities(
         size: (height, width) of the result; that of the pictures unless given.
         scales: factors on the pictures' size.
         flip: also predict the mirror picture at every scale.
+
+    Raises ValueError if there is no scale, or one that is no factor.
     """
+    check_scales(scales)
     height, width = images.shape[-2:]
     size = size or (height, width)
     total: Tensor | None = None
@@ -62,6 +78,5 @@ def predict_probabilities(
             logits = model.predict(view.flip(-1) if mirrored else view, size)
             probabilities = torch.softmax(logits.flip(-1) if mirrored else logits, 1)
             total = probabilities if total is None else total + probabilities
-    if total is None:
-        raise ValueError("scales is empty; it takes at least one factor")
+    assert total is not None
     return total / (len(scales) * (2 if flip else 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,43 @@ def overlay(picture: np.ndarray, labels: np.ndarray, palette: Palette, opacity: 
 
 
 class PredictionWriter(BasePredictionWriter):
-    """Writes for each picture `<stem>.png`, its label map, and `<stem>_overlay.jpg`, into `folder`."""
+    """Write for each picture `<stem>.png`, its label map, and `<stem>_overlay.jpg`, into `folder`.
 
-    def __init__(self, folder: str = "predictions") -> None:
+    Pictures with the same stem get their full names instead of it: `a.jpg.png` and `a.png.png`.
+
+    Args:
+        folder: where to write; it is made if it does not exist.
+        overwrite: replace files that exist.
+
+    Before anything is written, raises ValueError if an output would replace a picture that is read, or two pictures
+    would have one output, and FileExistsError if an output exists and `overwrite` is false.
+    """
+
+    def __init__(self, folder: str = "predictions", overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
-        self.folder = Path(folder)
+        self.folder, self.overwrite = Path(folder), overwrite
+        self.outputs: dict[str, tuple[Path, Path]] = {}
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning's hook: plan the outputs."""
+        pictures: list[Path] = trainer.predict_dataloaders.dataset.files
+        stems = Counter(p.stem for p in pictures)
+        names = [p.stem if stems[p.stem] == 1 else p.name for p in pictures]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"two pictures would be written to {self.folder / twice[0]}.png; rename one of them")
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"--writer.folder is {self.folder}, a file; it takes a folder")
+        read = {(found.st_dev, found.st_ino) for found in (p.stat() for p in pictures)}
+        for picture, name in zip(pictures, names, strict=True):
+            outputs = self.folder / f"{name}.png", self.folder / f"{name}_overlay.jpg"
+            self.outputs[str(picture)] = outputs
+            for output in outputs:
+                if output.exists() and (output.stat().st_dev, output.stat().st_ino) in read:
+                    raise ValueError(f"{output} is a picture to predict and would be replaced; set --writer.folder")
+                if output.exists() and not self.overwrite:
+                    raise FileExistsError(f"{output} exists; --writer.overwrite true replaces it")
+        trainer.strategy.barrier("outputs")  # no rank writes before all have checked
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def write_on_batch_end(
         self,
@@ -56,9 +89,9 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Lightning's hook, once for each picture."""
-        labels, path = prediction[0].cpu().numpy(), Path(prediction[1])
+        labels, path = prediction[0].cpu().numpy(), prediction[1]
         palette = trainer.datamodule.palette  # type: ignore[attr-defined]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        label_image(labels, palette).save(self.folder / f"{path.stem}.png")
-        picture = np.asarray(open_image(path).convert("RGB"))
-        Image.fromarray(overlay(picture, labels, palette)).save(self.folder / f"{path.stem}_overlay.jpg", quality=92)
+        label_path, overlay_path = self.outputs[path]
+        label_image(labels, palette).save(label_path)
+        picture = np.asarray(open_image(Path(path)).convert("RGB"))
+        Image.fromarray(overlay(picture, labels, palette)).save(overlay_path, quality=92)

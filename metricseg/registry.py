@@ -32,14 +32,18 @@ class Registry(Generic[T]):
 
         `config` is a name, or a mapping of one of two forms: `{"name": "focal", "gamma": 1.5}`, or
         `{"class_path": "package.Class", "init_args": {...}}` for a class from elsewhere. An unknown name or argument
-        raises ValueError.
+        raises ValueError, and what is neither a name nor a mapping raises TypeError.
         """
+        if not isinstance(config, str | Mapping):
+            raise TypeError(f"a {self.kind} is described by a name or a mapping, got {config!r}")
         options: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
         if "class_path" in options:
+            if others := sorted(set(options) - {"class_path", "init_args"}):
+                raise ValueError(f"{self.kind}: {', '.join(others)} beside class_path; arguments go into init_args")
             label, make, options = options["class_path"], locate(options["class_path"]), options.get("init_args") or {}
         else:
             label = options.pop("name", None)
-            if label not in self.entries:
+            if not isinstance(label, str) or label not in self.entries:
                 raise ValueError(f"no {self.kind} is called {label!r}; there are {', '.join(sorted(self.entries))}")
             make = self.entries[label]
         try:

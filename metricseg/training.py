@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metricseg.data.stream import seeded
-from metricseg.evaluation import IoU, predict_probabilities
+from metricseg.evaluation import IoU, check_scales, predict_probabilities
 from metricseg.losses import Terms, build_loss
-from metricseg.models import build_model, compare_weights
+from metricseg.models import WeightsMismatch, build_model, compare_weights
 
 
 class SegmentationTask(L.LightningModule):
@@ -22,12 +24,16 @@ class SegmentationTask(L.LightningModule):
     outputs that it needs, and each of its values is logged as train/<name>. AdamW, with its own rate for the backbone;
     both follow (1 - step / steps)^power after a linear warm-up, updated every step.
 
+    A head of the network is a submodule with the name of an output. If that output is in no term of the loss, the head
+    is frozen. A loss without a term on the logits raises ValueError. So every parameter gets a gradient, which
+    DistributedDataParallel needs.
+
     Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
     the same steps, to the bit, as one that was not.
 
     Args:
         model: name and arguments of the network; `num_classes` is added.
-        loss: name and arguments of the loss.
+        loss: name of the loss, or its name and arguments.
         num_classes: K.
         classes: their names, for logging.
         lr, backbone_lr: peak learning rates of the head and of the backbone.
@@ -37,12 +43,14 @@ class SegmentationTask(L.LightningModule):
         channels_last: memory format of the network and its input.
         scales, flip: of evaluation and prediction, see `predict_probabilities`.
         seed: see above.
+
+    Raises ValueError for an argument out of range, an unknown name, or a loss that doesn't fit the network.
     """
 
     def __init__(
         self,
         model: dict[str, Any],
-        loss: dict[str, Any],
+        loss: dict[str, Any] | str,
         num_classes: int,
         classes: Sequence[str] = (),
         lr: float = 1e-3,
@@ -56,14 +64,27 @@ class SegmentationTask(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        rates = {"lr": lr, "backbone_lr": backbone_lr, "weight_decay": weight_decay, "power": power, "warmup": warmup}
+        for name, value in rates.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it takes a finite number >= 0")
+        check_scales(scales)
+        if classes and len(classes) != num_classes:
+            raise ValueError(f"classes are {len(classes)} names; num_classes is {num_classes}")
         self.model = build_model({**model, "num_classes": num_classes})
         self.loss = build_loss(loss)
-        absent = set(self.loss.needs) - set(self.model.offers) if isinstance(self.loss, Terms) else None
-        if absent:
+        terms = isinstance(self.loss, Terms)
+        if absent := (set(self.loss.needs) if terms else {"logits"}) - set(self.model.offers):
             raise ValueError(
                 f"the loss needs {', '.join(sorted(absent))}; {type(self.model).__name__} offers "
                 f"{', '.join(self.model.offers)}"
             )
+        used = {output for output, _, _ in self.loss.plans.values()} if terms else {"logits"}
+        if "logits" not in used:
+            raise ValueError(f"the loss has terms on {', '.join(sorted(used))}; it needs one on logits")
+        for name in set(self.model.offers) - used:
+            if isinstance(head := getattr(self.model, name, None), nn.Module):
+                head.requires_grad_(False)
         self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.power, self.warmup, self.seed = power, warmup, seed
@@ -112,8 +133,15 @@ class SegmentationTask(L.LightningModule):
         return self.predict_labels(image[None], size)[0].to(torch.uint8), path
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises WeightsMismatch, naming the keys, if the checkpoint is of another network or loss."""
-        compare_weights(self.state_dict(), checkpoint["state_dict"], "the checkpoint is of another model")
+        """Raise WeightsMismatch, naming the keys, if the checkpoint is of another network or loss. Class weights are
+        not part of it: those configured now count."""
+        own, found = self.state_dict(), checkpoint["state_dict"]
+        network, others = ({k: v for k, v in d.items() if not k.startswith("loss.")} for d in (own, found))
+        compare_weights(network, others, "the checkpoint is of another model")
+        try:
+            self.loss.load_state_dict({k.removeprefix("loss."): v for k, v in found.items() if k.startswith("loss.")})
+        except RuntimeError as error:
+            raise WeightsMismatch(f"the checkpoint is of another loss: {' '.join(str(error).split())}") from error
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and the poly schedule."""
@@ -122,14 +150,18 @@ class SegmentationTask(L.LightningModule):
             for group in self.model.parameter_groups(self.lr, self.backbone_lr)
             for part in split_decay(group, self.weight_decay)
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
-
-        def factor(step: int) -> float:
-            return min(1.0, (step + 1) / (self.warmup + 1)) * max(0.0, 1 - step / steps) ** self.power
-
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps")
         optimizer = torch.optim.AdamW(groups)
+        factor = partial(schedule_factor, steps=int(steps), warmup=self.warmup, power=self.power)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def schedule_factor(step: int, steps: int, warmup: int, power: float) -> float:
+    """Factor of the learning rate at `step`: a function that can be pickled."""
+    return min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / steps) ** power
 
 
 def split_decay(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +26,8 @@ Shown = tuple[Tensor, ...]  # of one picture: image [3, H, W], labels [H, W], pr
 class ValidationPictures(L.Callback):
     """After a validation, draws its first pictures with outputs of the network, where it has them.
 
-    `<name>` of the files is `epoch_<number>` while training and `validate` otherwise.
+    `<name>` of the files is `epoch_<number>` while training and `validate` otherwise. An error while drawing is a
+    warning: pictures never end a training run.
 
     Args:
         pictures: how many; 0 for none.
@@ -37,6 +40,15 @@ class ValidationPictures(L.Callback):
     def __init__(self, pictures: int = 4, folder: str | None = None) -> None:
         self.pictures, self.folder = pictures, folder
         self.shown: list[Shown] = []
+
+    @contextmanager
+    def warn_of_errors(self) -> Iterator[None]:
+        """Turn an error into a warning, without the pictures of this validation."""
+        try:
+            yield
+        except Exception as error:
+            self.shown.clear()
+            warnings.warn(f"{type(self).__name__} draws nothing this time: {error!r}", stacklevel=3)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook: forgets an earlier validation's pictures."""
@@ -57,22 +69,24 @@ class ValidationPictures(L.Callback):
         if wanted <= 0 or not trainer.is_global_zero or not set(self.needs) <= set(model.offers):
             return
         images, labels = (part[:wanted] for part in batch)
-        with trainer.precision_plugin.forward_context():
-            found = model.outputs(images.contiguous(memory_format=pl_module.format), {"logits", *self.needs})
-        self.shown += each_picture(images, labels, found, self.needs)
+        with self.warn_of_errors():
+            with trainer.precision_plugin.forward_context():
+                found = model.outputs(images.contiguous(memory_format=pl_module.format), {"logits", *self.needs})
+            self.shown += each_picture(images, labels, found, self.needs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning's hook: draws."""
         if not self.shown:
             return
-        if trainer.sanity_checking:
-            self.start()
-        else:
-            folder = Path(self.folder or Path(trainer.default_root_dir) / self.place)
-            folder.mkdir(parents=True, exist_ok=True)
-            name = f"epoch_{trainer.current_epoch + 1:03d}" if trainer.state.fn == "fit" else "validate"
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self.draw(folder, name, data.palette, data.classes)
+        with self.warn_of_errors():
+            if trainer.sanity_checking:
+                self.start()
+            else:
+                folder = Path(self.folder or Path(trainer.default_root_dir) / self.place)
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"epoch_{trainer.current_epoch + 1:03d}" if trainer.state.fn == "fit" else "validate"
+                data: Any = trainer.datamodule  # type: ignore[attr-defined]
+                self.draw(folder, name, data.palette, data.classes)
         self.shown.clear()
 
     def start(self) -> None:
@@ -88,7 +102,7 @@ def each_picture(images: Tensor, labels: Tensor, found: Mapping[str, Tensor], na
     predicted = resize(found["logits"].float(), labels.shape[-2:]).argmax(1)
     outputs = (found[name].float() for name in names)
     each = (value if value.ndim > 2 else value.expand(len(images), -1, -1) for value in outputs)  # centers of all
-    return zip(*(part.cpu() for part in (images, labels, predicted, *each)), strict=True)
+    return zip(*(part.cpu() for part in (images.float(), labels, predicted, *each)), strict=True)
 
 
 def at_grid(labels: Tensor, size: Sequence[int]) -> Tensor:

@@ -57,13 +57,20 @@ def test_packaged_configurations_build(name):
 
 def test_predict_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for command in ("predict", "validate"):
+        with pytest.raises(ValueError, match=f"{command} needs --ckpt_path"):
+            main([command, "--config", "scenes", *QUICK])
+    main(["fit", "--config", "scenes", *QUICK, "--trainer.max_epochs=1", "--trainer.default_root_dir=run"])
+    predict = ["predict", "--config", "scenes", *QUICK, "--ckpt_path=run/checkpoints/last.ckpt"]
     with pytest.raises(ValueError, match=r"--data\.pictures"):
-        main(["predict", "--config", "scenes", *QUICK])
+        main(predict)
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
-        main(["predict", "--config", "scenes", *QUICK, f"--data.pictures={tmp_path}/nowhere"])
+        main([*predict, f"--data.pictures={tmp_path}/nowhere"])
 
 
-def test_names_of_configurations_become_files():
+def test_names_of_configurations_become_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
     assert expand(["fit", "--config", "camvid", "--x", "camvid"])[2].endswith("configs/camvid.yaml")
     assert expand(["fit", "--config=voc"])[1].endswith("configs/voc.yaml")
     assert expand(["fit", "-c", "mine.yaml", "--x", "camvid"]) == ["fit", "-c", "mine.yaml", "--x", "camvid"]

@@ -1,5 +1,7 @@
 """The augmented stream is a pure function of (seed, epoch, index); the generated scenes of (seed, split, index)."""
 
+from itertools import islice
+
 import pytest
 
 pytest.importorskip("torchvision")
@@ -7,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from metricseg.data import IGNORE, Augmented, EpochSampler, Scenes, train_transform
+from metricseg.data.stream import ResumableLoader
 from metricseg.data.transforms import RandomScale, eval_transform
 
 DATA = Scenes(length=7, size=48)
@@ -46,6 +49,28 @@ def test_workers_give_the_same_batches():
     shared = list(DataLoader(stream(), 3, sampler=sampler, num_workers=1))
     for a, b in zip(alone, shared, strict=True):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_resumes_in_the_middle_of_an_epoch(workers):
+    def loader():
+        sampler = EpochSampler(7, seed=1)
+        sampler.set_epoch(2)
+        return ResumableLoader(stream(), 2, sampler=sampler, drop_last=True, num_workers=workers)
+
+    whole = list(loader())
+    for given in range(4):
+        first, second = loader(), loader()
+        before = list(islice(first, given))
+        second.load_state_dict(first.state_dict())
+        batches = before + list(second)
+        assert len(second) == len(batches) == 3 and second.state_dict() == {"epoch": 2, "batches": 3}
+        for (a, _), (b, _) in zip(whole, batches, strict=True):
+            assert torch.equal(a, b)
+        assert len(list(second)) == 3
+    third = loader()
+    third.load_state_dict({"epoch": 1, "batches": 2})  # the end of the epoch before
+    assert len(list(third)) == 3
 
 
 def test_sampler_visits_all_once_and_ranks_share_nothing():

@@ -312,3 +312,15 @@ def test_the_host_never_waits(make, sampling):
     loss(feats.requires_grad_(), labels, logits).backward()
     with never_waiting():
         loss(feats, labels, logits).backward()
+
+
+def test_count_of_warm_up_is_saved_and_may_be_missing():
+    loss = PixelContrastLoss(warmup_iters=9)
+    loss.iterations += 5
+    other = PixelContrastLoss(warmup_iters=9)
+    other.load_state_dict(loss.state_dict())
+    assert other.iterations == 5
+    other.load_state_dict({})  # of an older version
+    assert other.iterations == 5
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        other.load_state_dict({"iteration": torch.tensor(1)})

@@ -8,12 +8,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from metricseg.data import Augmented, EpochSampler, build_dataset, dataset_class, eval_transform, train_transform
 from metricseg.data.base import need, read_image
+from metricseg.data.stream import ResumableLoader
 from metricseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -37,6 +38,11 @@ class Pictures(Dataset[tuple[Tensor, tuple[int, int], str]]):
         return self.transform(image), (image.shape[-2], image.shape[-1]), str(self.files[index])
 
 
+def only(items: list[Any]) -> Any:
+    """The one item of a batch of one; a function that other processes can import."""
+    return items[0]
+
+
 class SegmentationData(L.LightningDataModule):
     """Training crops, whole validation pictures, and pictures to predict.
 
@@ -52,6 +58,8 @@ class SegmentationData(L.LightningDataModule):
         workers: loader processes; 0 loads in the training process.
         seed: of order and augmentation.
         pictures: folder or file for `predict`.
+
+    Raises ValueError for an argument out of range or an unknown data set.
     """
 
     def __init__(
@@ -73,6 +81,10 @@ class SegmentationData(L.LightningDataModule):
         pictures: str | None = None,
     ) -> None:
         super().__init__()
+        counts = (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("workers", workers, 0))
+        for name, value, least in counts:
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it takes an integer >= {least}")
         self.dataset, self.train_split, self.val_split = dataset, train_split, val_split
         self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
         self.pictures = pictures
@@ -83,11 +95,20 @@ class SegmentationData(L.LightningDataModule):
         kind = dataset_class(dataset)
         self.classes, self.palette = tuple(kind.classes), tuple(kind.palette)
         self.num_classes = len(self.classes)
+        self.train_loader: ResumableLoader | None = None
+        self.resumed: dict[str, int] = {}
 
-    def loader(self, data: Dataset[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
-        """A loader with the module's workers."""
-        pin = torch.cuda.is_available()
-        return DataLoader(data, batch_size=batch_size, num_workers=self.workers, pin_memory=pin, **options)
+    def options(self, batch_size: int) -> dict[str, Any]:
+        """What all loaders share."""
+        return {"batch_size": batch_size, "num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
+
+    def state_dict(self) -> dict[str, int]:
+        """Lightning's hook: the position in the training stream, for checkpoints in the middle of an epoch."""
+        return self.train_loader.state_dict() if self.train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Lightning's hook, before the loader is built."""
+        self.resumed = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is
@@ -95,17 +116,27 @@ class SegmentationData(L.LightningDataModule):
         data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(len(data), self.seed, rank, world)
+        modules = self.trainer.lightning_module.modules() if self.trainer and self.trainer.lightning_module else ()
+        if self.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in modules):
+            raise ValueError(
+                "batch_size is 1; batch norm takes at least 2 training samples per process, or, on several GPUs, "
+                "--trainer.sync_batchnorm true"
+            )
         if len(sampler) < self.batch_size:
             raise ValueError(f"{len(data)} training pictures don't fill one batch of {self.batch_size}")
-        return self.loader(data, self.batch_size, sampler=sampler, drop_last=True)
+        self.train_loader = ResumableLoader(data, **self.options(self.batch_size), sampler=sampler, drop_last=True)
+        if self.resumed:
+            self.train_loader.load_state_dict(self.resumed)
+            self.resumed = {}
+        return self.train_loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole pictures and label maps, in order."""
         data = Augmented(build_dataset(self.dataset, self.val_split), self.prepare)
-        return self.loader(data, self.eval_batch_size)
+        return DataLoader(data, **self.options(self.eval_batch_size))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The pictures of `pictures`, one at a time."""
         if self.pictures is None:
             raise ValueError("predict needs --data.pictures: a picture, or a folder of .jpg or .png pictures")
-        return self.loader(Pictures(self.pictures, self.prepare), 1, collate_fn=lambda items: items[0])
+        return DataLoader(Pictures(self.pictures, self.prepare), **self.options(1), collate_fn=only)

@@ -32,7 +32,7 @@ class ContrastLoss(PairLoss):
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255, unless num_classes is more.
         normalize: bring embeddings to unit norm; one of norm 0 stays 0. False takes them as they are.
         warmup_iters: for so many forwards in training mode the loss is 0, with a zero gradient; counted in the buffer
-            `iterations`.
+            `iterations`. A state dict without it, of an older version, leaves the count as it is.
         gather: "all" contrasts with the pixels of all ranks, see `metricseg.distributed`; None with this rank's own.
             Without a process group both are the same. Every rank must have the same batch size.
         loss_weight: factor of the result.
@@ -74,6 +74,10 @@ class ContrastLoss(PairLoss):
         }  # fmt: skip
         self.warmup_iters, self.loss_weight, self.loss_name = warmup_iters, loss_weight, loss_name
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}iterations", self.iterations)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(
         self, feats: Tensor, labels: Tensor, predict: Tensor | None = None, *, seed: int | None = None

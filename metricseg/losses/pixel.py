@@ -21,7 +21,8 @@ class PixelLoss(nn.Module):
     """What the pixel losses share: class weights, the loss's own weight, and `metricseg.losses`' call conventions.
 
     Args:
-        class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1.
+        class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1. It is configuration and
+            not in the state dict; one in the state dict of an older version is ignored.
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
             None where there are more than 255 classes.
         reduction: "mean", "sum" or "none".
@@ -54,9 +55,13 @@ class PixelLoss(nn.Module):
             class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
             if class_weight.ndim != 1 or not bool((class_weight.isfinite() & (class_weight >= 0)).all()):
                 raise ValueError(f"class_weight is {class_weight}; it takes one finite factor >= 0 for each class")
-        self.register_buffer("class_weight", class_weight)
+        self.register_buffer("class_weight", class_weight, persistent=False)
         self.ignore_index, self.reduction, self.align_corners = ignore_index, reduction, align_corners
         self.loss_weight, self.loss_name, self.backend = loss_weight, loss_name, backend
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.pop(f"{prefix}class_weight", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(
         self,

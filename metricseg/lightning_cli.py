@@ -1,0 +1,120 @@
+"""Lightning's command line, with this package's rules for the files of a run.
+
+A run is a folder, `--trainer.default_root_dir`: `checkpoints/last.ckpt` and `best.ckpt`, `config.yaml`, TensorBoard's
+logs and pictures. `fit` never starts anew over checkpoints; `validate` and `predict` write neither logs nor
+configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from metricseg.center_pictures import CenterPictures
+from metricseg.checkpoints import WholeCheckpoints, check_whole
+from metricseg.data.module import SegmentationData
+from metricseg.embedding_pictures import EmbeddingPictures
+from metricseg.pictures import PredictionWriter
+from metricseg.training import SegmentationTask
+
+
+class FitConfig(SaveConfigCallback):
+    """Write `config.yaml` for `fit` alone: the configuration that made the weights."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Lightning's hook."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class SegmentationCLI(LightningCLI):
+    """Lightning's command line with three subcommands, one seed, and two kinds of checkpoint: the last epoch and the
+    best."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
+        filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {name: filled for name in ("fit", "validate", "predict")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The links between parts, and the callbacks that are always there."""
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.add_lightning_class_args(PredictionWriter, "writer")
+        parser.add_lightning_class_args(EmbeddingPictures, "embedding")
+        parser.add_lightning_class_args(CenterPictures, "centers")
+        parser.add_lightning_class_args(ModelCheckpoint, "last")
+        parser.add_lightning_class_args(ModelCheckpoint, "best")
+        parser.set_defaults(
+            {
+                "last.filename": "last",
+                "last.save_on_train_epoch_end": True,
+                "last.enable_version_counter": False,
+                "best.filename": "best",
+                "best.monitor": "val/miou",
+                "best.mode": "max",
+                "best.enable_version_counter": False,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's hook, which reads hyperparameters from the checkpoint: there are none."""
+
+    def before_instantiate_classes(self) -> None:
+        """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
+        path = self._get(self.config, "ckpt_path")
+        if self.subcommand in ("validate", "predict") and not path:
+            raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
+        if path and path not in ("last", "best", "hpc") and ":" not in path:  # nor a URL
+            check_whole(Path(path))
+
+    def instantiate_trainer(self, **options: Any) -> L.Trainer:
+        """Lightning's hook: checkpoints that are whole; TensorBoard's logs in the run's folder for `fit`, and none
+        otherwise, unless a logger is configured."""
+        config = self._get(self.config_init, "trainer")
+        plugins = config.plugins or []
+        options["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeCheckpoints()]
+        if config.logger in (None, True):
+            root = config.default_root_dir or "."
+            options["logger"] = self.subcommand == "fit" and TensorBoardLogger(root, name=None, version="")
+        return super().instantiate_trainer(**options)
+
+    def before_fit(self) -> None:
+        """Raise FileExistsError if `fit` would write over the checkpoints of a run that it does not resume."""
+        resumed = self._get(self.config, "ckpt_path")
+        for callback in [] if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
+            folder = Path(callback.dirpath or Path(self.trainer.log_dir) / "checkpoints")
+            held = sorted(folder.glob("*.ckpt"))
+            if held and resumed != "last" and (resumed is None or Path(resumed).resolve().parent != folder.resolve()):
+                raise FileExistsError(
+                    f"{folder} holds the checkpoints of a run; --ckpt_path {held[-1]} resumes it, "
+                    "--trainer.default_root_dir takes a new folder"
+                )
+
+
+def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
+    """Run `arguments`, or, if None, those of the process; `options` are Lightning's."""
+    trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
+    torch.set_float32_matmul_precision("high")
+    return SegmentationCLI(
+        SegmentationTask,
+        SegmentationData,
+        save_config_callback=FitConfig,
+        seed_everything_default=0,
+        trainer_defaults=trainer_defaults,
+        auto_configure_optimizers=False,
+        parser_kwargs={name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
+        save_config_kwargs={"overwrite": True},
+        args=arguments,
+        **options,
+    )

@@ -1,0 +1,70 @@
+"""The installed console script `metricseg`: exit status, and one line if the input is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+from metricseg.cli import raised_here
+from metricseg.losses import build_loss
+
+SCRIPT = Path(sys.executable).parent / "metricseg"
+pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="metricseg is not installed")
+QUICK = [
+    "--config=scenes", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=1",
+    "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.limit_val_batches=0",
+    "--model.model.backbone=mobilenetv3_small_050", "--model.model.channels=16", "--data.dataset.length=4",
+    "--data.dataset.size=32", "--data.crop=[32,32]", "--data.batch_size=2",
+]  # fmt: skip
+
+
+def script(folder, *arguments, **options):
+    return subprocess.run([SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, **options)
+
+
+def test_success_is_status_0(tmp_path):
+    done = script(tmp_path, "fit", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/scenes/checkpoints/last.ckpt").exists()
+    assert script(tmp_path, "--help").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--config=nosuch"], "no configuration is called 'nosuch'; there are ade20k, camvid, "),
+        (["--data.dataset.name=nosuch"], "no data set is called 'nosuch'; there are ade20k, camvid, "),
+        (["--model.model.name=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
+        (["--model.loss=nosuch"], "no loss is called 'nosuch'; there are contrastive, cross_entropy, "),
+        (["--nosuch=1"], "error: unrecognized arguments: --nosuch=1"),
+    ],
+)
+def test_unknown_name_is_one_line(tmp_path, options, words):
+    done = script(tmp_path, "fit", *QUICK, *options)
+    *_, last = done.stderr.splitlines()
+    assert done.returncode in (1, 2) and words in last, done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", ["lightning", "jsonargparse"])
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", *QUICK]], ids=["help", "fit"])
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, module, arguments):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(hidden), prepend=":")
+    done = script(tmp_path, *arguments)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith('pip install "metricseg[train]"')
+
+
+def test_errors_of_libraries_keep_their_traceback():
+    """A ValueError from elsewhere may be a fault of this project."""
+    for call, ours in ((lambda: json.loads("{"), False), (lambda: build_loss("nosuch"), True)):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert raised_here(caught.value) is ours
