@@ -140,7 +140,7 @@ def compile_launches(session: nox.Session, triton: str, *arguments: str, **varia
     """In the development environment, with this Triton ahead of its own."""
     folder = ENVIRONMENTS / f"triton-{triton}-{sys.implementation.cache_tag}"
     if not folder.exists():
-        partial = folder.with_suffix(".partial")
+        partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
         partial.rename(folder)
