@@ -52,7 +52,8 @@ NOT_INTERPRETED = (
 NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*",
                 "test_no_shape_depends_on_data_and_nothing_meets_the_host*",
-                "test_more_rows_than_a_panel*panels*", "test_more_rows_than_a_panel*of-many*")  # fmt: skip
+                "test_more_rows_than_a_panel*panels*", "test_more_rows_than_a_panel*of-many*",
+                "test_an_*_is_its_values[[]triton-margin-*", "test_an_*_is_its_values[[]triton-contrast-[!t]*")  # fmt: skip
 
 
 def selected(item: pytest.Item, on_device: bool) -> bool:
