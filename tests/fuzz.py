@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 
 class Draw:
-    """What a seed draws."""
+    """Random arguments, all from one seed."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricseg_kernels.core.labels import is_class, is_label, labels_in_range
+from metricseg_kernels.core.labels import is_bad, labels_in_range
 
 Form = tuple[str, Any, tuple[int, ...], str]
 
@@ -49,7 +49,7 @@ def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int, nam
     if not checks_values(labels) or labels.numel() == 0:
         return
     classes = num_classes or (256 if labels.dtype == torch.uint8 else 1024)
-    bad = ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
+    bad = is_bad(labels, classes, ignore_index)
     if bad.any():
         labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
 

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..core.labels import IgnoreIndex, resolve_ignore_index
+from ..core.labels import MOST_CLASSES, IgnoreIndex, resolve_ignore_index
 from . import op, reference
 
 STRATEGIES = ("hard", "random", "semi_hard", "boundary")
-MOST_CLASSES = 65536
 
 
 class Anchors(NamedTuple):

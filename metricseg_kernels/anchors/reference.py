@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import accumulator
-from ..core.labels import is_class, is_label
+from ..core.labels import is_bad, is_class, is_label
 from ..core.unit import unit
 
 SAMPLE_COUNTS = 2  # labels out of range, the largest such label or 0
@@ -90,7 +90,7 @@ def sample(
     """(index [S], labels [S], count [], bad [2]). A slot is numbered image K + class, a cell 2 slot + group."""
     batch, pixels, slots = labels.shape[0], labels.shape[1] * labels.shape[2], labels.shape[0] * num_classes
     flat = labels.reshape(-1).long()  # [N]
-    known, ignored = is_class(flat, num_classes, ignore_index), is_label(flat, ignore_index)
+    known = is_class(flat, num_classes, ignore_index)
     image = torch.arange(batch, device=flat.device)[:, None].expand(batch, pixels).reshape(-1)
     group = 0 if first is None else 1 - first.reshape(-1).long()
     cell = torch.where(known, 2 * (image * num_classes + flat) + group, 2 * slots)  # [N]
@@ -106,7 +106,7 @@ def sample(
     place = torch.where(rank < quota[cell], (quota.cumsum(0) - quota)[cell] + rank, max_samples)
     index = flat.new_full((max_samples + 1,), -1).scatter_(0, place, order)[:-1]
     sampled = flat.new_full((max_samples + 1,), ignore_label).scatter_(0, place, flat[order])[:-1]
-    return index, sampled, quota.sum(), _count_bad(flat, ~known & ~ignored)
+    return index, sampled, quota.sum(), _count_bad(flat, is_bad(flat, num_classes, ignore_index))
 
 
 def _quotas(have: Tensor, seed: Tensor, max_samples: int, max_views: int, min_pixels: int, half: bool) -> Tensor:

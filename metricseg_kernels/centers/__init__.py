@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..core.labels import IgnoreIndex, resolve_ignore_index
+from ..core.labels import MOST_CLASSES, IgnoreIndex, is_bad, resolve_ignore_index
 from ..core.product import product
 from ..core.unit import unit
 from . import op, reference
 
 METRICS = ("cosine", "dot", "euclidean")
 NORMALIZE = ("mass", "area")
-MOST_CLASSES = 65536
 EPS = 1e-6  # pixels, added to the mass of a class
 
 
@@ -299,7 +298,7 @@ def _class_sums(
             op.check_labels(assignment, classes, ignore_index, name)
         sums, mass = reference.class_sums(features, assignment, classes, ignore_index)
     if hard and not checks.validates(features.device):
-        bad = op.bad_labels(assignment, classes, ignore_index).flatten(1).any(1)
+        bad = is_bad(assignment, classes, ignore_index).flatten(1).any(1)
         sums = sums.masked_fill(bad[:, None, None], torch.nan)
     return sums, mass
 

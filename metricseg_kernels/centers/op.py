@@ -52,7 +52,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.gradient import empty_gradient
-from ..core.labels import is_class, is_label, labels_in_range
+from ..core.labels import is_bad, labels_in_range
 from ..core.library import define_op
 from ..core.unit import unit
 
@@ -81,14 +81,9 @@ def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor |
 def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
     """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
     if checks.validates(labels.device):
-        bad = bad_labels(labels, classes, ignore_index)
+        bad = is_bad(labels, classes, ignore_index)
         if bad.any():
             labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
-
-
-def bad_labels(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Where a label is neither ignore_index nor in [0, classes)."""
-    return ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
 
 
 def _none_if_empty(tensor: Tensor) -> Tensor | None:

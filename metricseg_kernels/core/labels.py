@@ -14,6 +14,7 @@ from . import checks
 
 IgnoreIndex = int | Literal["auto"] | None
 NO_LABEL = -(2**63)  # an ignore_index that stands for none
+MOST_CLASSES = 65536
 
 
 def resolve_ignore_index(ignore_index: IgnoreIndex, classes: int | None) -> int:
@@ -41,6 +42,11 @@ def is_class(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
     """Where a label is in [0, classes), and not ignored."""
     inside = (labels >= 0) & (labels <= min(classes - 1, torch.iinfo(labels.dtype).max))
     return inside & ~is_label(labels, ignore_index)
+
+
+def is_bad(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Where a label is neither ignored nor in [0, classes)."""
+    return ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
 
 
 def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_index: int, name: str = "target") -> None:

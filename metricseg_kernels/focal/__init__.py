@@ -93,11 +93,11 @@ def focal_loss(
     checks.choice("normalizer", normalizer, ("valid", "weight"))
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     scalars = (gamma, label_smoothing, ignored, align_corners)
-    if pixel_weight is None:
-        loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, reduction, return_stats, backend)
-    else:
+    if pixel_weight is not None:
         pixel_weight = _check_pixel_weight(pixel_weight, target)
-        loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, "none", return_stats, backend)
+    form = reduction if pixel_weight is None else "none"
+    loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, form, return_stats, backend)
+    if pixel_weight is not None:
         loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
     if reduction == "mean":
         loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.checks import accumulator
-from ..core.labels import is_class, is_label
+from ..core.labels import is_bad, is_class
 
 
 def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
@@ -25,8 +25,8 @@ def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tenso
 
 def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Masks (valid, bad) [B, H, W] and the labels with 0 where not valid."""
-    valid, ignored = is_class(target, classes, ignore_index), is_label(target, ignore_index)
-    return valid, ~valid & ~ignored, torch.where(valid, target.long(), 0)
+    valid = is_class(target, classes, ignore_index)
+    return valid, is_bad(target, classes, ignore_index), torch.where(valid, target.long(), 0)
 
 
 def count_labels(valid: Tensor, bad: Tensor, target: Tensor) -> list[Tensor]:

@@ -98,7 +98,7 @@ def tool() -> Path:
 
 
 def in_compiling_process(*arguments: str) -> str:
-    """What Python prints, given these arguments, in a process whose kernels are compiled, not interpreted."""
+    """Standard output of Python with these arguments, in a process that compiles kernels. Skips without Triton."""
     pytest.importorskip("triton")
     if not tool().exists():
         pytest.skip("this Triton brings no cuobjdump")
