@@ -1,5 +1,7 @@
 """The loss modules against plain PyTorch, and the conventions of the code bases they drop into."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -48,6 +50,38 @@ def test_cross_entropy_equals_pytorch(batch):
     z, t = upsampled(*batch)
     expected = F.cross_entropy(z, t, weight, ignore_index=255, label_smoothing=0.1)
     torch.testing.assert_close(loss, expected)
+
+
+def test_class_weights_as_torch_takes_them(batch):
+    weight = torch.rand(K) + 0.5
+    logits, labels = batch
+    z, t = upsampled(logits, labels)
+    expected = torch.nn.CrossEntropyLoss(weight, ignore_index=255)(z, t)
+    for loss in (CrossEntropyLoss(weight), CrossEntropyLoss(weight=weight), CrossEntropyLoss(class_weight=weight)):
+        torch.testing.assert_close(loss(logits, labels), expected)
+    torch.testing.assert_close(
+        FocalLoss(weight=weight)(logits, labels), FocalLoss(class_weight=weight)(logits, labels), rtol=0, atol=0
+    )
+    with pytest.raises(ValueError, match="class_weight and weight are two names of one argument"):
+        CrossEntropyLoss(weight, class_weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "shown"),
+    [
+        ("focal", {"gamma": 1.5, "weight": [1.0, 2.0]}, "gamma=1.5, .*class_weight=\\[1.0, 2.0\\]"),
+        ("cross_entropy", {"ignore_index": -100}, "ignore_index=-100"),
+        ("sigmoid_focal", {}, "gamma=2.0, alpha=0.25"),
+        ("pixel_contrast", {"ignore_index": None}, "temperature=0.1, .*ignore_index=None"),
+        ("margin_contrast", {"margin": 0.5, "radius": 3}, "margin=0.5, .*radius=3"),
+        ("supcon", {}, "temperature=0.1"),
+    ],
+)
+def test_signature_and_print_show_the_arguments(name, given, shown):
+    parameters = inspect.signature(LOSSES.entries[name]).parameters
+    assert set(given) | {"backend"} <= set(parameters)
+    assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    assert re.search(shown, str(build_loss({"name": name, **given})))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])

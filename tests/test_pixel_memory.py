@@ -129,6 +129,11 @@ def test_bad_arguments():
             PixelMemory(**{"num_classes": 2, "dim": 3, **bad})
     with pytest.raises(ValueError, match="7"):
         PixelMemory(K, D).update(torch.randn(1, D, 2, 2), torch.full((1, 2, 2), 7))
+    narrow = torch.randn(1, D - 1, 2, 2), torch.zeros(1, 2, 2).long()
+    with pytest.raises(ValueError, match=f"features have {D - 1} channels, the bank's rows dim = {D}"):
+        PixelMemory(K, D).update(*narrow)
+    with pytest.raises(ValueError, match=f"feats have {D - 1} channels; with_memory takes proj_dim = {D}"):
+        loss_with_memory()(*narrow)
 
 
 def loss_with_memory(**options):

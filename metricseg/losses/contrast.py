@@ -6,7 +6,7 @@ sync, the matrix of all pairs never exists, and a batch without any pair gives a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,7 +18,30 @@ from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
 from metricseg_kernels.core.labels import IgnoreIndex, resolve_ignore_index
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 SAMPLINGS = ("hard", "random", "semi_hard", "boundary", "all")
+CHOICE = ("max_samples", "max_views", "min_pixels", "threshold", "radius")  # arguments of sample_anchors
+
+
+class ContrastOptions(TypedDict, total=False):
+    """The keyword arguments of every `ContrastLoss`."""
+
+    sampling: str
+    max_samples: int
+    max_views: int
+    min_pixels: int | None
+    threshold: float
+    radius: int
+    num_classes: int | None
+    ignore_index: IgnoreIndex
+    normalize: bool
+    warmup_iters: int
+    gather: str | None
+    loss_weight: float
+    loss_name: str
+    backend: str | None
 
 
 class ContrastLoss(PairLoss):
@@ -65,13 +88,10 @@ class ContrastLoss(PairLoss):
         super().__init__(gather, backend)
         if sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {sampling!r}; it takes one of {', '.join(SAMPLINGS)}")
-        self.sampling, self.num_classes, self.ignore_index, self.normalize = (
-            sampling, num_classes, resolve_ignore_index(ignore_index, num_classes), normalize,
-        )  # fmt: skip
-        self.choice: dict[str, Any] = {
-            "max_samples": max_samples, "max_views": max_views, "min_pixels": min_pixels, "threshold": threshold,
-            "radius": radius,
-        }  # fmt: skip
+        self.sampling, self.num_classes, self.normalize = sampling, num_classes, normalize
+        self.ignore_index, self.ignored = ignore_index, resolve_ignore_index(ignore_index, num_classes)
+        self.max_samples, self.max_views, self.min_pixels = max_samples, max_views, min_pixels
+        self.threshold, self.radius = threshold, radius
         self.warmup_iters, self.loss_weight, self.loss_name = warmup_iters, loss_weight, loss_name
         self.register_buffer("iterations", torch.zeros((), dtype=torch.int64))
 
@@ -108,15 +128,15 @@ class ContrastLoss(PairLoss):
     def rows(self, feats: Tensor, labels: Tensor, predict: Tensor | None, seed: int | None) -> tuple[Tensor, Tensor]:
         """(rows [R, D], labels [R] int64, -1 for rows that take no part); labels are [B, h, w]."""
         if self.sampling == "all":
-            check_labels(labels, self.num_classes, self.ignore_index)
+            check_labels(labels, self.num_classes, self.ignored)
             index = torch.arange(labels.numel(), device=labels.device)
             chosen = labels.reshape(-1).long()
-            chosen = torch.where(chosen == self.ignore_index, -1, chosen)
+            chosen = torch.where(chosen == self.ignored, -1, chosen)
         else:
             predict, confidence = read_predictions(predict, labels, self.sampling)
             index, chosen, _ = kernels.sample_anchors(
                 labels, predict, strategy=self.sampling, confidence=confidence, num_classes=self.num_classes,
-                ignore_index=self.ignore_index, seed=seed, **self.choice,
+                ignore_index=self.ignored, seed=seed, **{name: getattr(self, name) for name in CHOICE},
             )  # fmt: skip
         return self.rows_of(feats, index, self.normalize), chosen
 
@@ -126,10 +146,6 @@ class ContrastLoss(PairLoss):
 
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
         """What is left to do once the loss is known."""
-
-    def extra_repr(self) -> str:
-        """Shown by print."""
-        return f"sampling={self.sampling!r}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}"
 
 
 @LOSSES.register("pixel_contrast")
@@ -170,7 +186,7 @@ class PixelContrastLoss(ContrastLoss):
         memory_size: int = 5000,
         pixel_update_freq: int = 10,
         proj_dim: int = 256,
-        **options: Any,
+        **options: Unpack[ContrastOptions],
     ) -> None:
         super().__init__(**options)
         for name, value in (("temperature", temperature), ("base_temperature", base_temperature)):
@@ -179,11 +195,20 @@ class PixelContrastLoss(ContrastLoss):
         if denominator not in ("negatives", "all"):
             raise ValueError(f'denominator is {denominator!r}; it takes "negatives" or "all"')
         self.temperature, self.base_temperature, self.denominator = temperature, base_temperature, denominator
+        self.with_memory, self.memory_size, self.pixel_update_freq, self.proj_dim = (
+            with_memory, memory_size, pixel_update_freq, proj_dim,
+        )  # fmt: skip
         self.memory: PixelMemory | None = None
         if with_memory:
             if self.num_classes is None:
                 raise ValueError("with_memory needs num_classes, got None")
             self.memory = PixelMemory(self.num_classes, proj_dim, memory_size, pixel_update_freq)
+
+    def rows(self, feats: Tensor, labels: Tensor, predict: Tensor | None, seed: int | None) -> tuple[Tensor, Tensor]:
+        """See `ContrastLoss`; feats must have as many channels as the memory."""
+        if self.memory is not None and feats.shape[1] != self.proj_dim:
+            raise ValueError(f"feats have {feats.shape[1]} channels; with_memory takes proj_dim = {self.proj_dim}")
+        return super().rows(feats, labels, predict, seed)
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`."""
@@ -205,7 +230,7 @@ class PixelContrastLoss(ContrastLoss):
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
         """The memory takes this batch's rows."""
         if self.memory is not None and self.training:
-            self.memory.update(feats.detach(), labels, ignore_index=self.ignore_index, seed=seed, gather=self.gathers)
+            self.memory.update(feats.detach(), labels, ignore_index=self.ignored, seed=seed, gather=self.gathers)
 
 
 @LOSSES.register("margin_contrast")
@@ -225,7 +250,12 @@ class MarginContrastLoss(ContrastLoss):
     """
 
     def __init__(
-        self, margin: float = 1.0, positive_margin: float = 0.0, power: int = 2, average: str = "pairs", **options: Any
+        self,
+        margin: float = 1.0,
+        positive_margin: float = 0.0,
+        power: int = 2,
+        average: str = "pairs",
+        **options: Unpack[ContrastOptions],
     ) -> None:
         super().__init__(**options)
         if not 0 < margin < float("inf") or not 0 <= positive_margin < float("inf"):
@@ -236,16 +266,14 @@ class MarginContrastLoss(ContrastLoss):
             raise ValueError(f"power is {power}; it takes 1 or 2")
         if average not in ("pairs", "nonzero"):
             raise ValueError(f'average is {average!r}; it takes "pairs" or "nonzero"')
-        self.form: dict[str, Any] = {
-            "margin": margin,
-            "positive_margin": positive_margin,
-            "power": power,
-            "average": average,
-        }
+        self.margin, self.positive_margin, self.power, self.average = margin, positive_margin, power, average
 
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """See `metricseg_kernels.margin_contrast_loss`."""
-        return self.margin_form(rows, labels, self.against(rows, labels), **self.form)
+        return self.margin_form(
+            rows, labels, self.against(rows, labels), margin=self.margin, positive_margin=self.positive_margin,
+            power=self.power, average=self.average,
+        )  # fmt: skip
 
 
 def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> tuple[Tensor | None, Tensor | None]:

@@ -7,7 +7,7 @@ pair.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,7 +17,17 @@ from metricseg import distributed
 from metricseg.losses.base import LOSSES
 from metricseg.losses.pairs import PairLoss
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 NO_LABEL = torch.iinfo(torch.int64).min  # every other label is a class
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """The keyword arguments of every `EmbeddingLoss`."""
+
+    gather: str | None
+    backend: str | None
 
 
 class EmbeddingLoss(PairLoss):
@@ -98,7 +108,7 @@ class SupConLoss(EmbeddingLoss):
     default distance and reducer.
     """
 
-    def __init__(self, temperature: float = 0.1, **options: Any) -> None:
+    def __init__(self, temperature: float = 0.1, **options: Unpack[EmbeddingOptions]) -> None:
         super().__init__(**options)
         self.temperature = temperature
 
@@ -129,7 +139,7 @@ class NTXentLoss(EmbeddingLoss):
     pytorch-metric-learning's NTXentLoss with its default distance and reducer.
     """
 
-    def __init__(self, temperature: float = 0.07, **options: Any) -> None:
+    def __init__(self, temperature: float = 0.07, **options: Unpack[EmbeddingOptions]) -> None:
         super().__init__(**options)
         self.temperature = temperature
 
@@ -158,7 +168,7 @@ class ContrastiveLoss(EmbeddingLoss):
     pytorch-metric-learning's ContrastiveLoss with its default distance and reducer.
     """
 
-    def __init__(self, pos_margin: float = 0.0, neg_margin: float = 1.0, **options: Any) -> None:
+    def __init__(self, pos_margin: float = 0.0, neg_margin: float = 1.0, **options: Unpack[EmbeddingOptions]) -> None:
         super().__init__(**options)
         self.pos_margin, self.neg_margin = pos_margin, neg_margin
 

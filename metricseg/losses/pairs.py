@@ -6,14 +6,15 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import metricseg_kernels as kernels
 from metricseg import distributed
+from metricseg.losses.base import Loss
 from metricseg.losses.labels import checks_values
 
 
-class PairLoss(nn.Module):
+class PairLoss(Loss):
     """A loss of rows against rows of its own rank (`gather` None), or of all ranks ("all")."""
 
     def __init__(self, gather: str | None, backend: str | None) -> None:

@@ -7,22 +7,39 @@ label size already work as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import metricseg_kernels as kernels
-from metricseg.losses.base import LOSSES
+from metricseg.losses.base import LOSSES, Loss
 from metricseg_kernels.core.labels import IgnoreIndex
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-class PixelLoss(nn.Module):
-    """What the pixel losses share: class weights, the loss's own weight, and `metricseg.losses`' call conventions.
+
+class PixelOptions(TypedDict, total=False):
+    """The keyword arguments of every `PixelLoss`."""
+
+    class_weight: Sequence[float] | Tensor | None
+    weight: Sequence[float] | Tensor | None
+    ignore_index: IgnoreIndex
+    reduction: str
+    align_corners: bool
+    loss_weight: float
+    loss_name: str
+    backend: str | None
+
+
+class PixelLoss(Loss):
+    """Base of the pixel losses: class weights, the loss's own weight, and `metricseg.losses`' call conventions.
 
     Args:
         class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1. It is configuration and
             not in the state dict; one in the state dict of an older version is ignored.
+        weight: another name of `class_weight`, torch.nn.CrossEntropyLoss's.
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
             None where there are more than 255 classes.
         reduction: "mean", "sum" or "none".
@@ -31,8 +48,8 @@ class PixelLoss(nn.Module):
         loss_name: key under which a host logs the loss; mmsegmentation adds losses whose name begins with `loss_`.
         backend: "reference", "cpu", "triton", "cuda"; None for the first that can run.
 
-    Raises ValueError for class weights that are no finite non-negative vector. All other arguments are checked by the
-    kernel.
+    Raises ValueError for class weights that are no finite non-negative vector, or given under both names. All other
+    arguments are checked by the kernel.
     """
 
     class_weight: Tensor | None
@@ -41,6 +58,7 @@ class PixelLoss(nn.Module):
         self,
         *,
         class_weight: Sequence[float] | Tensor | None = None,
+        weight: Sequence[float] | Tensor | None = None,
         ignore_index: IgnoreIndex = "auto",
         reduction: str = "mean",
         align_corners: bool = False,
@@ -51,6 +69,10 @@ class PixelLoss(nn.Module):
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f'reduction is {reduction!r}; it takes "mean", "sum" or "none"')
+        if weight is not None:
+            if class_weight is not None:
+                raise ValueError("class_weight and weight are two names of one argument; both are given")
+            class_weight = weight
         if class_weight is not None:
             class_weight = torch.as_tensor(class_weight, dtype=torch.float32)
             if class_weight.ndim != 1 or not bool((class_weight.isfinite() & (class_weight >= 0)).all()):
@@ -92,10 +114,6 @@ class PixelLoss(nn.Module):
         """The kernel's call; options are reduction, avg_factor, pixel_weight and ignore_index."""
         raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        """Shown by print."""
-        return f"reduction={self.reduction!r}, ignore_index={self.ignore_index}, loss_weight={self.loss_weight}"
-
 
 @LOSSES.register("focal")
 class FocalLoss(PixelLoss):
@@ -112,7 +130,11 @@ class FocalLoss(PixelLoss):
     """
 
     def __init__(
-        self, gamma: float = 2.0, label_smoothing: float = 0.0, normalizer: str = "valid", **options: Any
+        self,
+        gamma: float = 2.0,
+        label_smoothing: float = 0.0,
+        normalizer: str = "valid",
+        **options: Unpack[PixelOptions],
     ) -> None:
         super().__init__(**options)
         if not 0 <= gamma < float("inf"):
@@ -134,12 +156,19 @@ class CrossEntropyLoss(FocalLoss):
     of class weights.
 
     Args:
+        weight: [K] factor of each class; `class_weight` is the same.
         label_smoothing: in [0, 1].
         options: see `PixelLoss`.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, **options: Any) -> None:
-        super().__init__(0.0, label_smoothing, "weight", **options)
+    def __init__(
+        self,
+        weight: Sequence[float] | Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        **options: Unpack[PixelOptions],
+    ) -> None:
+        super().__init__(0.0, label_smoothing, "weight", weight=weight, **options)
 
 
 @LOSSES.register("sigmoid_focal")
@@ -156,8 +185,8 @@ class SigmoidFocalLoss(PixelLoss):
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection; torchvision.ops.sigmoid_focal_loss.
     """
 
-    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, **options: Any) -> None:
-        if options.get("class_weight") is not None:
+    def __init__(self, gamma: float = 2.0, alpha: float = 0.25, **options: Unpack[PixelOptions]) -> None:
+        if options.get("class_weight") is not None or options.get("weight") is not None:
             raise ValueError(
                 "class_weight has no meaning for SigmoidFocalLoss; alpha weighs positives against negatives"
             )
@@ -187,7 +216,7 @@ class OhemCrossEntropyLoss(PixelLoss):
         segmentation form.
     """
 
-    def __init__(self, thresh: float = 0.7, min_kept: int = 100_000, **options: Any) -> None:
+    def __init__(self, thresh: float = 0.7, min_kept: int = 100_000, **options: Unpack[PixelOptions]) -> None:
         super().__init__(**options)
         self.thresh, self.min_kept = thresh, min_kept
 

@@ -74,7 +74,11 @@ class PixelMemory(nn.Module):
         Args:
             seed: of the choice of pixels; None draws one from torch's generator.
             gather: take the rows of all ranks, so that all have the same bank.
+
+        Raises ValueError if the features have another number of channels than the bank.
         """
+        if features.shape[1] != self.bank.shape[1]:
+            raise ValueError(f"features have {features.shape[1]} channels, the bank's rows dim = {self.bank.shape[1]}")
         self.flush()
         rows, rings = self._candidates(features, labels, ignore_index, seed)
         if gather:
