@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
-SOURCES := setup.py $(wildcard csrc/*/*)
+SOURCES := setup.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .PHONY: demo test lint stacks bench gpu clean
 

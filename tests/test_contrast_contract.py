@@ -14,7 +14,7 @@ from torch import Tensor
 
 import metricseg_kernels as mk
 from metricseg_kernels.contrast import op
-from metricseg_kernels.pairwise.rows import dense_ranks, sort_rows
+from metricseg_kernels.engines.row_pairs.rows import dense_ranks, sort_rows
 
 FAMILY = "contrast"
 ALONE = Case("alone", 7, 3, classes=3, labels="some", temperature=0.5, margin=1.3)

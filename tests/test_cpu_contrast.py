@@ -15,7 +15,7 @@ from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, l
 import metricseg_kernels as mk
 from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
-from metricseg_kernels.pairwise import panels
+from metricseg_kernels.engines.row_pairs import cpu as panels
 
 pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
 

@@ -13,7 +13,7 @@ from centers_cases import Case, against_reference
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @pytest.mark.parametrize("job, precision", [("pulled", "highest"), ("soft", "highest"), ("cosine", "high")])
 def test_tiles_and_blocks(job: str, precision: str, backend: str, device: str) -> None:
-    from metricseg_kernels.pairwise.triton_maps import make_launch
+    from metricseg_kernels.engines.pixel_rows.triton import make_launch
 
     case = Case("cut", (2, 9, 17), 5, 70 if precision == "highest" else 165, "own", "nhwc", label_dtype=torch.uint8)
     torch.set_float32_matmul_precision(precision)
@@ -25,7 +25,7 @@ def test_tiles_and_blocks(job: str, precision: str, backend: str, device: str) -
 
 def test_widths_of_class_blocks() -> None:
     pytest.importorskip("triton")
-    from metricseg_kernels.pairwise.triton_maps import class_widths
+    from metricseg_kernels.engines.pixel_rows.triton import class_widths
 
     assert (
         class_widths(150, 128) == (128, 32) and class_widths(150, 64) == (64, 64, 32) and class_widths(1, 64) == (16,)

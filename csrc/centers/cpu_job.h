@@ -5,7 +5,7 @@
 
 namespace metricseg::centers {
 
-constexpr int64_t kMostTile = 32;  // pixels of a tile, at most; see ../pairwise/products.h
+constexpr int64_t kMostTile = 32;  // pixels of a tile, at most; see ../engines/pixel_rows/products.h
 constexpr int64_t kPadRows = 16;   // whole blocks of rows end within so many rows
 
 // Pixels i of an image, x_i [C], meet rows [K, C]: weights, or the gradients of class sums.

@@ -1,10 +1,10 @@
-// The loops of the centers family over tiles of pixels (../pairwise/tiles.h). A tile is read once, from the map as it
+// The loops of the centers family over tiles of pixels (../engines/pixel_rows/tiles.h). A tile is read once, from the map as it
 // lies, and everything that it meets is done while it is in cache: its norms, its product with the K rows, what follows
 // on the [K, kTile] result, and backward the product that gives the gradient, which goes straight to its place. Only
 // sums over pixels need longer runs: there the tiles of a panel are kept, and met once more by `dots`.
 #pragma once
 
-#include "../pairwise/tiles.h"
+#include "../engines/pixel_rows/tiles.h"
 #include "cpu_job.h"
 
 namespace metricseg::centers {

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core.checks import accumulator
-from ..pairwise.triton import on_device_of
-from ..pairwise.triton_maps import OPTIONS, Rows, View, make_launch, make_rows, make_view
+from ..core.triton import FUSED, on_device_of
+from ..engines.pixel_rows.triton import Rows, View, make_launch, make_rows, make_view
 from .triton_kernels import (
     along_pixels,
     gradients,
@@ -101,7 +101,7 @@ def similarity_grad_kernel(
             along_pixels[(batch * tiles,)](
                 source, make_view(logits if metric == "cosine" else None), None if grad_own is None else own, along,
                 scale, ignore_index, classes, height * width, tiles,
-                BK=min(16, triton.next_power_of_2(classes)), BN=block, **OPTIONS,
+                BK=min(16, triton.next_power_of_2(classes)), BN=block, **FUSED,
             )  # fmt: skip
         _gradients(features, weights, source, ignore_index, along, grad_features, grad_weights, None)
 
@@ -154,7 +154,7 @@ def _membership(assignment: Tensor) -> Source:
     if sums.numel():
         log_sums[(batch * tiles,)](
             make_view(assignment), sums, classes, pixels, tiles,
-            BK=min(16, triton.next_power_of_2(classes)), BN=block, **OPTIONS,
+            BK=min(16, triton.next_power_of_2(classes)), BN=block, **FUSED,
         )  # fmt: skip
     return make_source(assignment, "soft", sums)
 

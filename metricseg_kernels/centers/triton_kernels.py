@@ -1,4 +1,4 @@
-"""Triton kernels of the centers family, on the products of pairwise/triton_pixels.py.
+"""Triton kernels of the centers family, on the products of engines/pixel_rows/triton_kernels.py.
 
 `similarity` and `soft_gradient` are P with an epilogue, which has all of a pixel's classes in registers, or a block of
 them. `gradients` is S and T in one walk: a program keeps W^T and S of BC channels while it goes over a range of pixels,
@@ -18,8 +18,8 @@ the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bou
 import triton
 import triton.language as tl
 
-from ..core.triton_math import exp
-from ..pairwise.triton_pixels import (
+from ..core.triton_kernels import exp
+from ..engines.pixel_rows.triton_kernels import (
     VARYING,
     class_blocks,
     dot,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..pairwise.rows import sort_rows
+from ..engines.row_pairs.rows import sort_rows
 from . import op, reference
 
 REDUCTIONS = ("mean", "sum", "none")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..core.library import define_kernel
-from ..pairwise.panels import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
-from ..pairwise.rows import Rows
+from ..engines.row_pairs.cpu import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
+from ..engines.row_pairs.rows import Rows
 from .op import COEFFICIENTS, STATS, Form, coefficients_of
 
 define_kernel(

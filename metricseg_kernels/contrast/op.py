@@ -39,7 +39,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.gradient import scale_gradient
 from ..core.library import define_op
-from ..pairwise.rows import Rows
+from ..engines.row_pairs.rows import Rows
 
 STATS = 5
 COEFFICIENTS = 4

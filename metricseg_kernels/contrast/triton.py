@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..core.checks import accumulator
-from ..pairwise.rows import Rows
-from ..pairwise.triton import LaunchConfig, Side, by_column, make_config, make_side, on_device_of, parts_of
+from ..core.triton import constant, on_device_of
+from ..engines.row_pairs.rows import Rows
+from ..engines.row_pairs.triton import LaunchConfig, Side, by_column, make_config, make_side, parts_of
 from .op import STATS, Form
-from .triton_kernels import gradient, stats, symmetric_lse
+from .triton_kernels.kernels import gradient, stats, symmetric_lse
 
 PROGRAMS = 512
 SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
@@ -78,7 +78,7 @@ class Contrast:
         form, may_be_self = self.form, self.x is self.y or self.with_ids
         constants = (form.name, phase, twin, fixed, may_be_self, self.with_ids, form.power, form.nonzero, by_row,
                      by_column)  # fmt: skip
-        return Kind(*map(tl.constexpr, constants))
+        return Kind(*map(constant, constants))
 
     @property
     def numbers(self) -> tuple[float, float, float]:

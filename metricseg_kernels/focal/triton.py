@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -12,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core.checks import accumulator
-from .triton_reduce import select_digit, sum_totals
-from .triton_tiles import Axis, Kind, Tensors
-from .triton_walk import walk
+from ..core.triton import FUSED, TYPES, constant, on_device_of
+from .triton_kernels.reduce import select_digit, sum_totals
+from .triton_kernels.tiles import Axis, Kind, Tensors
+from .triton_kernels.walk import walk
 
 
 class Limits(NamedTuple):
@@ -121,14 +121,6 @@ def strides(tensor: Tensor | None) -> tuple[int, ...]:
     return stride[-4:] if tensor.ndim >= 4 else (stride[0], 0, *stride[1:])
 
 
-def constant(value: Any) -> Any:
-    return tuple(map(constant, value)) if isinstance(value, tuple) else tl.constexpr(value)
-
-
-def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
-
-
 def launch(
     phase: str,
     io: Tensors,
@@ -156,7 +148,7 @@ def launch(
         PHASE=phase, DENSE=target.is_floating_point(), POWER=int(gamma) if gamma in (0, 1, 2) else -1,
         SMOOTHED=smoothing > 0, ALPHA=alpha >= 0, KS=tiles.chunk, BK=sum(tiles.chunk),
         KALL=triton.next_power_of_2(classes), C=tiles.columns, R=tiles.width, BLEND_Y=rows.cells != rows.labels,
-        BLEND_X=cols.cells != cols.labels, ACC=tl.float64 if acc == torch.float64 else tl.float32,
+        BLEND_X=cols.cells != cols.labels, ACC=TYPES[acc],
     )  # fmt: skip
     simple = phase == "sigmoid" and kind.POWER >= 0 and io.grad_loss is None
     registers = SIGMOID_REGISTERS if simple else REGISTERS
@@ -165,7 +157,7 @@ def launch(
         gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
         *strides(logits), *strides(target), *strides(io.grad_loss), *strides(out),
         0 if shares is None else shares.stride(0),
-        num_warps=tiles.warps, maxnreg=min(registers, REGISTER_FILE // (32 * tiles.warps)), enable_fp_fusion=True,
+        num_warps=tiles.warps, maxnreg=min(registers, REGISTER_FILE // (32 * tiles.warps)), **FUSED,
     )  # fmt: skip
     if grad is not None and shares is not None:
         grad.copy_(shares.sum(0))
@@ -180,7 +172,7 @@ def finish(partials: Tensor, loss: Tensor | None, totals: Tensor | None) -> None
     totals = partials.new_empty(5) if totals is None else totals
     sum_totals[(1,)](
         partials, partials.shape[0], loss if with_loss else None, totals, WITH_LOSS=with_loss, BLOCK=128,
-        enable_fp_fusion=True,
+        **FUSED,
     )  # fmt: skip
 
 
@@ -247,5 +239,5 @@ def kth_largest_kernel(values: Tensor, k: int, result: Tensor) -> None:
         for i in range(bits // 8 + 1):
             select_digit[(programs if i < bits // 8 else 1,)](
                 values, values.numel(), k, i, histograms, result, UINT=tl.uint32 if bits == 32 else tl.uint64,
-                BITS=bits, BLOCK=block, VECTOR=math.gcd(values.numel(), 4), enable_fp_fusion=True,
+                BITS=bits, BLOCK=block, VECTOR=math.gcd(values.numel(), 4), **FUSED,
             )  # fmt: skip

@@ -46,7 +46,7 @@ def launch(
 ) -> None:
     from metricseg_kernels.contrast import triton as contrast
     from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form
-    from metricseg_kernels.pairwise.rows import Rows
+    from metricseg_kernels.engines.row_pairs.rows import Rows
 
     def side(count: int) -> Rows:
         features = torch.empty((count * (1 + strided), depth), dtype=dtype, device="meta")[:: 1 + strided]

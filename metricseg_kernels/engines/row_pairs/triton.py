@@ -5,23 +5,18 @@ Launches are deterministic and the same on every device of an architecture: the 
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from ..core.backends import interpreting
-from ..core.checks import accumulator
+from ...core.checks import accumulator
+from ...core.triton import FUSED, TYPES, asynchronous, constant
 from .rows import Rows
-from .triton_tiles import find_alive, gather_rows
+from .triton_kernels import find_alive, gather_rows
 
 SCAN = 1024  # tiles that a program inspects at once to find its spans
-# Fused multiply-adds are part of the formulas: backward recomputes the tiles of forward, whose row maxima it subtracts.
-# Triton is about to turn them off by default.
-FUSED = {"enable_fp_fusion": True}
 
 
 class TileShape(NamedTuple):
@@ -144,11 +139,6 @@ def block_widths(depth: int) -> tuple[int, ...]:
     return tuple(16 * w for w in widths)
 
 
-def asynchronous() -> bool:
-    """Whether the target has matrix instructions that read both operands from shared memory."""
-    return interpreting() or triton.runtime.driver.active.get_current_target().arch >= 90
-
-
 def make_config(features: Tensor, second_product: bool, distances: bool = False) -> LaunchConfig:
     """Launch plan for products of these rows.
 
@@ -175,18 +165,10 @@ def make_config(features: Tensor, second_product: bool, distances: bool = False)
     second = "load" if shape.chunk else ""
     if kind == "tf32" and not shape.chunk:
         second = "copy" if asynchronous() else "load"
-    constants = (shape.rows, shape.columns, tuple(tl.constexpr(w) for w in widths), width, depth, shape.chunk,
-                 shape.slice, second, SCAN, "tf32" if kind == "tf32" else "ieee", TYPES[dtype],
-                 TYPES[accumulator(dtype)])  # fmt: skip
-    tile = Tile(*(c if isinstance(c, tuple) else tl.constexpr(c) for c in constants))
+    constants = (shape.rows, shape.columns, widths, width, depth, shape.chunk, shape.slice, second, SCAN,
+                 "tf32" if kind == "tf32" else "ieee", TYPES[dtype], TYPES[accumulator(dtype)])  # fmt: skip
+    tile = Tile(*map(constant, constants))
     return LaunchConfig(tile, shape, width, dtype)
-
-
-TYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
-def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def make_side(rows: Rows, config: LaunchConfig) -> Side:

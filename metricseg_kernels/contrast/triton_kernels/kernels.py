@@ -1,4 +1,4 @@
-"""Triton kernels of the contrast family, on the tiles of pairwise/triton_tiles.py.
+"""Triton kernels of the contrast family, on the tiles of engines/row_pairs/triton_kernels.py.
 
 `stats`: a program sums one phase of the statistics of BM rows over its share of the tiles. `symmetric_lse`: the same
 sums of a set with itself, each pair of blocks once. `gradient`: a program accumulates BM rows of sum_j W_ij y_j; for a
@@ -12,7 +12,7 @@ for their exponentials, while the next tile is copied; a warp's exponentials wai
 import triton
 import triton.language as tl
 
-from ..pairwise.triton_tiles import (
+from ...engines.row_pairs.triton_kernels import (
     find_spans,
     load_groups,
     load_ids,
@@ -22,7 +22,7 @@ from ..pairwise.triton_tiles import (
     tiles_before,
     walk,
 )
-from .triton_forms import (
+from .epilogues import (
     Row,
     load_coefs,
     take_gradient,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..core.triton_math import exp, log1p
+from ...core.triton_kernels import exp, log1p
 
 
 class RowStats(NamedTuple):

@@ -1,4 +1,4 @@
-"""Maps, rows and tiles of the Triton products with pixels (triton_pixels.py): what launchers have in common."""
+"""Maps, rows and tiles of the Triton products with pixels (triton_kernels.py): what launchers have in common."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..core.checks import accumulator
-from .triton import TYPES, asynchronous
-
-OPTIONS = {"enable_fp_fusion": True}  # of every launch: products and sums as one instruction, whatever the default
+from ...core.checks import accumulator
+from ...core.triton import FUSED, TYPES, asynchronous, constant
 
 
 class Shape(NamedTuple):
@@ -122,7 +120,7 @@ class Launch(NamedTuple):
     @property
     def options(self) -> dict[str, Any]:
         shape = self.shape
-        return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers} | OPTIONS
+        return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers} | FUSED
 
     def tiles(self, pixels: int) -> int:
         """Of an image."""
@@ -183,9 +181,9 @@ def make_launch(features: Tensor, product: str, classes: int) -> Launch:
     blocks = triton.cdiv(classes, shape.classes)
     widths = class_widths(triton.cdiv(classes, blocks), 64 if product.startswith("P") else 128)
     operand = torch.float32 if kind == "tf32" else dtype
-    constants = (shape.pixels, shape.channels, tuple(map(tl.constexpr, widths)), sum(widths),
-                 "tf32" if kind == "tf32" else "ieee", TYPES[operand], TYPES[accumulator(dtype)])  # fmt: skip
-    return Launch(Tile(*(c if isinstance(c, tuple) else tl.constexpr(c) for c in constants)), shape, blocks)
+    constants = (shape.pixels, shape.channels, widths, sum(widths), "tf32" if kind == "tf32" else "ieee",
+                 TYPES[operand], TYPES[accumulator(dtype)])  # fmt: skip
+    return Launch(Tile(*map(constant, constants)), shape, blocks)
 
 
 def make_rows(rows: Tensor, dtype: torch.dtype, kept: bool = False) -> Rows:

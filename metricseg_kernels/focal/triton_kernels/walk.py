@@ -24,7 +24,7 @@ Compiled for sm_90 by Triton 3.6, K = 19 takes 485 instructions per warp and lab
 import triton
 import triton.language as tl
 
-from .triton_math import (
+from .math import (
     RowCoefs,
     RowStats,
     exp,
@@ -39,8 +39,8 @@ from .triton_math import (
     weight_sum,
     weighted_gap,
 )
-from .triton_reduce import add_totals, no_totals, store_totals
-from .triton_tiles import (
+from .reduce import add_totals, no_totals, store_totals
+from .tiles import (
     Axis,
     Geometry,
     Labels,

@@ -1,4 +1,4 @@
-"""The formulas of op.py's three forms on tiles: epilogues of the walk in pairwise/triton_tiles.py.
+"""The formulas of op.py's three forms on tiles: epilogues of the walk in engines/row_pairs/triton_kernels.py.
 
 `row` is a `Row`, `kind` the launch's `Kind` (triton.py), `numbers` are the form's constants: (1 / t, bound), or
 (margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products.
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..core.triton_math import exp
-from ..pairwise.triton_tiles import add_product, load_groups, load_ids, rounded
+from ...core.triton_kernels import exp
+from ...engines.row_pairs.triton_kernels import add_product, load_groups, load_ids, rounded
 
 LOG2E = tl.constexpr(1.4426950408889634)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import accumulator
+from ...core.checks import accumulator
 from .rows import Rows
 
 PAD = 16  # columns of a tile come in multiples of it, the widest vector of the C++ loops

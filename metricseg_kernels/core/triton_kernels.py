@@ -19,3 +19,11 @@ def log1p(x):
     w = 1.0 + x
     d = w - 1.0
     return tl.where(d == 0.0, x, tl.log(w) * (x / tl.where(d == 0.0, 1.0, d)))
+
+
+@triton.jit
+def round_to_tf32(x):
+    """Round to nearest, which tensor cores would otherwise truncate; infinities stay."""
+    bits = x.to(tl.int32, bitcast=True)
+    rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192
+    return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded.to(tl.float32, bitcast=True))

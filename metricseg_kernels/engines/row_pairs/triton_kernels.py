@@ -10,13 +10,7 @@ Wide rows, and fp32 and fp64 products without tensor cores, go in chunks of D in
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def round_to_tf32(x):
-    """Round to nearest, which tensor cores would otherwise truncate; infinities stay."""
-    bits = x.to(tl.int32, bitcast=True)
-    rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192
-    return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded.to(tl.float32, bitcast=True))
+from ...core.triton_kernels import round_to_tf32
 
 
 @triton.jit(do_not_specialize=["s_d", "rows"])

@@ -2,7 +2,7 @@
 
 Pixels x_n [C], read where they lie in maps [B, C, h, w] of any strides, meet rows w_k [C]:
 
-  P = X W^T    [N, K]   a program owns BN pixels and walks over C, as the tiles of triton_tiles.py do: `multiply`
+  P = X W^T    [N, K]   a program owns BN pixels and walks over C, chunk by chunk: `multiply`
   S = X A      [C, K]   a program owns BC channels and walks over pixels
   T = W^T A    [C, N]   beside S in that walk, or for BN pixels alone in a walk over K
 
@@ -21,7 +21,7 @@ and T together read them once, and A's sources C / BC times through L2: the prog
 import triton
 import triton.language as tl
 
-from .triton_tiles import round_to_tf32
+from ...core.triton_kernels import round_to_tf32
 
 # Kernel arguments that follow the size of a batch or a call's settings: no value of theirs is worth a kernel of its
 # own. N and the strides stay out of it: where 16 divides them, loads and stores are as wide as they can be.
