@@ -26,6 +26,7 @@ from torch import Tensor
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import reference
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 IGNORE, SAMPLES, VIEWS = 255, 1024, 100
 PHASES = {"sample_anchors": ("forward",), "gather_pixels": race.PHASES}
@@ -115,14 +116,14 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         return Contestant(name, choose, checked=lambda p: p.weighed(choose(p)), **kwargs)
 
     def ours(backend: str) -> Contestant:
-        about = {"ours": True, "missing": backends.why_not(backend, device)}
+        about = {"ours": True, "missing": backends.why_not("anchors", backend, device)}
         if loss == "sample_anchors":
             return chooser(f"metricseg {backend}", lambda p: p.choice(backend).index, **about)
         return Contestant(
             f"metricseg {backend}", _rows_by(functools.partial(mk.gather_pixels, backend=backend)), **about
         )
 
-    own = tuple(ours(name) for name in backends.ORDER["anchors"][device] if name != "reference" or device == "cuda")
+    own = tuple(ours(name) for name in getattr(FAMILIES["anchors"], device) if name != "reference" or device == "cuda")
     if loss == "sample_anchors":
         return chooser("published loop", _published), *own
     return (

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 IGNORE, SCALE = 255, 15.0
 LEARN = {  # by job
@@ -195,9 +196,9 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
             f"metricseg {name}",
             functools.partial(ours, backend=name),
             ours=True,
-            missing=backends.why_not(name, device),
+            missing=backends.why_not("centers", name, device),
         )
-        for name in backends.ORDER["centers"][device]
+        for name in getattr(FAMILIES["centers"], device)
         if name != "reference"
     )
     bare = Contestant("bare products", rivals[loss][0].loss, bare=bare_products)

@@ -27,6 +27,7 @@ from torch import Tensor
 import metricseg_kernels as mk
 from metricseg_kernels.contrast import reference
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 TEMPERATURE, BASE_TEMPERATURE, MARGIN = 0.1, 0.07, 1.0  # ContrastiveSeg's; Jia et al.'s
 LOSSES = {
@@ -189,8 +190,10 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         ],
     }
     own = [
-        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not(n, device), checked=of_sample(n))
-        for n in backends.ORDER["contrast"][device]
+        Contestant(
+            f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("contrast", n, device), checked=of_sample(n)
+        )
+        for n in getattr(FAMILIES["contrast"], device)
         if n != "reference"
     ]
     return (*rivals[loss], *own, Contestant("bare products", ours("reference"), bare=bare_products))

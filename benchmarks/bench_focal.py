@@ -137,7 +137,9 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         "ohem": [Contestant("eager", lambda p: peers.ohem(p.logits, p.target, IGNORE, THRESH, p.min_kept))],
     }
     names = ("cpu",) if device == "cpu" else ("cuda", "triton")
-    own = [Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not(n, device)) for n in names]
+    own = [
+        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("focal", n, device)) for n in names
+    ]
     return (*rivals[loss], *own)
 
 

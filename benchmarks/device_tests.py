@@ -9,11 +9,14 @@ people train in comes first, fp64 and fp16 last: a run that is killed has covere
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import gpu
 import pytest
 import torch
+
+os.environ["METRICSEG_COLLECT"] = "device"  # without one too, so that the tests of a visit can be counted
 
 
 def runs_on_device(item: pytest.Item) -> bool:

@@ -35,21 +35,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from metricseg_kernels.core import backends  # noqa: E402
+from metricseg_kernels.core import registry  # noqa: E402
 
 TOTAL = 520  # seconds for all commands together
 SECONDS = {  # by command, in their order; tests and benchmarks mostly wait for Triton's compiler
-    "build/extension": 50, "build/report": 8,
-    "tests/small": 28, "tests/anchors": 18, "tests/rest": 14, "tests/focal": 42, "tests/centers": 52,
-    "tests/contrast": 56,
-    "bench/warm": 30, "bench/anchors": 14, "bench/centers": 26, "bench/focal": 44, "bench/contrast": 30,
+    "build/extension": 50, "build/report": 8, "tests/small": 28,
+    **{f"tests/{family}": record.gpu_seconds[0] for family, record in registry.FAMILIES.items()},
+    "tests/rest": 14, "bench/warm": 30,
+    **{f"bench/{family}": record.gpu_seconds[1] for family, record in registry.FAMILIES.items()},
     "bench/report": 6,
     "sanitizer/cuda": 28, "sanitizer/triton": 28,
     "train/both": 38,
 }  # fmt: skip
 STATE = ROOT / ".gpu"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
-FAMILIES = {family: [b for b in order["cuda"] if b != "reference"] for family, order in backends.ORDER.items()}
+FAMILIES = {family: [b for b in record.cuda if b != "reference"] for family, record in registry.FAMILIES.items()}
 BACKENDS = sorted({backend for names in FAMILIES.values() for backend in names})
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import race
 
-from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 
 def call_once(
@@ -34,7 +34,7 @@ def call_once(
 
 def main() -> int:
     which, shares = map(int, sys.argv[1].split("/"))
-    benches = [importlib.import_module(f"bench_{family}") for family in backends.ORDER]
+    benches = [importlib.import_module(f"bench_{family}") for family in FAMILIES]
     races = [(bench, *what) for bench in benches for what in bench.problems()]
     race.run, failed = call_once, 0
     for bench, shape, loss, phases in races[which - 1 :: shares]:

@@ -12,10 +12,11 @@ import torch
 import metricseg_kernels as package
 
 from .core import backends, extension
+from .core.registry import FAMILIES
 
 
 def report() -> str:
-    record = extension.build_record()
+    build = extension.build_record()
     lines = [
         f"metricseg_kernels {package.__version__}  ({package.__file__})",
         *_shadowed(),
@@ -23,12 +24,12 @@ def report() -> str:
         f"triton {_triton_version()}",
         f"extension: {'loaded' if extension.error is None else extension.error}",
     ]
-    if record.get("torch"):
-        lines.append(f"  built with torch {record['torch']}, {record['cxx']}, CUDA home {record['cuda_home']}")
-    if record.get("cuda_error"):
-        lines.append(f"  without CUDA kernels: {record['cuda_error']}")
-    if record.get("compiler"):
-        lines += ["  output of the compiler:", *(f"    {line}" for line in record["compiler"])]
+    if build.get("torch"):
+        lines.append(f"  built with torch {build['torch']}, {build['cxx']}, CUDA home {build['cuda_home']}")
+    if build.get("cuda_error"):
+        lines.append(f"  without CUDA kernels: {build['cuda_error']}")
+    if build.get("compiler"):
+        lines += ["  output of the compiler:", *(f"    {line}" for line in build["compiler"])]
     lines.append(f"cpu: {torch.get_num_threads()} threads, {platform.machine()}")
     for i in range(torch.cuda.device_count()):
         lines.append(
@@ -36,12 +37,12 @@ def report() -> str:
         )
     if not torch.cuda.is_available():
         lines.append("cuda: no device")
-    for family, orders in backends.ORDER.items():
+    for family, record in FAMILIES.items():
         lines.append(f"\n{family}: {', '.join(_functions(family))}")
-        for device_type, order in orders.items():
-            absent = device_type == "cuda" and not torch.cuda.is_available()
-            lines.append(f"  on {device_type} tensors{' (none here; as far as the install goes)' if absent else ''}:")
-            lines += _reasons(device_type, order)
+        for device, order in (("cpu", record.cpu), ("cuda", record.cuda)):
+            absent = device == "cuda" and not torch.cuda.is_available()
+            lines.append(f"  on {device} tensors{' (none here; as far as the install goes)' if absent else ''}:")
+            lines += _reasons(family, device, order)
     return "\n".join(lines)
 
 
@@ -61,10 +62,10 @@ def _functions(family: str) -> list[str]:
     return [n for n in package.__all__ if n[0].islower() and getattr(package, n).__module__ == home]
 
 
-def _reasons(device_type: str, order: tuple[str, ...]) -> list[str]:
+def _reasons(family: str, device: str, order: tuple[str, ...]) -> list[str]:
     taken, lines = False, []
     for backend in order:
-        reason = backends.why_not(backend, device_type)
+        reason = backends.why_not(family, backend, device)
         state = f"no: {reason}" if reason else ("yes" if taken else "takes it")
         taken = taken or reason is None
         lines.append(f"    {backend:<10}{state}")

@@ -10,7 +10,6 @@ import torch
 from cases import lay_out
 from torch import Tensor
 
-BACKENDS = ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 STRATEGIES = ("hard", "random", "semi_hard", "boundary")
 
 

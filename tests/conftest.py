@@ -17,6 +17,7 @@ from selection import selected  # noqa: E402
 
 from metricseg.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends  # noqa: E402
+from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -65,20 +66,36 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         _patch_interpreter_dot()
 
 
-@pytest.fixture(params=["reference", "cpu", "triton", pytest.param("cuda", marks=pytest.mark.gpu)])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that can run here; the others are skipped with their reason.
+def runnable(family: str) -> dict[str, str | None]:
+    """The backends of a family, and why one can't run here."""
+    if os.environ.get("METRICSEG_COLLECT") == "device":  # by benchmarks/device_tests.py, on any machine
+        return dict.fromkeys(FAMILIES[family].backends)
+    missing = {name: backends.why_not(family, name, device_of(name)) for name in FAMILIES[family].backends}
+    if not ON_GPU and missing.get("cuda", "") is None:
+        missing["cuda"] = "no CUDA device"
+    return missing
 
-    A test module that sets FAMILY is spared the backends that this op family has no kernels for.
-    """
-    family = getattr(request.module, "FAMILY", None)
-    known = {"reference", *(b for order in backends.ORDER.get(family, {}).values() for b in order)}
-    if family is not None and request.param not in known:
-        pytest.skip(f"{family} has no {request.param} kernels")
-    reason = backends.why_not(request.param, device_of(request.param))
-    if reason is not None:
-        pytest.skip(reason)
-    return request.param
+
+def pytest_report_header() -> list[str]:
+    """What is not collected, and why."""
+    lines = []
+    for name in backends.BACKENDS:
+        families = {family: runnable(family).get(name) for family in FAMILIES}
+        for reason in sorted(set(filter(None, families.values()))):
+            without = ", ".join(family for family, found in families.items() if found == reason)
+            lines.append(f"not collected: {name} tests of {without} ({reason})")
+    return lines
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `backend` runs on each that can run here (unless its module has a fixture of that name): of the
+    op family that its module names as
+    FAMILY, or of any."""
+    if "backend" in metafunc.fixturenames and not hasattr(metafunc.module, "backend"):
+        families = (metafunc.module.FAMILY,) if hasattr(metafunc.module, "FAMILY") else tuple(FAMILIES)
+        names = [b for b in backends.BACKENDS if any(runnable(f).get(b, "") is None for f in families)]
+        metafunc.parametrize("backend", [pytest.param(b, marks=[pytest.mark.gpu] * (b == "cuda")) for b in names])
 
 
 @pytest.fixture
@@ -96,7 +113,7 @@ def exact_products() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fresh_processes() -> Iterator[object]:
     """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/memory.py)."""
-    if (reason := why_not_resident() or backends.why_not("cpu", "cpu")) is not None:
+    if (reason := why_not_resident() or backends.why_not("contrast", "cpu", "cpu")) is not None:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
@@ -113,6 +130,12 @@ def device_of(backend: str) -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
     for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params
+        if params and "backend" in params and hasattr(item.module, "family_of"):
+            family = item.module.family_of(params)
+            if runnable(family).get(params["backend"], "") is not None:
+                chosen[False].append(item)
+                continue
         chosen[selected(item, ON_GPU)].append(item)
         if item.get_closest_marker("gpu") and not ON_GPU:  # keywords hold names of folders too
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

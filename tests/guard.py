@@ -13,23 +13,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from metricseg_kernels.core.registry import FAMILIES
+
 SENTINEL = 119  # a byte: as fp32 5.01e33, as int64 8608480567731124087; no label, no loss
 MARGIN = 256  # bytes on either side
-FIRST_OUTPUT = {
-    "focal_kernel": 9,
-    "sigmoid_focal_kernel": 7,
-    "kth_largest_kernel": 2,
-    "contrast_stats_kernel": 3,
-    "contrast_grad_kernel": 4,
-    "contrast_both_kernel": 3,
-    "sample_anchors_kernel": 10,
-    "gather_pixels_kernel": 4,
-    "gather_pixels_backward_kernel": 7,
-    "similarity_kernel": 7,
-    "similarity_grad_kernel": 11,
-    "class_sums_kernel": 3,
-    "class_sums_grad_kernel": 5,
-}
+FIRST_OUTPUT = {name: inputs for family in FAMILIES.values() for name, inputs in family.kernels.items()}
 
 
 class Guarded:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from anchor_cases import BACKENDS, CASES, NAMED, STRATEGIES, Case, arguments, make, published_quota, slots_of
-from conftest import device_of
+from anchor_cases import CASES, NAMED, STRATEGIES, Case, arguments, make, published_quota, slots_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,15 +12,10 @@ import metricseg_kernels as mk
 from metricseg_kernels.anchors import reference
 from metricseg_kernels.core import backends
 
+FAMILY = "anchors"
+
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    if (reason := backends.why_not(request.param, device_of(request.param))) is not None:
-        pytest.skip(reason)
-    return request.param
 
 
 @by_strategy
@@ -43,7 +37,7 @@ def test_the_same_choice_on_every_backend(case: Case, strategy: str, backend: st
 @given(data=st.data())
 def test_any_map(data: st.DataObject) -> None:
     """Shapes, classes, shares and capacities that no table thought of."""
-    if (reason := backends.why_not("cpu", "cpu")) is not None:
+    if (reason := backends.why_not("anchors", "cpu", "cpu")) is not None:
         pytest.skip(reason)
     number = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
     case = Case(

@@ -6,9 +6,10 @@ import re
 
 import pytest
 import torch
-from test_anchors import backend  # noqa: F401
 
 import metricseg_kernels as mk
+
+FAMILY = "anchors"
 
 LABELS = torch.zeros(2, 4, 6, dtype=torch.long)
 SCORES = torch.zeros(2, 4, 6)
@@ -65,7 +66,7 @@ def test_bad_arguments(function, args, kwargs, error, says) -> None:
 
 @pytest.mark.parametrize("label", [5, 254, -1])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64], ids=str)
-def test_label_out_of_range(label: int, dtype: torch.dtype, backend: str, device: str, monkeypatch) -> None:  # noqa: F811
+def test_label_out_of_range(label: int, dtype: torch.dtype, backend: str, device: str, monkeypatch) -> None:
     """On the CPU a ValueError with the value; on CUDA an ignored pixel, and the ValueError with METRICSEG_VALIDATE=1."""
     labels = LABELS.to(device, dtype)
     labels[0, 0, 0] = labels[1, 3, 5] = label = label % 256 if dtype == torch.uint8 else label

@@ -6,12 +6,13 @@ import pytest
 import torch
 from anchor_cases import CASES, FEATURES, NAMED, STRATEGIES, Case, arguments, make, make_features
 from guard import Guarded, OnDevice, captured, never_waiting
-from test_anchors import backend  # noqa: F401
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import op, reference
+
+FAMILY = "anchors"
 
 by_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
@@ -26,7 +27,7 @@ def map_and_features(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 6, 16, 24, device=device), labels, predictions, confidence
 
 
-def test_opcheck(backend: str, device: str) -> None:  # noqa: F811
+def test_opcheck(backend: str, device: str) -> None:
     if backend == "reference":
         pytest.skip("plain PyTorch")
     labels, predictions, _ = make(NAMED["primes"], device)
@@ -49,7 +50,7 @@ def test_opcheck(backend: str, device: str) -> None:  # noqa: F811
 
 
 @by_strategy
-def test_compile_fullgraph(strategy: str, backend: str, device: str) -> None:  # noqa: F811
+def test_compile_fullgraph(strategy: str, backend: str, device: str) -> None:
     """In one graph, from labels to rows and back: nothing leaves it to ask for a size."""
     features, *maps = map_and_features(device)
     seed = torch.tensor(5, device=device)
@@ -71,7 +72,7 @@ def test_compile_fullgraph(strategy: str, backend: str, device: str) -> None:  #
         torch.testing.assert_close(ours, eager)
 
 
-def test_compile_with_inductor(backend: str, device: str) -> None:  # noqa: F811
+def test_compile_with_inductor(backend: str, device: str) -> None:
     """Seeds drawn inside the graph differ."""
     if backend == "reference":
         pytest.skip("the compilation of its many kernels takes half a minute")
@@ -122,7 +123,7 @@ def test_the_reference_stays_on_the_device(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element of every output is written, nothing beside it, and no input."""
     if backend == "reference":
         pytest.skip("plain PyTorch")
@@ -140,7 +141,7 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("shape", "layout"), FEATURES)
-def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: str, monkeypatch) -> None:  # noqa: F811
+def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: str, monkeypatch) -> None:
     if backend == "reference":
         pytest.skip("plain PyTorch")
     features, index = make_features(shape, layout, dtype, device)
@@ -156,7 +157,7 @@ def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: 
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
-def test_twice_the_same_and_for_any_number_of_threads(backend: str, device: str) -> None:  # noqa: F811
+def test_twice_the_same_and_for_any_number_of_threads(backend: str, device: str) -> None:
     labels, predictions, _ = make(NAMED["primes"], device)
     threads, runs = torch.get_num_threads(), []
     try:
@@ -169,7 +170,7 @@ def test_twice_the_same_and_for_any_number_of_threads(backend: str, device: str)
         assert all(torch.equal(a, b) for a, b in zip(anchors, runs[0], strict=True))
 
 
-def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> None:  # noqa: F811
+def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> None:
     features, index = make_features((2, 5, 3, 4), "nchw", torch.bfloat16, device)
     with torch.autocast(device, torch.bfloat16):
         assert mk.gather_pixels(features, index, backend=backend).dtype == torch.bfloat16

@@ -14,7 +14,7 @@ LOSSES = ("guidance", "dice", "push", "pull")
 
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request):
-    reason = backends.why_not(request.param, "cpu")
+    reason = backends.why_not("centers", request.param, "cpu")
     return request.param if reason is None else pytest.skip(reason)
 
 

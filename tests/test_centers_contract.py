@@ -24,6 +24,7 @@ from torch._subclasses import FakeTensorMode
 
 import metricseg_kernels as mk
 from metricseg_kernels.centers import op
+from metricseg_kernels.core import backends
 
 FAMILY = "centers"
 SHARED = Case("gradcheck", (1, 1, 3), 3, 2, scale=2.0)
@@ -112,7 +113,7 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
     torch.library.opcheck(forward.default, (features, weights, bias, None, *given[1:]))
     logits, own, norms = forward(features, weights, bias, *given)
     grad_own = None if labels is None else torch.rand_like(own)
-    kept = (logits, own if own.numel() else None) if op.keeps_logits(backend) else (None, None)
+    kept = (logits, own if own.numel() else None) if backends.has("centers", backend, "KEEPS_LOGITS") else (None, None)
     saved = (features, weights, labels, norms if norms.numel() else None, *kept, *given[1:4])
     grad_logits, expanded = torch.rand_like(logits), torch.ones((), device=device).expand(logits.shape)
     for grad, wanted in ((grad_logits, (True, True)), (expanded, (True, False)), (expanded, (False, True))):

@@ -80,7 +80,7 @@ def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     for reduce in (True, False):
         torch.library.opcheck(forward, (*given, reduce, False, False, backend))
     two = sets.contrast is not None
-    if two and op.both_in_one(backend, sets.anchors, sets.contrast, op.Form(form)):
+    if two and op.gradient_in_forward(backend, sets.anchors, sets.contrast, op.Form(form)):
         torch.library.opcheck(forward, (*given, True, True, True, backend))
         torch.library.opcheck(forward, (given[0].detach(), *given[1:], True, False, True, backend))
     _, _, stats, _, _ = forward(*given, True, False, False, backend)

@@ -14,7 +14,9 @@ from centers_cases import CASES, JOBS, Case, against_reference, make, run
 
 from metricseg_kernels.core import backends
 
-pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
+pytestmark = pytest.mark.skipif(
+    backends.why_not("centers", "cpu", "cpu") is not None, reason=str(backends.why_not("centers", "cpu", "cpu"))
+)
 
 LARGE = [  # more pixels than a panel, more panels than parts, and neither a whole number of tiles
     Case("large", (2, 40, 57), 13, 5),

@@ -17,7 +17,9 @@ from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
 from metricseg_kernels.engines.row_pairs import cpu as panels
 
-pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
+pytestmark = pytest.mark.skipif(
+    backends.why_not("contrast", "cpu", "cpu") is not None, reason=str(backends.why_not("contrast", "cpu", "cpu"))
+)
 
 
 @pytest.mark.parametrize("sorted_bytes", [panels.SORTED_BYTES, 0], ids=["sorted", "unsorted"])

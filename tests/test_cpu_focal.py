@@ -17,7 +17,9 @@ from torch import Tensor
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 
-pytestmark = pytest.mark.skipif(backends.why_not("cpu", "cpu") is not None, reason=str(backends.why_not("cpu", "cpu")))
+pytestmark = pytest.mark.skipif(
+    backends.why_not("focal", "cpu", "cpu") is not None, reason=str(backends.why_not("focal", "cpu", "cpu"))
+)
 
 
 @pytest.fixture

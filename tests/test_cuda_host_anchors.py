@@ -95,10 +95,10 @@ def test_an_index_out_of_range_is_nan_and_touches_nothing(dtype: torch.dtype, ba
     index[4:8] = torch.tensor([24, -2, 2**62, -(2**63)])
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     rows, norms, grad = torch.empty(37, 40, dtype=dtype), torch.empty(37, dtype=accumulator), torch.empty_like(features)
-    op.kernels(backend).gather_pixels_kernel(features, index, True, 1e-12, rows, norms)
+    op.kernels(backend).gather_pixels_fwd_kernel(features, index, True, 1e-12, rows, norms)
     assert rows[4:8].isnan().all() and rows[:4].isfinite().all() and rows[8:].isfinite().all()
     ordered, order = index.sort(stable=True)
-    op.kernels(backend).gather_pixels_backward_kernel(rows, rows, norms, ordered, order, True, 1e-12, grad)
+    op.kernels(backend).gather_pixels_bwd_kernel(rows, rows, norms, ordered, order, True, 1e-12, grad)
     assert grad.isfinite().all()
 
 
@@ -106,8 +106,8 @@ def test_nan_stays_in_its_pixel(backend: str) -> None:
     features, index = torch.randn(1, 40, 3, 4), torch.arange(12)
     features[0, 7, 0, 1] = torch.nan
     rows, norms, grad = torch.empty(12, 40), torch.empty(12), torch.empty_like(features)
-    op.kernels(backend).gather_pixels_kernel(features, index, True, 1e-12, rows, norms)
-    op.kernels(backend).gather_pixels_backward_kernel(torch.ones(12, 40), rows, norms, index, index, True, 1e-12, grad)
+    op.kernels(backend).gather_pixels_fwd_kernel(features, index, True, 1e-12, rows, norms)
+    op.kernels(backend).gather_pixels_bwd_kernel(torch.ones(12, 40), rows, norms, index, index, True, 1e-12, grad)
     assert rows[1].isnan().all() and rows.isfinite().all(1).sum() == 11
     assert grad[0, :, 0, 1].isnan().all() and grad.isfinite().all(1).sum() == 11
 
@@ -137,8 +137,8 @@ for C, dtype, acc in [(1, "f4", "f4"), (37, "f2", "f4"), (300, "u2", "f4"), (64,
     rows, norms, grad = np.empty((9, C), dtype), np.empty(9, acc), np.empty_like(x)
     order = np.argsort(index, kind="stable")
     for normalize in (True, False):
-        m.gather_pixels_kernel(x, index, normalize, 1e-12, rows, norms)
-        m.gather_pixels_backward_kernel(np.broadcast_to(rows[:1], rows.shape), rows, norms, index[order], order,
+        m.gather_pixels_fwd_kernel(x, index, normalize, 1e-12, rows, norms)
+        m.gather_pixels_bwd_kernel(np.broadcast_to(rows[:1], rows.shape), rows, norms, index[order], order,
                                         normalize, 1e-12, grad)
 print("clean")
 """

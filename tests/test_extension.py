@@ -30,7 +30,7 @@ def library() -> Path:
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA")
 def test_finds_the_stream_of_a_torch_with_cuda() -> None:
     assert extension.why_no_kernels("cuda") is None and extension.has_kernels("cuda")
-    assert backends.why_not("cuda", "cuda") is None
+    assert backends.why_not("focal", "cuda", "cuda") is None
 
 
 def test_without_the_cuda_library_of_torch(library: Path) -> None:
@@ -49,6 +49,6 @@ print(ask().decode())
 def test_the_reason_reaches_the_choice_of_backends(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "_why_no_cuda", lambda: "this torch has no CUDA")
     assert not extension.has_kernels("cuda") and extension.has_kernels("cpu")
-    assert backends.why_not("cuda", "cuda") == "this torch has no CUDA"
+    assert backends.why_not("focal", "cuda", "cuda") == "this torch has no CUDA"
     with pytest.raises(RuntimeError, match="backend 'cuda' can't run here: this torch has no CUDA"):
-        backends.choose("focal", "cuda", "cuda")
+        backends.choose("focal", torch.device("cuda"), "cuda")

@@ -11,6 +11,8 @@ from torch import Tensor
 import metricseg_kernels as mk
 from metricseg_kernels.focal import reference
 
+FAMILY = "focal"
+
 
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)
 @pytest.mark.parametrize("case", CASE_PARAMS)

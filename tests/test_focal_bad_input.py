@@ -11,6 +11,8 @@ from cases import CASES, make
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 
+FAMILY = "focal"
+
 LOGITS = torch.zeros(2, 5, 4, 6)
 TARGET = torch.zeros(2, 8, 12, dtype=torch.long)
 DENSE = torch.zeros(2, 5, 8, 12)

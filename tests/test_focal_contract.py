@@ -11,6 +11,8 @@ from torch import Tensor
 import metricseg_kernels as mk
 from metricseg_kernels.focal import op
 
+FAMILY = "focal"
+
 
 @pytest.mark.parametrize("case", [Case("a", (3, 2), (5, 7), classes=3, weighted=True, label_smoothing=0.2),
                                   Case("b", (3, 4), (2, 3), classes=2, gamma=0.5, align_corners=True),

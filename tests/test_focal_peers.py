@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import metricseg_kernels as mk
 
+FAMILY = "focal"
+
 LOGITS = torch.randn(2, 6, 9, 13, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randint(0, 6, (2, 36, 52), generator=torch.Generator().manual_seed(1))
 TARGET[:, :5] = 255

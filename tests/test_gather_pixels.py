@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from anchor_cases import FEATURES, make_features
 from cases import FLOOR_PARAMS, assert_as_good, assert_gradient
 from conftest import device_of
-from test_anchors import backend  # noqa: F401
 from torch import Tensor
 
 import metricseg_kernels as mk
+
+FAMILY = "anchors"
 
 by_features = pytest.mark.parametrize(("shape", "layout"), FEATURES)
 
@@ -26,7 +27,7 @@ def rows_and_grad(features: Tensor, index: Tensor, upstream: Tensor, **kwargs) -
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)
 @by_features
-def test_rows_and_gradient(shape, layout, dtype, normalize, backend: str, device: str) -> None:  # noqa: F811
+def test_rows_and_gradient(shape, layout, dtype, normalize, backend: str, device: str) -> None:
     features, index = make_features(shape, layout, dtype, device)
     upstream = torch.randn(len(index), shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     upstream = upstream.to(dtype)
@@ -47,7 +48,7 @@ def test_rows_and_gradient(shape, layout, dtype, normalize, backend: str, device
 
 
 @pytest.mark.parametrize(("shape", "layout"), [p for p in FEATURES if p.id != "one-channel"])
-def test_what_people_write_instead(shape, layout, backend: str, device: str) -> None:  # noqa: F811
+def test_what_people_write_instead(shape, layout, backend: str, device: str) -> None:
     """A permuted copy, an index, F.normalize."""
     features, index = make_features(shape, layout, torch.float32, device)
     index = index[index >= 0]
@@ -64,7 +65,7 @@ def test_what_people_write_instead(shape, layout, backend: str, device: str) -> 
 @pytest.mark.parametrize("make_upstream", [lambda g: torch.ones((), device=g.device).expand(g.shape),
                                            lambda g: g.mT.contiguous().mT, lambda g: g[:, :1].expand(g.shape)],
                          ids=["expanded", "transposed", "broadcast"])  # fmt: skip
-def test_upstream_gradient_of_any_stride(make_upstream, backend: str, device: str) -> None:  # noqa: F811
+def test_upstream_gradient_of_any_stride(make_upstream, backend: str, device: str) -> None:
     features, index = make_features((2, 5, 3, 4), "nchw", torch.float32, device)
     upstream = make_upstream(torch.randn(len(index), 5, device=device))
     got, plain = (rows_and_grad(features, index, upstream, backend=name)[1] for name in (backend, "reference"))
@@ -72,7 +73,7 @@ def test_upstream_gradient_of_any_stride(make_upstream, backend: str, device: st
 
 
 @pytest.mark.parametrize("magnitude", [1e-20, 1e-12, 1e-6, 1e4, 1e18])
-def test_norms_of_any_magnitude(magnitude: float, backend: str, device: str) -> None:  # noqa: F811
+def test_norms_of_any_magnitude(magnitude: float, backend: str, device: str) -> None:
     """Above eps unit rows, below it x / eps; and the gradient that goes with them."""
     features, index = make_features((2, 5, 3, 4), "nchw", torch.float64, device)
     features *= magnitude
@@ -83,7 +84,7 @@ def test_norms_of_any_magnitude(magnitude: float, backend: str, device: str) -> 
     torch.testing.assert_close(got[1], plain[1], rtol=1e-9, atol=1e-9 * float(plain[1].abs().max()))
 
 
-def test_nan_stays_in_its_pixel(backend: str, device: str) -> None:  # noqa: F811
+def test_nan_stays_in_its_pixel(backend: str, device: str) -> None:
     features, _ = make_features((1, 5, 3, 4), "nchw", torch.float32, device)
     features[0, 2, 0, 1] = torch.nan
     rows, grad = rows_and_grad(features, torch.arange(12, device=device), torch.ones(12, 5), backend=backend)
@@ -91,7 +92,7 @@ def test_nan_stays_in_its_pixel(backend: str, device: str) -> None:  # noqa: F81
     assert grad[0, :, 0, 1].isnan().all() and grad.isfinite().all(1).sum() == 11
 
 
-def test_fp16_up_to_its_end_and_down_to_zero(backend: str, device: str) -> None:  # noqa: F811
+def test_fp16_up_to_its_end_and_down_to_zero(backend: str, device: str) -> None:
     """Squares overflow and eps underflows in fp16; the norm is in fp32."""
     features = torch.zeros(1, 64, 1, 3, dtype=torch.float16, device=device)
     features[..., 0], features[0, 0, 0, 1] = 1e4, 6e-8
@@ -102,7 +103,7 @@ def test_fp16_up_to_its_end_and_down_to_zero(backend: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)
-def test_one_pixel_many_times(dtype: torch.dtype, backend: str, device: str) -> None:  # noqa: F811
+def test_one_pixel_many_times(dtype: torch.dtype, backend: str, device: str) -> None:
     """The gradients of 500 rows add up in fp32, whatever the dtype."""
     features = torch.randn(1, 6, 2, 2, device=device).to(dtype)
     upstream = torch.rand(500, 6, dtype=torch.float64).to(dtype)
@@ -114,7 +115,7 @@ def test_one_pixel_many_times(dtype: torch.dtype, backend: str, device: str) -> 
     assert not grad[0, :, 0].any() and not grad[0, :, 1, 0].any()
 
 
-def test_gradcheck(backend: str, device: str) -> None:  # noqa: F811
+def test_gradcheck(backend: str, device: str) -> None:
     index = torch.tensor([5, -1, 0, 5, 7, 5], device=device)
     for layout, normalize in (("nchw", True), ("nhwc", True), ("nchw", False)):
         features, _ = make_features((2, 3, 2, 2), layout, torch.float64, device)
@@ -124,7 +125,7 @@ def test_gradcheck(backend: str, device: str) -> None:  # noqa: F811
         )
 
 
-def test_double_backward(backend: str, device: str) -> None:  # noqa: F811
+def test_double_backward(backend: str, device: str) -> None:
     features, index = make_features((2, 3, 2, 3), "nchw", torch.float64, device)
     features[-1, :, 0, 0] = 1.0
     features.requires_grad_()
@@ -138,7 +139,7 @@ def test_double_backward(backend: str, device: str) -> None:  # noqa: F811
 
 
 @by_features
-def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: str, device: str) -> None:  # noqa: F811
+def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: str, device: str) -> None:
     if backend == "reference":
         pytest.skip("PyTorch's own kernels decide")
     features, index = make_features(shape, layout, torch.float32, device)
@@ -155,7 +156,7 @@ def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: s
         assert torch.equal(rows, runs[0][0]) and torch.equal(grad, runs[0][1])
 
 
-def test_gradient_has_the_features_memory_format(backend: str, device: str) -> None:  # noqa: F811
+def test_gradient_has_the_features_memory_format(backend: str, device: str) -> None:
     if backend == "reference":
         pytest.skip("PyTorch's own kernels decide")
     features, index = make_features((2, 33, 6, 5), "nhwc", torch.float32, device)
@@ -163,7 +164,7 @@ def test_gradient_has_the_features_memory_format(backend: str, device: str) -> N
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_map_is_not_kept_alive(backend: str, device: str) -> None:  # noqa: F811
+def test_the_map_is_not_kept_alive(backend: str, device: str) -> None:
     """Backward needs rows and norms only: between forward and backward the map's memory is free."""
     if backend == "reference":
         pytest.skip("plain PyTorch")
@@ -175,7 +176,7 @@ def test_the_map_is_not_kept_alive(backend: str, device: str) -> None:  # noqa: 
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 0, 3, 3), (2, 4, 0, 3)], ids=str)
-def test_empty_maps(shape: tuple[int, ...], backend: str, device: str) -> None:  # noqa: F811
+def test_empty_maps(shape: tuple[int, ...], backend: str, device: str) -> None:
     features = torch.zeros(shape, device=device)
     for index in (torch.full((3,), -1, device=device), torch.zeros(0, dtype=torch.long, device=device)):
         rows, grad = rows_and_grad(features, index, torch.ones(len(index), shape[1]), backend=backend)
@@ -184,7 +185,7 @@ def test_empty_maps(shape: tuple[int, ...], backend: str, device: str) -> None: 
 
 
 @pytest.mark.parametrize("bad", [24, 25, -2, 2**62])
-def test_an_index_out_of_range(bad: int, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_an_index_out_of_range(bad: int, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features, index = make_features((2, 5, 3, 4), "nchw", torch.float32, device)
     index[5] = bad
     monkeypatch.setenv("METRICSEG_VALIDATE", "1")

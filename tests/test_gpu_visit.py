@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -40,10 +40,10 @@ def test_the_plan_fits_and_has_every_family(gpu) -> None:
     commands = {command.name: command for command in gpu.plan(Path("out"), cores=16)}
     assert set(commands) == set(gpu.SECONDS) and sum(gpu.SECONDS.values()) < gpu.TOTAL
     small = commands["tests/small"].processes
-    for family, order in backends.ORDER.items():
+    for family, record in FAMILIES.items():
         assert (BENCHMARKS / f"bench_{family}.py").exists() and f"bench/{family}" in commands
         assert family in small_cases.CASES and f"tests/{family}" in commands
-        for backend in set(order["cuda"]) - {"reference"}:
+        for backend in set(record.cuda) - {"reference"}:
             assert small[f"{backend}-{family}"][-2:] == [backend, family]
             assert any(name.endswith(f"-{backend}-{family}") for name in commands[f"sanitizer/{backend}"].processes)
     printed = in_tree("benchmarks/gpu.py", "--plan").stdout
@@ -147,7 +147,7 @@ gpu.visit(commands, Path({str(tmp_path)!r}), Path({str(tmp_path / "state")!r}))
 def test_small_cases_run() -> None:
     done = in_tree("benchmarks/small_cases.py", "reference", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert all(f"reference {family}" in done.stdout for family in backends.ORDER)
+    assert all(f"reference {family}" in done.stdout for family in FAMILIES)
 
 
 def test_rows_are_kept_as_they_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before kernels are imported
 from ttsem import harness, mlir, sanitize
 
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
 _launches: collections.Counter[str] = collections.Counter()
 _unchecked: list[str] = []
@@ -54,7 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
     JITFunction.run = count
     why_not = backends.why_not
-    backends.why_not = lambda backend, device: None if backend == "triton" else why_not(backend, device)
+    backends.why_not = lambda family, backend, device: (
+        None if backend == "triton" and backend in FAMILIES[family].backends else why_not(family, backend, device)
+    )
     if folder := os.environ.get("METRICSEG_RECORD"):
         from launches import recorded
 

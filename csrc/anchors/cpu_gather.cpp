@@ -1,7 +1,6 @@
 // Rows of chosen pixels on the CPU, out of the feature map as it lies and back into its gradient. Forward reads each
 // channel of a pixel where it is (in NCHW a cache line for each, which no layout of the loop avoids) and writes its
 // row. Backward clears the gradient, which is nearly all of its traffic, then each pixel's owner adds up its rows.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/torch_map.h"
 
@@ -206,12 +206,12 @@ void scatter(const Tensor& grad_rows, const Tensor& rows, const Tensor& norms, c
   });
 }
 
-void gather_pixels_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
+void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
   const auto run = type_of(features) == Type::f64 ? gather<double> : gather<float>;
   run(features, index, normalize, eps, rows, norms);
 }
 
-void gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
+void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
                                    bool normalize, double eps, Tensor grad) {
   const auto run = type_of(grad) == Type::f64 ? scatter<double> : scatter<float>;
   run(grad_rows, rows, norms, index, order, normalize, eps, grad);
@@ -220,7 +220,7 @@ void gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, 
 }  // namespace
 }  // namespace metricseg::anchors
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("gather_pixels_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_kernel));
-  m.impl("gather_pixels_backward_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_backward_kernel));
+METRICSEG_LIBRARY_IMPL(CPU, m) {
+  m.impl("gather_pixels_fwd_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_fwd_kernel));
+  m.impl("gather_pixels_bwd_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_bwd_kernel));
 }

@@ -2,7 +2,6 @@
 // pixel (4 bytes, kept) and counts the pixels of every cell; the counts settle how many each cell gives. A second pass,
 // over the numbers, draws each pixel's key and keeps the few below a limit under which a cell very likely has enough;
 // those are sorted. Images are shared out to torch's threads.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -10,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/torch_map.h"
 #include "rules.h"
@@ -223,6 +223,6 @@ void sample_anchors_kernel(Tensor labels, std::optional<Tensor> first, Tensor se
 }  // namespace
 }  // namespace metricseg::anchors
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
+METRICSEG_LIBRARY_IMPL(CPU, m) {
   m.impl("sample_anchors_kernel", TORCH_BOX(&metricseg::anchors::sample_anchors_kernel));
 }

@@ -1,9 +1,9 @@
 // The raw kernels of the anchors family on CUDA tensors: checks, then the launches of run.cuh on torch's stream. The
 // caller (metricseg_kernels/anchors/op.py) has checked the user's arguments and allocated the outputs.
-#include <torch/csrc/stable/library.h>
 
 #include "../common/arguments.h"
 #include "../common/launch.h"
+#include "../common/library.h"
 #include "../common/torch_map.h"
 #include "run.cuh"
 
@@ -110,11 +110,11 @@ void run_backward(const Tensor& grad_rows, const Tensor& rows, const Tensor& nor
   gather_pixels_backward(device, r);
 }
 
-void gather_pixels_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
+void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
   (is_double(features) ? run_gather<double> : run_gather<float>)(features, index, normalize, eps, rows, norms);
 }
 
-void gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
+void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
                                    bool normalize, double eps, Tensor grad) {
   (is_double(grad) ? run_backward<double> : run_backward<float>)(grad_rows, rows, norms, index, order, normalize, eps,
                                                                  grad);
@@ -123,8 +123,8 @@ void gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, 
 }  // namespace
 }  // namespace metricseg::anchors
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CUDA, m) {
+METRICSEG_LIBRARY_IMPL(CUDA, m) {
   m.impl("sample_anchors_kernel", TORCH_BOX(&metricseg::anchors::sample_anchors_kernel));
-  m.impl("gather_pixels_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_kernel));
-  m.impl("gather_pixels_backward_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_backward_kernel));
+  m.impl("gather_pixels_fwd_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_fwd_kernel));
+  m.impl("gather_pixels_bwd_kernel", TORCH_BOX(&metricseg::anchors::gather_pixels_bwd_kernel));
 }

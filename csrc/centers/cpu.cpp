@@ -1,12 +1,12 @@
 // The centers family on the CPU: from torch's tensors to a Job, its pixels to torch's threads. Sums over pixels are
 // formed in parts that depend on the shapes alone and are added up in their order, so that the bits are the same
 // whatever the number of threads.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <string>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
@@ -187,13 +187,13 @@ void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tens
   run(job, loops<T>().soft_sums_grad, features);
 }
 
-void similarity_kernel(Tensor features, Tensor weights, Maybe bias, Maybe labels, std::string metric, double scale,
+void similarity_fwd_kernel(Tensor features, Tensor weights, Maybe bias, Maybe labels, std::string metric, double scale,
                        int64_t ignore_index, double eps, Tensor logits, Maybe own, Maybe norms) {
   const auto run = type_of(features) == Type::f64 ? similarity<double> : similarity<float>;
   run(features, weights, bias, labels, metric, scale, ignore_index, eps, logits, own, norms);
 }
 
-void similarity_grad_kernel(Tensor grad_logits, Maybe grad_own, Tensor features, Tensor weights, Maybe labels,
+void similarity_bwd_kernel(Tensor grad_logits, Maybe grad_own, Tensor features, Tensor weights, Maybe labels,
                             Maybe norms, std::string metric, double scale, int64_t ignore_index, double eps,
                             Maybe grad_features, Maybe grad_weights) {
   const auto run = type_of(features) == Type::f64 ? similarity_grad<double> : similarity_grad<float>;
@@ -201,12 +201,12 @@ void similarity_grad_kernel(Tensor grad_logits, Maybe grad_own, Tensor features,
       grad_weights);
 }
 
-void soft_sums_kernel(Tensor features, Tensor logits, Tensor sums, Tensor mass) {
+void soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor sums, Tensor mass) {
   const auto run = type_of(features) == Type::f64 ? soft_sums<double> : soft_sums<float>;
   run(features, logits, sums, mass);
 }
 
-void soft_sums_grad_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Maybe grad_features,
+void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Maybe grad_features,
                            Maybe grad_logits) {
   const auto run = type_of(features) == Type::f64 ? soft_sums_grad<double> : soft_sums_grad<float>;
   run(grad_sums, grad_mass, features, logits, grad_features, grad_logits);
@@ -215,9 +215,9 @@ void soft_sums_grad_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, 
 }  // namespace
 }  // namespace metricseg::centers
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("similarity_kernel", TORCH_BOX(&metricseg::centers::similarity_kernel));
-  m.impl("similarity_grad_kernel", TORCH_BOX(&metricseg::centers::similarity_grad_kernel));
-  m.impl("soft_sums_kernel", TORCH_BOX(&metricseg::centers::soft_sums_kernel));
-  m.impl("soft_sums_grad_kernel", TORCH_BOX(&metricseg::centers::soft_sums_grad_kernel));
+METRICSEG_LIBRARY_IMPL(CPU, m) {
+  m.impl("similarity_fwd_kernel", TORCH_BOX(&metricseg::centers::similarity_fwd_kernel));
+  m.impl("similarity_bwd_kernel", TORCH_BOX(&metricseg::centers::similarity_bwd_kernel));
+  m.impl("soft_sums_fwd_kernel", TORCH_BOX(&metricseg::centers::soft_sums_fwd_kernel));
+  m.impl("soft_sums_bwd_kernel", TORCH_BOX(&metricseg::centers::soft_sums_bwd_kernel));
 }

@@ -1,12 +1,12 @@
 // Class sums and their gradient by label, without a product, over the whole map in its own type and layout: one read of
 // the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so that the bits do
 // not depend on the threads.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/torch_map.h"
 
@@ -127,12 +127,12 @@ void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index
   });
 }
 
-void label_sums_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
+void label_sums_fwd_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
   const auto run = type_of(sums) == Type::f64 ? label_sums<double> : label_sums<float>;
   run(features, labels, ignore_index, sums, mass);
 }
 
-void label_spread_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
+void label_sums_bwd_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
   const auto run = type_of(rows) == Type::f64 ? label_spread<double> : label_spread<float>;
   run(rows, labels, ignore_index, maps);
 }
@@ -140,7 +140,7 @@ void label_spread_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tenso
 }  // namespace
 }  // namespace metricseg::centers
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("label_sums_kernel", TORCH_BOX(&metricseg::centers::label_sums_kernel));
-  m.impl("label_spread_kernel", TORCH_BOX(&metricseg::centers::label_spread_kernel));
+METRICSEG_LIBRARY_IMPL(CPU, m) {
+  m.impl("label_sums_fwd_kernel", TORCH_BOX(&metricseg::centers::label_sums_fwd_kernel));
+  m.impl("label_sums_bwd_kernel", TORCH_BOX(&metricseg::centers::label_sums_bwd_kernel));
 }

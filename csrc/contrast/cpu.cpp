@@ -1,6 +1,5 @@
 // The contrast family on the CPU: from torch's tensors to a Tile, its units of rows to torch's threads, the columns'
 // sums added up in the order of the units.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -8,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
@@ -107,6 +107,4 @@ void tile_kernel(Tensor s, Tensor x_groups, Tensor y_groups, Maybe x_ids, Maybe 
 }  // namespace
 }  // namespace metricseg::contrast
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("contrast_tile_kernel", TORCH_BOX(&metricseg::contrast::tile_kernel));
-}
+METRICSEG_LIBRARY_IMPL(CPU, m) { m.impl("contrast_tile_kernel", TORCH_BOX(&metricseg::contrast::tile_kernel)); }

@@ -1,12 +1,12 @@
 // The focal family on the CPU: from torch's tensors to a Job, its shares to torch's threads, the partial sums in order.
 // The loops themselves are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
 #include <optional>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
@@ -214,7 +214,7 @@ void sigmoid_focal_kernel(Tensor input, Tensor target, Maybe grad_loss, double g
 }  // namespace
 }  // namespace metricseg::focal
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
+METRICSEG_LIBRARY_IMPL(CPU, m) {
   m.impl("focal_kernel", TORCH_BOX(&metricseg::focal::focal_kernel));
   m.impl("sigmoid_focal_kernel", TORCH_BOX(&metricseg::focal::sigmoid_focal_kernel));
 }

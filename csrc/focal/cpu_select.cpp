@@ -1,12 +1,12 @@
 // The order statistic on the CPU: radix selection, 8 bits at a time from the top. Each pass reads the values once and
 // counts, per thread's share, how many of those that agree with the digits found so far have which next digit.
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
 #include <cstring>
 #include <vector>
 
+#include "../common/library.h"
 #include "../common/parallel.h"
 #include "../common/torch_map.h"
 
@@ -87,6 +87,4 @@ void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
 }  // namespace
 }  // namespace metricseg::focal
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CPU, m) {
-  m.impl("kth_largest_kernel", TORCH_BOX(&metricseg::focal::kth_largest_kernel));
-}
+METRICSEG_LIBRARY_IMPL(CPU, m) { m.impl("kth_largest_kernel", TORCH_BOX(&metricseg::focal::kth_largest_kernel)); }

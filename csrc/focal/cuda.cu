@@ -1,10 +1,10 @@
 // The raw kernels of the focal family on CUDA tensors: checks, then the launches of run.cuh on torch's stream. The
 // caller (metricseg_kernels/focal/op.py) has checked the user's arguments and allocated the outputs; what is checked
 // here is what memory safety rests on.
-#include <torch/csrc/stable/library.h>
 
 #include "../common/arguments.h"
 #include "../common/launch.h"
+#include "../common/library.h"
 #include "run.cuh"
 
 namespace metricseg::focal {
@@ -150,7 +150,7 @@ void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
 }  // namespace
 }  // namespace metricseg::focal
 
-STABLE_TORCH_LIBRARY_IMPL(metricseg, CUDA, m) {
+METRICSEG_LIBRARY_IMPL(CUDA, m) {
   m.impl("focal_kernel", TORCH_BOX(&metricseg::focal::focal_kernel));
   m.impl("sigmoid_focal_kernel", TORCH_BOX(&metricseg::focal::sigmoid_focal_kernel));
   m.impl("kth_largest_kernel", TORCH_BOX(&metricseg::focal::kth_largest_kernel));

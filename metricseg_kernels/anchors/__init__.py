@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..core.labels import MOST_CLASSES, IgnoreIndex, resolve_ignore_index
+from ..core.library import ops
 from . import op, reference
 
 STRATEGIES = ("hard", "random", "semi_hard", "boundary")
@@ -104,13 +105,13 @@ def sample_anchors(
     num_classes = (256 if labels.dtype == torch.uint8 else 1024) if num_classes is None else num_classes
     checks.integer("num_classes", num_classes, 1, MOST_CLASSES)
     checks.number("threshold", threshold, -torch.inf)
-    name = choose("anchors", labels.device.type, backend)
+    name = choose("anchors", labels.device, backend)
     first = reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignored)
     half = strategy == "hard"
     arguments = (labels, first, _seed_tensor(seed, labels.device), max_samples, max_views, min_pixels, half,
                  num_classes, ignored, ignore_label)  # fmt: skip
     if name != "reference":
-        return Anchors(*torch.ops.metricseg.sample_anchors(*arguments, name))
+        return Anchors(*ops.sample_anchors(*arguments, name))
     index, sampled, count, bad = reference.sample(*arguments)
     if not torch.compiler.is_compiling():
         op.check_labels(bad, num_classes, ignored)
@@ -148,9 +149,9 @@ def gather_pixels(
     checks.number("eps", eps, 0.0)
     if eps == 0:
         raise ValueError("eps must be > 0, got 0")
-    name = choose("anchors", features.device.type, backend)
+    name = choose("anchors", features.device, backend)
     if name != "reference":
-        return torch.ops.metricseg.gather_pixels(features, index, normalize, eps, name)[0]
+        return ops.gather_pixels(features, index, normalize, eps, name)[0]
     if not torch.compiler.is_compiling():
         op.check_index(index, features.shape[0] * features.shape[2] * features.shape[3])
     return reference.gather(features, index, normalize, eps)

@@ -2,22 +2,22 @@
 
 Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
   sample_anchors_kernel          labels and the preferred group -> indices of the chosen pixels
-  gather_pixels_kernel           their rows out of a feature map, and the norms
-  gather_pixels_backward_kernel  the gradient of a feature map; indices come sorted, so that a pixel has one owner
+  gather_pixels_fwd_kernel           their rows out of a feature map, and the norms
+  gather_pixels_bwd_kernel  the gradient of a feature map; indices come sorted, so that a pixel has one owner
 Backward needs the rows, the norms and the indices: the feature map itself is not kept alive.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import backends, checks
 from ..core.labels import labels_in_range
-from ..core.library import define_kernel, define_op
+from ..core.library import define_kernel, define_op, ops
 from .reference import SAMPLE_COUNTS
 
 define_kernel(
@@ -26,19 +26,16 @@ define_kernel(
     "Tensor(a!) index, Tensor(b!) sampled, Tensor(c!) count, Tensor(d!) bad) -> ()"
 )
 define_kernel(
-    "gather_pixels_kernel(Tensor features, Tensor index, bool normalize, float eps, "
+    "gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, float eps, "
     "Tensor(a!) rows, Tensor(b!) norms) -> ()"
 )
 define_kernel(
-    "gather_pixels_backward_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, "
+    "gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, "
     "bool normalize, float eps, Tensor(a!) grad) -> ()"
 )
 
 
-def kernels(backend: str) -> SimpleNamespace:
-    """The three kernels of a backend."""
-    names = ("sample_anchors_kernel", "gather_pixels_kernel", "gather_pixels_backward_kernel")
-    return SimpleNamespace(**{name: getattr(torch.ops.metricseg, name) for name in names})
+kernels = functools.partial(backends.kernels, "anchors")  # (backend) -> module
 
 
 def check_labels(bad: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -108,7 +105,7 @@ def _rows(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def _gather(features: Tensor, index: Tensor, normalize: bool, eps: float, backend: str) -> tuple[Tensor, Tensor]:
     check_index(index, features.shape[0] * features.shape[2] * features.shape[3])
     rows, norms = _rows(features, index)
-    kernels(backend).gather_pixels_kernel(features, index.contiguous(), normalize, eps, rows, norms)
+    kernels(backend).gather_pixels_fwd_kernel(features, index.contiguous(), normalize, eps, rows, norms)
     return rows, norms
 
 
@@ -126,7 +123,7 @@ def _gather_autograd(ctx: Any, grad_rows: Tensor | None, _: Any) -> tuple[Any, .
     grad = None
     if grad_rows is not None:
         normalize, eps, backend = ctx.scalars
-        grad = torch.ops.metricseg.gather_pixels_backward(
+        grad = ops.gather_pixels_backward(
             grad_rows, *ctx.saved_tensors, ctx.size, ctx.channels_last, normalize, eps, backend
         )
     return grad, None, None, None, None
@@ -150,7 +147,7 @@ def _gather_backward(
 ) -> Tensor:
     grad = _gradient(rows, size, channels_last)
     index, order = index.sort(stable=True)
-    kernels(backend).gather_pixels_backward_kernel(grad_rows, rows, norms, index, order, normalize, eps, grad)
+    kernels(backend).gather_pixels_bwd_kernel(grad_rows, rows, norms, index, order, normalize, eps, grad)
     return grad
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..core.labels import MOST_CLASSES, IgnoreIndex, is_bad, resolve_ignore_index
+from ..core.library import ops
 from ..core.product import product
 from ..core.unit import unit
 from . import op, reference
@@ -270,14 +271,12 @@ def _similarity(
     ignored = resolve_ignore_index(ignore_index, centers.shape[-2])
     if labels is not None:
         _check_labels(name, labels, features)
-    chosen = choose("centers", features.device.type, backend)
+    chosen = choose("centers", features.device, backend)
     if chosen == "reference":
         logits, own = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
         weights, bias = op.folded(centers, metric, scale)
-        logits, own, _ = torch.ops.metricseg.center_similarity(
-            features, weights, bias, labels, metric, scale, ignored, chosen
-        )
+        logits, own, _ = ops.center_similarity(features, weights, bias, labels, metric, scale, ignored, chosen)
     if labels is None:
         return logits, None
     sums, mass = _class_sums(own[:, None], labels, centers.shape[-2], ignored, backend, name)
@@ -289,10 +288,10 @@ def _class_sums(
     features: Tensor, assignment: Tensor, classes: int, ignore_index: int, backend: str | None, name: str
 ) -> tuple[Tensor, Tensor]:
     """Sums [B, K, C] and mass [B, K] in the accumulator dtype; NaN in images with a label out of range."""
-    chosen = choose("centers", features.device.type, backend)
+    chosen = choose("centers", features.device, backend)
     hard = not assignment.is_floating_point()
     if chosen != "reference":
-        sums, mass = torch.ops.metricseg.class_sums(features, assignment, classes, ignore_index, name, chosen)
+        sums, mass = ops.class_sums(features, assignment, classes, ignore_index, name, chosen)
     else:
         if hard and not torch.compiler.is_compiling():
             op.check_labels(assignment, classes, ignore_index, name)

@@ -5,31 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.library import define_kernel
+from ..core.library import define_kernel, ops
 from ..core.unit import EPS
 
+KEEPS_LOGITS = False
+
 define_kernel(
-    "similarity_kernel(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
+    "similarity_fwd_kernel(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
     "int ignore_index, float eps, Tensor(a!) logits, Tensor(b!)? own, Tensor(c!)? norms) -> ()"
 )
 define_kernel(
-    "similarity_grad_kernel(Tensor grad_logits, Tensor? grad_own, Tensor features, Tensor weights, Tensor? labels, "
+    "similarity_bwd_kernel(Tensor grad_logits, Tensor? grad_own, Tensor features, Tensor weights, Tensor? labels, "
     "Tensor? norms, str metric, float scale, int ignore_index, float eps, Tensor(a!)? grad_features, "
     "Tensor(b!)? grad_weights) -> ()"
 )
-define_kernel("soft_sums_kernel(Tensor features, Tensor logits, Tensor(a!) sums, Tensor(b!) mass) -> ()")
+define_kernel("soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor(a!) sums, Tensor(b!) mass) -> ()")
 define_kernel(
-    "soft_sums_grad_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, "
+    "soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, "
     "Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()"
 )
 define_kernel(
-    "label_sums_kernel(Tensor features, Tensor labels, int ignore_index, Tensor(a!) sums, Tensor(b!) mass) -> ()"
+    "label_sums_fwd_kernel(Tensor features, Tensor labels, int ignore_index, Tensor(a!) sums, Tensor(b!) mass) -> ()"
 )
-define_kernel("label_spread_kernel(Tensor rows, Tensor labels, int ignore_index, Tensor(a!) maps) -> ()")
-kernels = torch.ops.metricseg
+define_kernel("label_sums_bwd_kernel(Tensor rows, Tensor labels, int ignore_index, Tensor(a!) maps) -> ()")
 
 
-def similarity_kernel(
+def similarity_fwd_kernel(
     features: Tensor,
     weights: Tensor,
     bias: Tensor | None,
@@ -43,10 +44,10 @@ def similarity_kernel(
 ) -> None:
     """See op.py."""
     bias = None if bias is None else bias.contiguous()
-    kernels.similarity_kernel(features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, own, norms)
+    ops.similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, own, norms)
 
 
-def similarity_grad_kernel(
+def similarity_bwd_kernel(
     grad_logits: Tensor,
     grad_own: Tensor | None,
     features: Tensor,
@@ -62,21 +63,21 @@ def similarity_grad_kernel(
     grad_weights: Tensor | None,
 ) -> None:
     """See op.py."""
-    kernels.similarity_grad_kernel(
+    ops.similarity_bwd_kernel(
         grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, EPS,
         grad_features, grad_weights,
     )  # fmt: skip
 
 
-def class_sums_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
+def class_sums_fwd_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
     """See op.py."""
     if assignment.is_floating_point():
-        kernels.soft_sums_kernel(features, assignment, sums, mass)
+        ops.soft_sums_fwd_kernel(features, assignment, sums, mass)
     else:
-        kernels.label_sums_kernel(features, assignment, ignore_index, sums, mass)
+        ops.label_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
 
 
-def class_sums_grad_kernel(
+def class_sums_bwd_kernel(
     grad_sums: Tensor,
     grad_mass: Tensor,
     features: Tensor,
@@ -87,9 +88,9 @@ def class_sums_grad_kernel(
 ) -> None:
     """See op.py."""
     if assignment.is_floating_point():
-        kernels.soft_sums_grad_kernel(grad_sums, grad_mass, features, assignment, grad_features, grad_assignment)
+        ops.soft_sums_bwd_kernel(grad_sums, grad_mass, features, assignment, grad_features, grad_assignment)
     elif grad_features is not None:
         rows = torch.nn.functional.pad(grad_sums, (0, 0, 0, 1))  # and zeros for pixels without a class
         if grad_features.is_contiguous():
             rows = rows.mT.contiguous().mT
-        kernels.label_spread_kernel(rows, assignment, ignore_index, grad_features)
+        ops.label_sums_bwd_kernel(rows, assignment, ignore_index, grad_features)

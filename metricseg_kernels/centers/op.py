@@ -19,7 +19,7 @@ Backward, with G the gradient of the logits and O that of own added to it at the
                                 dx_i = t_i - 2 square x_i sum_k G_ik                                          others
 
 where <t_i, x_i> r_i = sum_k G_ik logits_ik + O_ik own_i: a backend without t_i at hand when it writes dx_i may ask
-for the logits (`keeps_logits`).
+for the logits (KEEPS_LOGITS).
 
 Class sums: sums_k = sum_i M_ik x_i and mass_k = sum_i M_ik, with M_ik = softmax_k(logits_i), or whether i has label k.
 Backward, with D and d the gradients of both: dx_i = sum_k M_ik D_k, and dlogits_ik = M_ik (m_ik - sum_j M_ij m_ij) with
@@ -27,11 +27,11 @@ m_ik = <D_k, x_i> + d_k.
 
 The kernels of a backend are Python functions of one signature each, which fill what they are given. A label that is
 ignore_index or not in [0, K) is none.
-  similarity_kernel(features, weights, bias, labels, metric, scale, ignore_index, logits, own, norms)
-  similarity_grad_kernel(grad_logits, grad_own, features, weights, labels, norms, logits, own, metric, scale,
+  similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, logits, own, norms)
+  similarity_bwd_kernel(grad_logits, grad_own, features, weights, labels, norms, logits, own, metric, scale,
                          ignore_index, grad_features, grad_weights)
-  class_sums_kernel(features, assignment, ignore_index, sums, mass)
-  class_sums_grad_kernel(grad_sums, grad_mass, features, assignment, ignore_index, grad_features, grad_assignment)
+  class_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
+  class_sums_bwd_kernel(grad_sums, grad_mass, features, assignment, ignore_index, grad_features, grad_assignment)
 with
   features, grad_features        [B, C, h, w], the latter contiguous or channels-last
   weights, grad_weights          [1 or B, K, C], bias [1 or B, K]; in the accumulator dtype
@@ -43,28 +43,18 @@ and None for a bias, labels, norms, own, grad_own or a gradient that there isn't
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+import functools
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import backends, checks
 from ..core.gradient import empty_gradient
 from ..core.labels import is_bad, labels_in_range
-from ..core.library import define_op
+from ..core.library import define_op, ops
 from ..core.unit import unit
 
-
-def kernels(backend: str) -> ModuleType:
-    """The module with the kernels of a backend."""
-    return importlib.import_module(f"{__package__}.{backend}")
-
-
-def keeps_logits(backend: str) -> bool:
-    """Whether backward wants the logits."""
-    return backend == "triton"
+kernels = functools.partial(backends.kernels, "centers")  # (backend) -> module
 
 
 def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor | None]:
@@ -115,7 +105,7 @@ def _similarity(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits, own, norms = _similarity_outputs(features, weights, labels, metric)
-    kernels(backend).similarity_kernel(
+    kernels(backend).similarity_fwd_kernel(
         features, weights, bias, labels, metric, scale, ignore_index, logits, _none_if_empty(own), _none_if_empty(norms)
     )
     return logits, own, norms
@@ -145,7 +135,7 @@ def _similarity_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     gradients = _similarity_grad_outputs(features, weights, with_features, with_weights)
-    kernels(backend).similarity_grad_kernel(
+    kernels(backend).similarity_bwd_kernel(
         grad_logits, grad_own, features, weights, labels, norms, logits, own,
         metric, scale, ignore_index, *map(_none_if_empty, gradients),
     )  # fmt: skip
@@ -157,7 +147,7 @@ def _similarity_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     logits, own, norms = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(norms)
-    kept = (logits, _none_if_empty(own)) if keeps_logits(ctx.scalars[-1]) else (None, None)
+    kept = (logits, _none_if_empty(own)) if backends.has("centers", ctx.scalars[-1], "KEEPS_LOGITS") else (None, None)
     ctx.save_for_backward(features, weights, labels, _none_if_empty(norms), *kept)
     ctx.size = logits.shape
     ctx.bias_images = None if bias is None else bias.shape[0]
@@ -171,9 +161,7 @@ def _similarity_autograd(ctx: Any, grad_logits: Tensor | None, grad_own: Tensor 
         grad_logits = features.new_zeros(()).expand(ctx.size) if grad_logits is None else grad_logits
         wanted = ctx.needs_input_grad[:2]
         *scalars, backend = ctx.scalars
-        gradients = torch.ops.metricseg.center_similarity_backward(
-            grad_logits, grad_own, *saved, *scalars, *wanted, backend
-        )
+        gradients = ops.center_similarity_backward(grad_logits, grad_own, *saved, *scalars, *wanted, backend)
         grad_features, grad_weights = (g if w else None for g, w in zip(gradients, wanted, strict=True))
         if ctx.needs_input_grad[2]:
             grad_bias = grad_logits.sum((2, 3), dtype=weights.dtype)
@@ -213,7 +201,7 @@ def _sums(
     if not assignment.is_floating_point():
         check_labels(assignment, num_classes, ignore_index, name)
     sums, mass = _sums_outputs(features, num_classes)
-    kernels(backend).class_sums_kernel(features, assignment, ignore_index, sums, mass)
+    kernels(backend).class_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
     return sums, mass
 
 
@@ -235,7 +223,7 @@ def _sums_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     gradients = _sums_grad_outputs(features, assignment, with_features, with_assignment)
-    kernels(backend).class_sums_grad_kernel(
+    kernels(backend).class_sums_bwd_kernel(
         grad_sums.contiguous(), grad_mass.contiguous(), features, assignment, ignore_index,
         *map(_none_if_empty, gradients),
     )  # fmt: skip
@@ -249,7 +237,7 @@ def _sums_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 def _sums_autograd(ctx: Any, grad_sums: Tensor, grad_mass: Tensor) -> tuple[Any, ...]:
     wanted = ctx.needs_input_grad[:2]
-    gradients = torch.ops.metricseg.class_sums_backward(
+    gradients = ops.class_sums_backward(
         grad_sums, grad_mass, *ctx.saved_tensors, ctx.ignore_index, *wanted, ctx.backend
     )
     return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 4

@@ -21,6 +21,7 @@ from .triton_kernels import (
     spread,
 )
 
+KEEPS_LOGITS = True
 # Of a program that walks over a pixel's classes and no channels, by accumulator.
 PIXELS = {torch.float32: 128, torch.float64: 64}
 
@@ -48,7 +49,7 @@ def widen(maps: Tensor | None) -> Tensor | None:
     return maps.int() if maps is not None and maps.dtype == torch.uint8 else maps
 
 
-def similarity_kernel(
+def similarity_fwd_kernel(
     features: Tensor,
     weights: Tensor,
     bias: Tensor | None,
@@ -75,7 +76,7 @@ def similarity_kernel(
         )  # fmt: skip
 
 
-def similarity_grad_kernel(
+def similarity_bwd_kernel(
     grad_logits: Tensor,
     grad_own: Tensor | None,
     features: Tensor,
@@ -106,13 +107,13 @@ def similarity_grad_kernel(
         _gradients(features, weights, source, ignore_index, along, grad_features, grad_weights, None)
 
 
-def class_sums_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
+def class_sums_fwd_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
     """See op.py."""
     with on_device_of(features):
         _gradients(features, None, _membership(assignment), ignore_index, None, None, sums, mass)
 
 
-def class_sums_grad_kernel(
+def class_sums_bwd_kernel(
     grad_sums: Tensor,
     grad_mass: Tensor,
     features: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
+from ..core.library import ops
 from ..engines.row_pairs.rows import sort_rows
 from . import op, reference
 
@@ -102,7 +103,7 @@ def pixel_contrast_loss(
     checks.choice("denominator", denominator, ("negatives", "all"))
     checks.choice("reduction", reduction, REDUCTIONS)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
-    name = choose("contrast", anchors.device.type, backend)
+    name = choose("contrast", anchors.device, backend)
     if name == "reference":
         anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
         if contrast is not None and contrast_labels is not None:
@@ -168,7 +169,7 @@ def margin_contrast_loss(
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2, got {power}")
     checks.choice("average", average, ("pairs", "nonzero"))
-    name = choose("contrast", anchors.device.type, backend)
+    name = choose("contrast", anchors.device, backend)
     if name == "reference":
         anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
         if contrast is not None and contrast_labels is not None:
@@ -210,8 +211,8 @@ def _terms(
     sides += [None] * (8 - len(sides))
     learns = torch.is_grad_enabled()
     grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
-    both = reduce and op.both_in_one(backend, anchors, contrast, form)
-    terms, counts, *_ = torch.ops.metricseg.contrast_forward(
+    both = reduce and op.gradient_in_forward(backend, anchors, contrast, form)
+    terms, counts, *_ = ops.contrast_forward(
         *sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend
     )
     return terms, counts

@@ -14,7 +14,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ..core.library import define_kernel
+from ..core.library import define_kernel, ops
 from ..engines.row_pairs.cpu import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
 from ..engines.row_pairs.rows import Rows
 from .op import COEFFICIENTS, STATS, Form, coefficients_of
@@ -27,6 +27,7 @@ define_kernel(
 
 FORMS = ("negatives", "all", "margin")  # as csrc/contrast/cpu_tile.h counts them
 ROWS, SUM, POSITIVES, WEIGHTS = range(4)
+GRADIENT_IN_FORWARD = True
 SPREAD = {torch.float32: 80.0, torch.float64: 600.0}  # exp(-spread) and its inverse are far from the dtype's ends
 
 
@@ -71,7 +72,7 @@ class Stream:
         """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms [4, M padded], y_out [STATS, M padded]."""
         form, x, y = self.form, self.x, self.other
         columns = slice(tile.y.start, tile.y.start + tile.products.shape[1])
-        torch.ops.metricseg.contrast_tile_kernel(
+        ops.contrast_tile_kernel(
             tile.products, x.groups[tile.x], y.groups[columns],
             None if x.ids is None else x.ids[tile.x], None if y.ids is None else y.ids[columns],
             None if x_terms is None else x_terms[tile.x], None if y_terms is None else y_terms[:, columns],
@@ -136,7 +137,9 @@ class Stream:
         return bool(self.x.groups[x.start] != self.x.groups[y.stop - 1])
 
 
-def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) -> None:
+def contrast_fwd_kernel(
+    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
+) -> None:
     """See op.py."""
     stream = Stream(x, y, form)
     if form.name == "margin":
@@ -144,9 +147,22 @@ def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) ->
     elif (bound := stream.bound()) is not None:
         _symmetric_stats(stream, bound, stats)
     else:
-        _no_pairs(stats)
-        for tile in panels(stream.x, stream.other).tiles():
-            stream.epilogue(tile, ROWS, None, None, stats)
+        gradient = None if grad_x is None and grad_y is None else Gradient(stream, grad_x, grad_y)
+        _complete_rows(stream, stats, gradient)
+
+
+def _complete_rows(stream: Stream, stats: Tensor, gradient: Gradient | None) -> None:
+    """The stats, a panel of complete rows at a time, and the gradient from the same products."""
+    _no_pairs(stats)
+    products, coefficients = panels(stream.x, stream.other), stats.new_empty((len(stats), COEFFICIENTS))
+    for tile in products.tiles():
+        stream.epilogue(tile, ROWS, None, None, stats)
+        if gradient is not None:
+            coefficients[tile.x] = coefficients_of(stats[tile.x], stats.new_ones(2), stream.form)
+            gradient.add(tile, coefficients, None, twice=True)
+            products.spoil()
+    if gradient is not None:
+        gradient.write()
 
 
 def _no_pairs(stats: Tensor) -> None:
@@ -234,7 +250,7 @@ class Gradient:
             y.fill(grad_y, self.y_total)
 
 
-def contrast_grad_kernel(
+def contrast_bwd_kernel(
     x: Rows, y: Rows | None, form: Form, coefficients: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
 ) -> None:
     """See op.py."""
@@ -250,22 +266,5 @@ def contrast_grad_kernel(
     gradient = Gradient(stream, grad_x, grad_y)
     for tile in products.tiles(symmetric, stream.near):
         gradient.add(tile, terms, y_terms, twice=not symmetric or tile.x != tile.y)
-        products.spoil()
-    gradient.write()
-
-
-def contrast_both_kernel(
-    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
-    """See op.py."""
-    stream = Stream(x, y, form)
-    gradient = Gradient(stream, grad_x, grad_y)
-    _no_pairs(stats)
-    terms = stats.new_empty((len(stats), COEFFICIENTS))
-    products = panels(stream.x, stream.other)
-    for tile in products.tiles():
-        stream.epilogue(tile, ROWS, None, None, stats)
-        terms[tile.x] = coefficients_of(stats[tile.x], stats.new_ones(2), form)
-        gradient.add(tile, terms, None, twice=True)
         products.spoil()
     gradient.write()

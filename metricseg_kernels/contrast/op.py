@@ -21,24 +21,22 @@ Backward recomputes the tiles from four coefficients a row, dX = W Y and dY = W^
 
 Stats and coefficients are in the order of the sorted rows, gradients in that of the features. The kernels of a backend,
 Python functions of one signature each, which fill what they are given:
-  contrast_stats_kernel(x, y, form, stats)
-  contrast_grad_kernel(x, y, form, coefficients, grad_x, grad_y)
-  contrast_both_kernel(x, y, form, stats, grad_x, grad_y)   in one stream, where a backend has it (see `both_in_one`):
-                                                            the gradient of the summed terms, which backward scales
+  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    the gradients are those of the summed terms, which backward
+                                                            scales: from the same stream, see `gradient_in_forward`
+  contrast_bwd_kernel(x, y, form, coefficients, grad_x, grad_y)
 """
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import backends, checks
 from ..core.gradient import scale_gradient
-from ..core.library import define_op
+from ..core.library import define_op, ops
 from ..engines.row_pairs.rows import Rows
 
 STATS = 5
@@ -71,18 +69,18 @@ class Form(NamedTuple):
         return self[0], [float(v) for v in self[1:]]
 
 
-def kernels(backend: str) -> ModuleType:
-    """The module with the kernels of a backend."""
-    return importlib.import_module(f"{__package__}.{backend}")
+kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
 
-def both_in_one(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
-    """Whether forward makes the gradients on its way: for two sets, where one product then serves both directions.
+def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
+    """Whether forward also computes the gradients: for two sets, because one product then serves both directions.
 
     A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalisers that only the end
     of the pass knows, and in float16 the gradient of a sum could leave the range.
     """
-    return backend == "cpu" and other is not None and form.name != "margin" and features.dtype != torch.float16
+    if other is None or form.name == "margin" or features.dtype == torch.float16:
+        return False
+    return backends.has("contrast", backend, "GRADIENT_IN_FORWARD")
 
 
 def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
@@ -132,12 +130,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[8:]
     form = Form.unpack(name, numbers)
     terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[4], reduce, with_grad_x, with_grad_y)
-    if with_grad_x or with_grad_y:
-        kernels(backend).contrast_both_kernel(
-            x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
-        )
-    else:
-        kernels(backend).contrast_stats_kernel(x, y, form, stats)
+    kernels(backend).contrast_fwd_kernel(
+        x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+    )
     sorted_terms, sorted_counts = terms_of(stats, form)
     counts.index_copy_(0, x.order, sorted_counts)
     if reduce:
@@ -153,7 +148,7 @@ def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tenso
     form = Form.unpack(name, numbers)
     _, _, _, grad_x, grad_y = _outputs(x.features, arguments[4], True, with_grad_x, with_grad_y)
     coefficients = coefficients_of(stats, grad_terms if grad_terms.ndim == 1 else grad_terms[x.order], form)
-    kernels(backend).contrast_grad_kernel(
+    kernels(backend).contrast_bwd_kernel(
         x, y, form, coefficients, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
     return grad_x, grad_y
@@ -177,7 +172,7 @@ def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
     else:
         stats, *sides = ctx.saved_tensors
         name, numbers, backend = ctx.scalars
-        gradients = torch.ops.metricseg.contrast_backward(grad_terms, stats, *sides, name, numbers, *wanted, backend)
+        gradients = ops.contrast_backward(grad_terms, stats, *sides, name, numbers, *wanted, backend)
     grad_x, grad_y = (g if w else None for g, w in zip(gradients, wanted, strict=True))
     return grad_x, None, None, None, grad_y, *(None,) * 9
 

@@ -15,6 +15,7 @@ from ..engines.row_pairs.triton import LaunchConfig, Side, by_column, make_confi
 from .op import STATS, Form
 from .triton_kernels.kernels import gradient, stats, symmetric_lse
 
+GRADIENT_IN_FORWARD = False
 PROGRAMS = 512
 SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
 SPREAD = 60.0  # largest range of exponents for which one bound serves all rows
@@ -149,8 +150,10 @@ class Contrast:
             out.copy_(shares.view(parts, rows, width)[..., :depth].sum(0) if parts > 1 else shares[:, :depth])
 
 
-def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) -> None:
-    """See op.py."""
+def contrast_fwd_kernel(
+    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
+) -> None:
+    """See op.py; there are no gradients here."""
     count = x.features.shape[0]
     if count == 0:
         return
@@ -166,7 +169,7 @@ def contrast_stats_kernel(x: Rows, y: Rows | None, form: Form, stats: Tensor) ->
         stats[:, 2:] = positives[2:, :count].t()
 
 
-def contrast_grad_kernel(
+def contrast_bwd_kernel(
     x: Rows, y: Rows | None, form: Form, coefficients: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
 ) -> None:
     """See op.py."""

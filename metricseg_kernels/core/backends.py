@@ -1,33 +1,22 @@
-"""Which backend takes a call. The choice looks at the device, never at data."""
+"""Choice of the backend for a call, by the registry and the device."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import warnings
+from types import ModuleType
 
 import torch
 from torch.autograd import forward_ad
 
 from . import extension
+from .registry import FAMILIES
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-
-# Order per op family and device, fastest first; on cuda by what is counted, until it is measured there.
-#   anchors on cpu : benchmarks/results/cpu/anchors.json; the reference sorts every pixel, cpu none.
-#   anchors on cuda: the reference sorts every pixel, in 130 operations against six.
-#   centers on cpu : benchmarks/results/cpu/centers.json has cpu ahead of reference in every row.
-#   centers on cuda: products of tiles are Triton's home.
-#   focal on cpu : benchmarks/results/cpu/focal.json has cpu ahead of reference in every row.
-#   focal on cuda: per-pixel work is CUDA C++'s home; Triton's padding to powers of two costs it 1.7 times the
-#                  exponentials at K = 19 and K = 150.
-ORDER: dict[str, dict[str, tuple[str, ...]]] = {
-    "anchors": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")},
-    "centers": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
-    "focal": {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")},
-    "contrast": {"cpu": ("cpu", "reference"), "cuda": ("triton", "reference")},
-}
+MIN_CAPABILITY = (8, 0)  # of devices that the kernels are compiled for, and whose tensor cores Triton's take
 
 
 @functools.cache
@@ -42,21 +31,39 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not(backend: str, device_type: str) -> str | None:
-    """None where `backend` can run on a device of this type here, else the reason."""
+def why_not(family: str, backend: str, device: torch.device | str) -> str | None:
+    """None if `backend` can run an op of this family on this device here, else the reason. Never looks at data."""
+    device = torch.device(device)
+    if backend not in FAMILIES[family].backends:
+        return f"{family} has no {backend} kernels"
     if backend == "reference":
         return None
     if backend in ("cpu", "cuda"):
-        if device_type != backend:
-            return f"it runs on {backend} tensors, these are on {device_type}"
-        return extension.why_no_kernels(device_type)
+        if device.type != backend:
+            return f"it runs on {backend} tensors, these are on {device.type}"
+        return extension.why_no_kernels(device.type) or _too_old(device)
     if (missing := _triton_missing()) is not None:
         return missing
-    if device_type == "cpu" and not interpreting():
+    if device.type == "cpu" and not interpreting():
         return "it runs on cuda tensors (on the CPU only interpreted, with TRITON_INTERPRET=1)"
-    if device_type not in ("cpu", "cuda"):
-        return f"it runs on cuda tensors, these are on {device_type}"
-    return None
+    if device.type not in ("cpu", "cuda"):
+        return f"it runs on cuda tensors, these are on {device.type}"
+    return _too_old(device)
+
+
+def _too_old(device: torch.device) -> str | None:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_capability(device)
+    if found >= MIN_CAPABILITY:
+        return None
+    needed, got = (".".join(map(str, c)) for c in (MIN_CAPABILITY, found))
+    return f"it needs a device of compute capability {needed}, this one has {got}"
+
+
+def kernels(family: str, backend: str) -> ModuleType:
+    """The module with a family's kernels for a backend; every backend's has the functions that the registry names."""
+    return importlib.import_module(f"..{family}.{backend}", __package__)
 
 
 @functools.cache
@@ -77,15 +84,19 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def choose(family: str, device_type: str, backend: str | None = None) -> str:
+def has(family: str, backend: str, capability: str) -> bool:
+    """A flag that stands in every backend module of a family, such as KEEPS_LOGITS."""
+    return bool(getattr(kernels(family, backend), capability))
+
+
+def choose(family: str, device: torch.device, backend: str | None = None) -> str:
     """The backend for one call: under torch.func and forward-mode AD "reference".
 
     Raises RuntimeError with the reason where a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
     """
     name = _requested(backend)
     if name is not None:
-        known = {"reference", *(b for order in ORDER[family].values() for b in order)}
-        reason = why_not(name, device_type) if name in known else f"{family} has no {name} kernels"
+        reason = why_not(family, name, device)
         if name != "reference" and reason is None and _transformed():
             reason = "torch.func and forward-mode AD take backend 'reference'"
         if reason is not None:
@@ -94,15 +105,16 @@ def choose(family: str, device_type: str, backend: str | None = None) -> str:
     if _transformed():
         return "reference"
     reasons: list[str] = []
-    for candidate in ORDER[family].get(device_type, ("reference",)):
-        reason = why_not(candidate, device_type)
+    for candidate in getattr(FAMILIES[family], device.type, ("reference",)):
+        reason = why_not(family, candidate, device)
         if reason is None:
             if candidate == "reference" and reasons:
-                _warn_once(family, device_type, "; ".join(reasons))
+                _warn_once(family, device.type, "; ".join(reasons))
             return candidate
         reasons.append(f"{candidate}: {reason}")
     raise AssertionError("reference can always run")
 
 
 # torch.compiler.assume_constant_result does just this, but imports torch._dynamo, which takes longer than torch itself
-choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for constant in (has, choose):
+    setattr(constant, "_dynamo_marked_constant", True)  # noqa: B010 (a function has no such attribute, for mypy)

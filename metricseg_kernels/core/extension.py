@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .library import NAMESPACE
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -57,7 +59,7 @@ def why_no_kernels(device_type: str) -> str | None:
     if error is not None:
         return error
     key = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("metricseg::focal_kernel", key):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::focal_kernel", key):
         return build_record().get("cuda_error") or "the extension was built without CUDA kernels"
     return _why_no_cuda() if device_type == "cuda" else None
 

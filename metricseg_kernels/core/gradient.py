@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import define_op
+from .library import define_op, ops
 
 
 def empty_gradient(input: Tensor) -> Tensor:
@@ -42,5 +42,5 @@ def scale_gradient(grad: Tensor, scale: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled():
         raise RuntimeError("metricseg: create_graph=True, for double backward, runs only with backend='reference'")
-    scaled: Tensor = torch.ops.metricseg.scale_gradient(grad, scale)
+    scaled: Tensor = ops.scale_gradient(grad, scale)
     return scaled

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-_library = torch.library.Library("metricseg", "DEF")
+NAMESPACE = "metricseg"  # in csrc/common/library.h, too
+ops = getattr(torch.ops, NAMESPACE)
+_library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define_kernel(schema: str) -> None:
@@ -23,9 +25,10 @@ def define_op(
     backward: Callable[..., Any] | None = None,
 ) -> None:
     """A functional op in front of the kernels, the same for every backend: what autograd and torch.compile see."""
-    name = "metricseg::" + schema.split("(")[0]
+    name = schema.split("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(schema.split("(")[0], implementation, "CompositeExplicitAutograd")
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    name = f"{NAMESPACE}::{name}"
     torch.library.register_fake(name, fake, lib=_library)
     torch.library.register_autograd(name, backward or _no_double_backward, setup_context=setup_context, lib=_library)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
+from ..core.library import ops
 from . import op, reference
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -184,14 +185,14 @@ def sigmoid_focal_loss(
         pixel_weight = _check_pixel_weight(pixel_weight, target)
     reduce = reduction != "none" and pixel_weight is None
     scalars = (gamma, alpha, ignored, align_corners, reduce)
-    name = choose("focal", input.device.type, backend)
+    name = choose("focal", input.device, backend)
     if name == "reference":
         loss, totals = reference.sigmoid_focal(input, target, *scalars)
         if not torch.compiler.is_compiling():
             op.check_labels(totals, input, ignored)
     else:
         with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, None)
-        loss, totals, _ = torch.ops.metricseg.sigmoid_focal_forward(input, target, *scalars, with_grad, name)
+        loss, totals, _ = ops.sigmoid_focal_forward(input, target, *scalars, with_grad, name)
     if pixel_weight is not None:
         absent = target[:, 0] == ignored if dense else is_label(target, ignored)
         loss = _weigh(loss, pixel_weight[:, None], absent[:, None], reduction)
@@ -234,15 +235,13 @@ def ohem_cross_entropy(
         raise ValueError("thresh must be in (0, 1], got 0")
     checks.integer("min_kept", min_kept, 0, 2**63 - 1)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
-    name = choose("focal", input.device.type, backend)
+    name = choose("focal", input.device, backend)
     scalars = (0.0, 0.0, ignored, align_corners)
     with torch.no_grad():
         nll, _, _ = _softmax_family(input, target, None, None, *scalars, "none", False, name)
         ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
         hardest = (
-            reference.kth_largest(ranked, min_kept)
-            if name == "reference"
-            else torch.ops.metricseg.kth_largest(ranked, min_kept, name)
+            reference.kth_largest(ranked, min_kept) if name == "reference" else ops.kth_largest(ranked, min_kept, name)
         )
         # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
         keep_above = hardest.clamp(max=-math.log(thresh))
@@ -267,7 +266,7 @@ def _softmax_family(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(sum or map, totals, argmax) from the backend that takes the call."""
     reduce = reduction != "none"
-    name = choose("focal", input.device.type, backend)
+    name = choose("focal", input.device, backend)
     scalars = (float(gamma), float(label_smoothing), ignore_index, align_corners, reduce)
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
@@ -277,7 +276,7 @@ def _softmax_family(
             op.check_labels(totals, input, ignore_index)
         return loss, totals, argmax
     with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
-    loss, totals, argmax, _ = torch.ops.metricseg.focal_forward(
+    loss, totals, argmax, _ = ops.focal_forward(
         input, target, weight, keep_above, *scalars, with_grad, with_argmax, name
     )
     return loss, totals, argmax if with_argmax else None

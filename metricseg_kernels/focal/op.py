@@ -11,17 +11,17 @@ grad_loss (1 / normalizer, loss scale and all) in the accumulator dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import checks
+from ..core import backends, checks
 from ..core.gradient import empty_gradient, scale_gradient
 from ..core.labels import labels_in_range
-from ..core.library import define_kernel, define_op
+from ..core.library import define_kernel, define_op, ops
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
 
@@ -37,14 +37,7 @@ define_kernel(
 define_kernel("kth_largest_kernel(Tensor values, int k, Tensor(a!) result) -> ()")
 
 
-def kernels(backend: str) -> ModuleType | SimpleNamespace:
-    """The three kernels of a backend."""
-    if backend == "triton":
-        from . import triton
-
-        return triton
-    names = ("focal_kernel", "sigmoid_focal_kernel", "kth_largest_kernel")
-    return SimpleNamespace(**{name: getattr(torch.ops.metricseg, name) for name in names})
+kernels = functools.partial(backends.kernels, "focal")  # (backend) -> module
 
 
 def _loss_like(input: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -79,7 +72,7 @@ def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..
             (made,) = ctx.saved_tensors
             grad = scale_gradient(made, grad_loss)
         elif grad_loss is not None:
-            grad = getattr(torch.ops.metricseg, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
+            grad = getattr(ops, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
         return grad, *(None,) * (ctx.inputs - 1)
 
     return setup_context, backward

@@ -104,7 +104,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType
     """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in their order."""
     elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
     monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
-    monkeypatch.setattr(backends, "why_not", lambda name, on: None if name == "cuda" else why_not_elsewhere(name, on))
+    monkeypatch.setattr(
+        backends, "why_not", lambda family, name, on: None if name == "cuda" else why_not_elsewhere(family, name, on)
+    )
     module.configure(2, SHARED, 0)
     module.lose_barrier(-1)
     return "cuda"

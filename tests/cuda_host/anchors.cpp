@@ -73,11 +73,11 @@ PYBIND11_MODULE(anchors, m) {
   define_switches(m);
   m.def("slacken", [](double by) { deviations = by; });
   m.def("sample_anchors_kernel", sample_anchors_kernel);
-  m.def("gather_pixels_kernel", [](const py::array& features, const py::array& index, bool normalize, double eps,
+  m.def("gather_pixels_fwd_kernel", [](const py::array& features, const py::array& index, bool normalize, double eps,
                                    const py::array& rows, const py::array& norms) {
     (is_double(features) ? run_gather<double> : run_gather<float>)(features, index, normalize, eps, rows, norms);
   });
-  m.def("gather_pixels_backward_kernel",
+  m.def("gather_pixels_bwd_kernel",
         [](const py::array& grad_rows, const py::array& rows, const py::array& norms, const py::array& index,
            const py::array& order, bool normalize, double eps, const py::array& grad) {
           (is_double(grad) ? run_backward<double> : run_backward<float>)(grad_rows, rows, norms, index, order,

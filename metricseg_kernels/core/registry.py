@@ -1,0 +1,65 @@
+"""Every op family, one record each: what chooses a backend, tests, benchmarks and reports on the install read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Family:
+    """An op family and its backends.
+
+    Args:
+        cpu, cuda: backends of tensors on that device; the first one that can run takes a call.
+        evidence: the measurement behind the order, or the argument for it until a device measures it.
+        kernels: functions that each backend's module has, and how many inputs each takes before its outputs.
+        gpu_seconds: what `make gpu` has for the family's tests, and for its benchmark.
+    """
+
+    cpu: tuple[str, ...]
+    cuda: tuple[str, ...]
+    evidence: str
+    kernels: dict[str, int]
+    gpu_seconds: tuple[int, int]
+
+    @cached_property
+    def backends(self) -> tuple[str, ...]:
+        """All backends, "reference" first."""
+        return tuple(dict.fromkeys(("reference", *self.cpu, *self.cuda)))
+
+
+FAMILIES = {
+    "anchors": Family(
+        cpu=("cpu", "reference"),
+        cuda=("cuda", "reference"),
+        evidence="cpu: benchmarks/results/cpu/anchors.json. cuda: six launches against 130 and a sort of every pixel.",
+        kernels={"sample_anchors_kernel": 10, "gather_pixels_fwd_kernel": 4, "gather_pixels_bwd_kernel": 7},
+        gpu_seconds=(18, 14),
+    ),
+    "centers": Family(
+        cpu=("cpu", "reference"),
+        cuda=("triton", "reference"),
+        evidence="cpu: benchmarks/results/cpu/centers.json, ahead in every row. cuda: products of tiles suit Triton.",
+        kernels={
+            "similarity_fwd_kernel": 7, "similarity_bwd_kernel": 11,
+            "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
+        },
+        gpu_seconds=(52, 26),
+    ),
+    "focal": Family(
+        cpu=("cpu", "reference"),
+        cuda=("cuda", "triton", "reference"),
+        evidence="cpu: benchmarks/results/cpu/focal.json, ahead in every row. cuda: work per pixel suits CUDA C++; "
+        "padding to powers of two costs Triton 1.7 times the exponentials at K = 19 and K = 150.",
+        kernels={"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2},
+        gpu_seconds=(42, 44),
+    ),
+    "contrast": Family(
+        cpu=("cpu", "reference"),
+        cuda=("triton", "reference"),
+        evidence="cpu: benchmarks/results/cpu/contrast.json, ahead in every row. cuda: products of tiles suit Triton.",
+        kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
+        gpu_seconds=(56, 30),
+    ),
+}  # fmt: skip
