@@ -89,12 +89,15 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `backend` runs on each that can run here (unless its module has a fixture of that name): of the
-    op family that its module names as
-    FAMILY, or of any."""
-    if "backend" in metafunc.fixturenames and not hasattr(metafunc.module, "backend"):
+    """A test that takes `backend`, and has no such parameter or fixture of its own, runs on each that can run here.
+
+    A module may name its op FAMILY, else all count, and those BACKENDS that it is about.
+    """
+    own = [mark for mark in metafunc.definition.iter_markers("parametrize") if "backend" in mark.args[0]]
+    if "backend" in metafunc.fixturenames and not own and not hasattr(metafunc.module, "backend"):
         families = (metafunc.module.FAMILY,) if hasattr(metafunc.module, "FAMILY") else tuple(FAMILIES)
-        names = [b for b in backends.BACKENDS if any(runnable(f).get(b, "") is None for f in families)]
+        names = getattr(metafunc.module, "BACKENDS", backends.BACKENDS)
+        names = [b for b in names if any(runnable(f).get(b, "") is None for f in families)]
         metafunc.parametrize("backend", [pytest.param(b, marks=[pytest.mark.gpu] * (b == "cuda")) for b in names])
 
 

@@ -90,7 +90,7 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
         return type(error)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"], indirect=True)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("ignore_index", IGNORED)
 @pytest.mark.parametrize("classes", [171, 256])
 @pytest.mark.parametrize("name", CALLS)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from centers_cases import Case, against_reference
 
+FAMILY, BACKENDS = "centers", ("triton",)
 
-@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+
 @pytest.mark.parametrize("job, precision", [("pulled", "highest"), ("soft", "highest"), ("cosine", "high")])
 def test_tiles_and_blocks(job: str, precision: str, backend: str, device: str) -> None:
     from metricseg_kernels.engines.pixel_rows.triton import make_launch
