@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -61,7 +62,8 @@ class Backbone(nn.Module):
         output_stride: pixels per cell of the deepest features: 8, 16 or 32.
         pretrained: take timm's own weights (downloads them).
         weights: a local .safetensors or .pth file of the network's weights instead; it must fit, see `WeightsMismatch`.
-        options: more arguments for `timm.create_model`, e.g. `drop_path_rate`.
+        options: more arguments for `timm.create_model`, e.g. `drop_path_rate`, or `strict_img_size: false`, with which
+            Swin takes pictures of any height and width divisible by 4.
 
     Raises ValueError if there is no such network, or it can't be run at that stride or has no stride-4 features.
     """
@@ -97,6 +99,7 @@ class Backbone(nn.Module):
         strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
         if strides[-1] != output_stride or 4 not in strides:
             raise ValueError(f"{name} has features at strides {strides}; 4 and {output_stride} are needed")
+        self.channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # e.g. Swin and MambaOut
         self.shallow = len(strides) - 1 - strides[::-1].index(4)
         self.shallow_channels, self.deep_channels = channels[self.shallow], channels[-1]
 
@@ -104,4 +107,5 @@ class Backbone(nn.Module):
         """[B, 3, H, W] -> stride-4 features [B, C4, H/4, W/4] and the deepest ones [B, C, H/output_stride,
         W/output_stride]."""
         features = self.body(images)
-        return features[self.shallow], features[-1]
+        shallow, deep = features[self.shallow], features[-1]
+        return (shallow.permute(0, 3, 1, 2), deep.permute(0, 3, 1, 2)) if self.channels_last else (shallow, deep)
