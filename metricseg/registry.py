@@ -34,10 +34,13 @@ class Registry(Generic[T]):
             raise TypeError(f"a {self.kind} is described by a name or a mapping, got {config!r}")
         options: dict[str, Any] = {"name": config} if isinstance(config, str) else dict(config)
         if "class_path" in options:
-            if others := sorted(set(options) - {"class_path", "init_args"}):
-                raise ValueError(f"{self.kind}: {', '.join(others)} beside class_path; arguments go into init_args")
-            label = options["class_path"]
-            return label, locate(label), dict(options.get("init_args") or {})
+            label, init_args = options.pop("class_path"), options.pop("init_args", None) or {}
+            if "name" in options:
+                raise ValueError(
+                    f"{self.kind}: name {options['name']!r} beside class_path {label!r}; set the whole mapping, "
+                    "{class_path: ..., init_args: {...}}"
+                )
+            return label, locate(label), {**init_args, **options}
         label = options.pop("name", None)
         if not isinstance(label, str) or label not in self.entries:
             raise ValueError(f"no {self.kind} is called {label!r}; there are {', '.join(sorted(self.entries))}")
@@ -47,8 +50,11 @@ class Registry(Generic[T]):
         """Build what `config` describes, with the arguments `more` added.
 
         `config` is a name, or a mapping of one of two forms: `{"name": "focal", "gamma": 1.5}`, or
-        `{"class_path": "package.Class", "init_args": {...}}` for a class from elsewhere. An unknown name or argument
-        raises ValueError and lists the known ones. A value that is neither a name nor a mapping raises TypeError.
+        `{"class_path": "package.Class", "init_args": {...}}` for a class from elsewhere. Other keys of the second form
+        are arguments too: jsonargparse turns `--key.init_args.gamma 2` into one.
+
+        An unknown name or argument raises ValueError and lists the known ones. A value that is neither a name nor a
+        mapping raises TypeError.
         """
         label, make, options = self.resolve(config)
         options.update(more)

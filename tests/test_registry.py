@@ -33,6 +33,8 @@ def test_forms():
     assert THINGS.build({"name": "pair", "a": 1}) == (1, 2)
     assert THINGS.build({"class_path": "fractions.Fraction", "init_args": {"numerator": 3}}) == 3
     assert THINGS.build({"class_path": "fractions.Fraction"}) == 0
+    options = {"numerator": 3, "denominator": 4}
+    assert THINGS.build({"class_path": "fractions.Fraction", "init_args": options, "denominator": 2}) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,9 @@ def test_forms():
         ({"class_path": "math.pi"}, ValueError, "'math.pi' is 3.14.*; class_path takes a class or a function"),
         ({"class_path": "no.such"}, ValueError, "'no.such' can't be imported"),
         (
-            {"class_path": "fractions.Fraction", "numerator": 3},
+            {"class_path": "fractions.Fraction", "name": "pair"},
             ValueError,
-            "thing: numerator beside class_path; .*init_args",
+            "thing: name 'pair' beside class_path 'fractions.Fraction'; .*init_args",
         ),
     ],
 )
