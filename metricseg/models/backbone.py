@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
@@ -62,8 +64,7 @@ class Backbone(nn.Module):
         output_stride: pixels per cell of the deepest features: 8, 16 or 32.
         pretrained: take timm's own weights (downloads them).
         weights: a local .safetensors or .pth file of the network's weights instead; it must fit, see `WeightsMismatch`.
-        options: more arguments for `timm.create_model`, e.g. `drop_path_rate`, or `strict_img_size: false`, with which
-            Swin takes pictures of any height and width divisible by 4.
+        options: more arguments for `timm.create_model`, e.g. `drop_path_rate`.
 
     Raises ValueError if there is no such network, or it can't be run at that stride or has no stride-4 features.
     """
@@ -87,9 +88,13 @@ class Backbone(nn.Module):
                 extra["output_stride"] = output_stride
             if weights is not None:
                 extra["pretrained_cfg_overlay"] = {"file": str(weights), "num_classes": -1}
-            self.body = timm.create_model(
-                name, pretrained=pretrained or weights is not None, features_only=True, **extra
-            )
+            make = partial(timm.create_model, name, pretrained=pretrained or weights is not None, features_only=True)
+            try:
+                self.body, self.multiple = make(**{"strict_img_size": False, **extra}), 4
+            except TypeError as error:  # only networks of patches, e.g. Swin, have a size that is fixed otherwise
+                if "strict_img_size" not in str(error):
+                    raise
+                self.body, self.multiple = make(**extra), 1
         except WeightsMismatch:
             raise
         except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
@@ -106,6 +111,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] -> stride-4 features [B, C4, H/4, W/4] and the deepest ones [B, C, H/output_stride,
         W/output_stride]."""
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         features = self.body(images)
         shallow, deep = features[self.shallow], features[-1]
         return (shallow.permute(0, 3, 1, 2), deep.permute(0, 3, 1, 2)) if self.channels_last else (shallow, deep)
