@@ -34,7 +34,9 @@ def balanced_weights(counts: np.ndarray, floor: float = 1.1) -> np.ndarray:
 def main() -> None:
     """Counts the pixels of a training split and prints the list for a configuration's `class_weight`."""
     parser = argparse.ArgumentParser(
-        description=main.__doc__, epilog="Other options are arguments of the data set, e.g. --root DIR --on_error skip."
+        description=main.__doc__,
+        epilog="Other options are arguments of the data set, e.g. --root DIR --on_error skip.",
+        allow_abbrev=False,  # --data is an argument of the data set
     )
     parser.add_argument("--dataset", required=True, help=f"{', '.join(sorted(DATASETS.entries))}, or package.Class")
     parser.add_argument("--split", default="train")
