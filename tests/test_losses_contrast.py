@@ -197,7 +197,7 @@ def test_silence_is_broken_once(make):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"min_pixels": 9999}, r"no class has more than 9999 labeled pixels in an image.* Set min_pixels \(now 9999"),
+        ({"min_pixels": 9999}, r"no class has more than 9999 labeled pixels in an image.* lower min_pixels \(now 9999"),
         ({"max_views": 9998}, r"more than 9998 labeled .* max_views \(now 9998\)"),
         ({"min_pixels": 0, "max_views": 1, "max_samples": 1}, "do any two rows have the same label"),
     ],

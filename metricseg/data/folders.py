@@ -28,7 +28,8 @@ def spread_palette(count: int) -> list[tuple[int, int, int]]:
 class Folders(Segmentation):
     """Pictures of your own: `images/<split>/<stem>.jpg` or `.png`, each with `labels/<split>/<stem>.png`.
 
-    A label map has one channel of 8 bits: the values of `values`, or one that is ignored.
+    A label map has one channel of 8 bits: the values of `values`, or one that is ignored. Predictions are class
+    indices, in the order of `classes`.
 
     Args:
         root: the folder that holds `images` and `labels`.

@@ -87,8 +87,8 @@ class PairLoss(nn.Module):
         if self.nothing_chosen and choice and getattr(self, "sampling", "all") != "all":
             least = choice["max_views"] if choice["min_pixels"] is None else choice["min_pixels"]
             return (
-                f"no class has more than {least} labeled pixels in an image, at the resolution of the embedding. Set "
-                f"min_pixels (now {choice['min_pixels']}: max_views if None) or max_views (now {choice['max_views']})"
+                f"no class has more than {least} labeled pixels in an image, at the resolution of the embedding; lower "
+                f"min_pixels (now {choice['min_pixels']}; None for max_views) or max_views (now {choice['max_views']})"
             )
         if self.same_items:
             return (
