@@ -2,12 +2,14 @@
 this package.
 
 `--config camvid` takes the YAML of that name that ships with the package (`metricseg/configs`); any option of it can be
-set again behind it, e.g. `--data.dataset.root DIR`. `--ckpt_path runs/camvid/checkpoints/last.ckpt` resumes a run, or
-says what to evaluate. This file imports nothing of the `train` extra, so that it can say what to install.
+set again behind it, e.g. `--data.dataset.root DIR`. A `class_path` may name a module of the current directory.
+`--ckpt_path runs/camvid/checkpoints/last.ckpt` resumes a run, or says what to evaluate.
+This file imports nothing of the `train` extra, so that it can say what to install.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
         from metricseg.lightning_cli import run
 
         return run(expand(arguments), **options)
+    sys.path.append(os.getcwd())  # class_path finds your modules; last, so that none hides an installed one
     try:
         from metricseg.lightning_cli import run
 

@@ -13,16 +13,17 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricseg.center_pictures import CenterPictures
 from metricseg.checkpoints import WholeCheckpoints, check_whole
+from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
 from metricseg.embedding_pictures import EmbeddingPictures
 from metricseg.pictures import PredictionWriter
-from metricseg.training import SegmentationTask
+from metricseg.training import ENDLESS, SegmentationTask
 
 
 class FitConfig(SaveConfigCallback):
@@ -90,7 +91,17 @@ class SegmentationCLI(LightningCLI):
         return super().instantiate_trainer(**options)
 
     def before_fit(self) -> None:
-        """Raise FileExistsError if `fit` would write over the checkpoints of a run that it does not resume."""
+        """Before any file is written, raise ValueError if training can't start or has no end, FileExistsError if `fit`
+        would write over the checkpoints of a run that it does not resume, and the errors of the data set."""
+        timed = any(isinstance(callback, Timer) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        epochs = -1 if self.trainer.max_epochs is None and timed else self.trainer.max_epochs  # as Lightning does
+        if epochs == -1 and self.trainer.max_steps == -1:
+            raise ValueError(ENDLESS)
+        if not (self._get(self.config_init, "trainer").sync_batchnorm and self.trainer.world_size > 1):
+            self.datamodule.check_batch_norm(self.model)
+        data: Any = self.datamodule
+        for split in (data.train_split, *([data.val_split] if self.trainer.limit_val_batches else [])):
+            build_dataset(data.dataset, split)  # for its errors: a wrong argument, a missing folder
         resumed = self._get(self.config, "ckpt_path")
         for callback in [] if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
             folder = Path(callback.dirpath or Path(self.trainer.log_dir) / "checkpoints")

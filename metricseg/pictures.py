@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from metricseg.data.base import IGNORE, open_image
+from metricseg.data.base import IGNORE, read_image
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -89,9 +89,11 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Lightning's hook, once for each picture."""
+        if prediction[0] is None:  # a picture that was skipped
+            return
         labels, path = prediction[0].cpu().numpy(), prediction[1]
         palette = trainer.datamodule.palette  # type: ignore[attr-defined]
         label_path, overlay_path = self.outputs[path]
         label_image(labels, palette).save(label_path)
-        picture = np.asarray(open_image(Path(path)).convert("RGB"))
+        picture = read_image(Path(path)).permute(1, 2, 0).numpy()
         Image.fromarray(overlay(picture, labels, palette)).save(overlay_path, quality=92)

@@ -16,6 +16,8 @@ from metricseg.evaluation import IoU, check_scales, predict_probabilities
 from metricseg.losses import Terms, build_loss
 from metricseg.models import WeightsMismatch, build_model, compare_weights
 
+ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
+
 
 class SegmentationTask(L.LightningModule):
     """A network from `metricseg.models` trained with a loss from `metricseg.losses`.
@@ -32,7 +34,8 @@ class SegmentationTask(L.LightningModule):
     the same steps, to the bit, as one that was not.
 
     Args:
-        model: name and arguments of the network; `num_classes` is added.
+        model: name of the network, or its name and arguments; with `class_path` any `nn.Module`, see
+            `metricseg.models.ModuleSegmenter`. The number of classes is added.
         loss: name of the loss, or its name and arguments.
         num_classes: K.
         classes: their names, for logging.
@@ -49,7 +52,7 @@ class SegmentationTask(L.LightningModule):
 
     def __init__(
         self,
-        model: dict[str, Any],
+        model: dict[str, Any] | str,
         loss: dict[str, Any] | str,
         num_classes: int,
         classes: Sequence[str] = (),
@@ -71,7 +74,7 @@ class SegmentationTask(L.LightningModule):
         check_scales(scales)
         if classes and len(classes) != num_classes:
             raise ValueError(f"classes are {len(classes)} names; num_classes is {num_classes}")
-        self.model = build_model({**model, "num_classes": num_classes})
+        self.model = build_model(model, num_classes)
         self.loss = build_loss(loss)
         terms = isinstance(self.loss, Terms)
         if absent := (set(self.loss.needs) if terms else {"logits"}) - set(self.model.offers):
@@ -127,9 +130,13 @@ class SegmentationTask(L.LightningModule):
         self.log("val/miou", iou.nanmean().float(), prog_bar=True)
         self.log_dict({f"val/iou/{name}": value.float() for name, value in zip(self.classes, iou, strict=True)})
 
-    def predict_step(self, batch: tuple[Tensor, tuple[int, int], str], batch_idx: int) -> tuple[Tensor, str]:
-        """A picture to (its label map [H, W] uint8 at its size on disk, its path)."""
+    def predict_step(
+        self, batch: tuple[Tensor | None, tuple[int, int], str], batch_idx: int
+    ) -> tuple[Tensor | None, str]:
+        """A picture to (its label map [H, W] uint8 at its size on disk, its path); None for a picture that is None."""
         image, size, path = batch
+        if image is None:
+            return None, path
         return self.predict_labels(image[None], size)[0].to(torch.uint8), path
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,7 +159,7 @@ class SegmentationTask(L.LightningModule):
         ]
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise ValueError("the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps")
+            raise ValueError(ENDLESS)
         optimizer = torch.optim.AdamW(groups)
         factor = partial(schedule_factor, steps=int(steps), warmup=self.warmup, power=self.power)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -47,6 +47,7 @@ def test_fit_validate_predict(tmp_path, monkeypatch, capsys):
 def test_packaged_configurations_build(name):
     """Each parses and builds its network, loss and data module; no weights are fetched and no data are opened."""
     offline = ["--model.model.pretrained=false", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    offline += ["--data.dataset.classes=[road, sky]"] if name == "folders" else []
     cli = main(["--config", name, *offline, "--trainer.precision=32-true"], run=False)
     assert cli.model.iou.num_classes == cli.datamodule.num_classes
     assert len(cli.model.classes) == cli.datamodule.num_classes
@@ -66,6 +67,32 @@ def test_predict_says_what_is_missing(tmp_path, monkeypatch):
         main(predict)
     with pytest.raises(FileNotFoundError, match="nowhere is missing"):
         main([*predict, f"--data.pictures={tmp_path}/nowhere"])
+
+
+def test_your_own_folders_train_without_code(tmp_path, monkeypatch):
+    """With a palette, an ignored value and a picture that can't be read."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for k, (image, labels) in enumerate(Scenes(split, 4, 48)):
+            for kind, values in (("images", image.permute(1, 2, 0)), ("labels", labels)):
+                (path := tmp_path / f"mine/{kind}/{split}/{k}.png").parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values.numpy()).save(path)
+    options = [option for option in QUICK if "dataset" not in option and "channels" not in option]
+    options = [
+        "--config=folders",
+        *options,
+        "--data.dataset.root=mine",
+        f"--data.dataset.classes={list(Scenes.classes)}",
+    ]
+    options += [f"--data.dataset.palette={[[k, k, k] for k in range(7)]}", "--data.dataset.on_error=skip"]
+    options += ["--model.model.pretrained=false"]
+    main(["fit", *options, "--trainer.max_epochs=1"])
+    (tmp_path / "mine/images/val/1.png").write_bytes(b"no picture")
+    checkpoint = "--ckpt_path=runs/folders/checkpoints/best.ckpt"
+    with pytest.warns(UserWarning, match=r"skipped .*1\.png"):
+        main(["predict", *options, checkpoint, "--data.pictures=mine/images/val", "--writer.folder=out"])
+    assert {path.name for path in (tmp_path / "out").glob("[0-9].png")} == {"0.png", "2.png", "3.png"}
+    assert Image.open(tmp_path / "out/0.png").getpalette()[:9] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_names_of_configurations_become_files(tmp_path, monkeypatch):

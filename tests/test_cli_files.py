@@ -78,6 +78,28 @@ def test_new_fit_over_a_run_is_refused(run, tmp_path, monkeypatch):
     assert contents(run) == before and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--trainer.max_epochs=-1"], r"set trainer\.max_epochs or trainer\.max_steps"),
+        (["--trainer.max_epochs=null", "--trainer.max_time=00:01:00:00"], r"set trainer\.max_epochs"),
+        (["--data.batch_size=1"], "batch_size is 1; batch norm takes at least 2"),
+        (["--data.batch_size=1", "--trainer.sync_batchnorm=true"], "batch_size is 1; batch norm takes at least 2"),
+        (["--model.model=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
+        (["--model.model.backbon=x"], r"'backbon'; its arguments are num_classes, backbone, output_stride"),
+        (["--model.loss.gama=2"], "'gama'; its arguments are gamma, label_smoothing, .*backend"),
+        (["--data.dataset=nosuch"], "no data set is called 'nosuch'; there are ade20k"),
+        (["--data.dataset.lenght=2"], "'lenght'; its arguments are split, length, size, seed, objects"),
+        (["--config=camvid", "--data.dataset.root=nowhere"], "nowhere/train is missing"),
+    ],
+)
+def test_nothing_is_written_before_a_refusal(tmp_path, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        main(["fit", *QUICK, *options])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("checkpoint", ["last", "new/checkpoints/last.ckpt"])
 def test_resume_goes_on_in_the_folder(tmp_path, monkeypatch, checkpoint):
     monkeypatch.chdir(tmp_path)
@@ -121,6 +143,14 @@ def test_predict_into_a_file_is_refused(run, pictures, tmp_path):
     (tmp_path / "out").write_text("mine")
     with pytest.raises(ValueError, match=r"--writer\.folder is out, a file"):
         predict(run, pictures, "--writer.folder=out")
+
+
+def test_overlay_of_16_bits_is_scaled(run, pictures, tmp_path):
+    """As what the network sees: it was clipped to white."""
+    Image.fromarray(np.full((24, 32), 100 * 257, np.uint16)).save(pictures / "c.png")
+    predict(run, pictures, "--writer.folder=out")
+    b, c = (np.asarray(Image.open(tmp_path / f"out/{name}_overlay.jpg")).astype(int) for name in "bc")
+    assert abs(b - c).max() <= 3
 
 
 def test_pictures_of_one_stem_have_outputs_of_their_own(run, pictures, tmp_path):

@@ -37,6 +37,7 @@ def test_success_is_status_0(tmp_path):
     [
         (["--config=nosuch"], "no configuration is called 'nosuch'; there are ade20k, camvid, "),
         (["--data.dataset.name=nosuch"], "no data set is called 'nosuch'; there are ade20k, camvid, "),
+        (["--model.model=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
         (["--model.model.name=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
         (["--model.loss=nosuch"], "no loss is called 'nosuch'; there are contrastive, cross_entropy, "),
         (["--nosuch=1"], "error: unrecognized arguments: --nosuch=1"),
@@ -48,6 +49,47 @@ def test_unknown_name_is_one_line(tmp_path, options, words):
     assert done.returncode in (1, 2) and words in last, done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
     assert not list(tmp_path.iterdir())
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Noise:
+    classes = ("ground", "sky")
+
+    def __init__(self, split, length=4):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        labels = torch.randint(0, 2, (32, 32))
+        return (labels * 200).to(torch.uint8).expand(3, -1, -1), labels
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, num_classes, 3)
+
+    def forward(self, images):
+        return self.conv(images)
+"""
+
+
+def test_class_paths_name_modules_of_the_current_directory(tmp_path):
+    """A data set and a network of your own; the module `json` beside them hides none."""
+    (tmp_path / "own_classes.py").write_text(OWN)
+    (tmp_path / "json.py").write_text("raise RuntimeError('hidden')")
+    config = (
+        "{model: {model: {class_path: own_classes.Net}, loss: focal}, data: {dataset: {class_path: own_classes.Noise}}}"
+    )
+    (tmp_path / "own.yaml").write_text(config)
+    options = [option for option in QUICK if not option.startswith(("--config", "--model", "--data.dataset"))]
+    done = script(tmp_path, "fit", "--config=own.yaml", *options, "--data.dataset.init_args.length=6")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 
 @pytest.mark.parametrize("module", ["lightning", "jsonargparse"])

@@ -276,7 +276,7 @@ def test_on_error_is_checked(tmp_path):
 
 
 def test_unknown_data_set_lists_the_known():
-    with pytest.raises(ValueError, match="ade20k, camvid, cityscapes, scenes, voc"):
+    with pytest.raises(ValueError, match="ade20k, camvid, cityscapes, folders, scenes, voc"):
         build_dataset({"name": "kitti"}, "train")
 
 

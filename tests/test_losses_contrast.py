@@ -194,6 +194,21 @@ def test_silence_is_broken_once(make):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"min_pixels": 9999}, r"no class has more than 9999 labeled pixels in an image.* lower min_pixels \(now 9999"),
+        ({"max_views": 9998}, r"more than 9998 labeled .* max_views \(now 9998\)"),
+        ({"min_pixels": 0, "max_views": 1, "max_samples": 1}, "do any two rows have the same label"),
+    ],
+)
+def test_reason_for_no_pairs(make, options, words):
+    feats, labels, logits = batch()
+    with pytest.warns(UserWarning, match=words):
+        make(**options)(feats[:1], labels[:1], logits[:1])
+
+
+@BOTH
 def test_warmup_is_counted_in_training_and_saved(make):
     feats, labels, logits = batch()
     loss = make(max_views=9, warmup_iters=2)

@@ -136,6 +136,21 @@ def test_no_positive_is_said_once(loss):
         loss()(x, torch.tensor([0, 0, 1, 1]))
 
 
+@pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
+def test_two_views_under_one_label_tensor(loss):
+    """They are no pairs, by pytorch-metric-learning's rule, and the warning says so."""
+    x, labels = embeddings(4, 0), torch.arange(4)
+    with pytest.warns(
+        UserWarning, match=r"ref_labels is the tensor labels itself, .* pass ref_labels=labels\.clone\(\)"
+    ):
+        loss()(x, labels, None, x.flip(0), labels)
+    with pytest.warns(UserWarning, match="do any two rows have the same label"):
+        loss()(x, labels, None, x.flip(0), labels + 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss()(x, labels, None, x.flip(0) + 1, labels.clone())
+
+
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 
 

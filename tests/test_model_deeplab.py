@@ -33,6 +33,21 @@ def test_other_backbones(backbone):
 
 
 @pytest.mark.parametrize(
+    ("backbone", "options"),
+    [("mambaout_femto", {}), ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)})],
+)
+def test_backbones_with_channels_last_features(backbone, options):
+    model = DeepLabV3Plus(3, backbone, 32, backbone_options=options, channels=8, decoder_channels=8).eval()
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 70, 91)).shape == (1, 3, 18, 23)
+        shallow, deep = model.backbone(images := torch.randn(1, 3, 64, 96))
+        assert shallow.shape == (1, model.backbone.shallow_channels, 16, 24)
+        assert deep.shape == (1, model.backbone.deep_channels, 2, 3)
+        assert torch.equal(deep[0, :, 1, 2], model.backbone.body(images)[-1][0, 1, 2])
+        assert model(images).shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"backbone": "vit_tiny_patch16_224"}, "vit_tiny_patch16_224"),

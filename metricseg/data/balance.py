@@ -1,4 +1,8 @@
-"""Class weights from how often each class occurs: `python -m metricseg.data.balance --dataset camvid --root DIR`."""
+"""Class weights from how often each class occurs: `python -m metricseg.data.balance --dataset camvid --root DIR`.
+
+`--dataset` takes a registered name or a class path, and other options are arguments of that data set, read as YAML,
+e.g. `--dataset folders --root DIR --classes '[background, road]'`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import argparse
 
 import numpy as np
 import torch
-from tqdm import tqdm
+import yaml
+from tqdm import trange
 
-from metricseg.data import DATASETS, build_dataset
+from metricseg.data import DATASETS, build_dataset, class_names
 
 
 def balanced_weights(counts: np.ndarray, floor: float = 1.1) -> np.ndarray:
@@ -28,18 +33,28 @@ def balanced_weights(counts: np.ndarray, floor: float = 1.1) -> np.ndarray:
 
 def main() -> None:
     """Counts the pixels of a training split and prints the list for a configuration's `class_weight`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--dataset", required=True, choices=sorted(DATASETS.entries))
-    parser.add_argument("--root", required=True)
+    parser = argparse.ArgumentParser(
+        description=main.__doc__,
+        epilog="Other options are arguments of the data set, e.g. --root DIR --on_error skip.",
+        allow_abbrev=False,  # --data is an argument of the data set
+    )
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(sorted(DATASETS.entries))}, or package.Class")
     parser.add_argument("--split", default="train")
-    parser.add_argument("--on_error", default="raise", choices=("raise", "skip"), help="at a file that can't be read")
     parser.add_argument("--floor", type=float, default=1.1)
-    args = parser.parse_args()
-    data = build_dataset({"name": args.dataset, "root": args.root, "on_error": args.on_error}, args.split)
+    args, rest = parser.parse_known_args()
+    words = [word for argument in rest for word in argument.split("=", 1 if argument.startswith("--") else 0)]
+    names, values = words[::2], words[1::2]
+    if len(names) != len(values) or not all(name.startswith("--") for name in names):
+        parser.error(f"{' '.join(rest)}: arguments of the data set are pairs --NAME VALUE")
+    options = {name[2:]: yaml.safe_load(value) for name, value in zip(names, values, strict=True)}
+    own = {"class_path": args.dataset, "init_args": options} if "." in args.dataset else None
+    config = own or {"name": args.dataset, **options}
+    classes, _ = class_names(config)
+    data = build_dataset(config, args.split)
     counts = torch.zeros(256, dtype=torch.int64)
-    for _, labels in tqdm(data, desc="count", mininterval=5):
-        counts += torch.bincount(labels.flatten(), minlength=256)
-    weights = balanced_weights(counts[: len(data.classes)].double().numpy(), args.floor)
+    for index in trange(len(data), desc="count", mininterval=5):
+        counts += torch.bincount(data[index][1].flatten(), minlength=256)
+    weights = balanced_weights(counts[: len(classes)].double().numpy(), args.floor)
     print("class_weight: [" + ", ".join(f"{w:.3f}" for w in weights) + "]")
 
 

@@ -92,6 +92,12 @@ def read_labels(path: Path, table: np.ndarray) -> tv_tensors.Mask:
     return tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8)))
 
 
+def ignored_sample(size: tuple[int, int]) -> Sample:
+    """A black picture of `size` = (H, W) whose every pixel is ignored."""
+    image, labels = torch.zeros(3, *size, dtype=torch.uint8), torch.full(size, IGNORE, dtype=torch.uint8)
+    return tv_tensors.Image(image), tv_tensors.Mask(labels)
+
+
 class Segmentation(Dataset[Sample]):
     """Pictures with label maps. An item is (image uint8 [3, H, W], labels uint8 [H, W]); 255 is ignored.
 
@@ -125,11 +131,7 @@ class Segmentation(Dataset[Sample]):
             if self.on_error == "raise":
                 raise
             warnings.warn(f"skipped sample {index} ({path}): {error}", stacklevel=2)
-            size = self.plausible_size(index)
-            return (
-                tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8)),
-                tv_tensors.Mask(torch.full(size, IGNORE, dtype=torch.uint8)),
-            )
+            return ignored_sample(self.plausible_size(index))
 
     def plausible_size(self, bad: int) -> tuple[int, int]:
         """(H, W) of the first sample whose files agree on it, from the bad one on; 64 x 64 if there is none."""

@@ -1,7 +1,8 @@
-"""CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts."""
+"""Folders of your own, and CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchvision import datasets
@@ -22,6 +23,55 @@ def spread_palette(count: int) -> list[tuple[int, int, int]]:
                 channels[channel] |= (label >> (3 * bit + channel) & 1) << (7 - bit) if 3 * bit + channel < 24 else 0
         colors.append((channels[0], channels[1], channels[2]))
     return colors
+
+
+class Folders(Segmentation):
+    """Pictures of your own: `images/<split>/<stem>.jpg` or `.png`, each with `labels/<split>/<stem>.png`.
+
+    A label map has one channel of 8 bits: the values of `values`, or one that is ignored. Predictions are class
+    indices, in the order of `classes`.
+
+    Args:
+        root: the folder that holds `images` and `labels`.
+        classes: the class names.
+        split: a folder name, e.g. "train" or "val".
+        on_error: see `Segmentation`.
+        values: the stored value of each class; 0, 1, ... unless given.
+        ignore_value: stored value of pixels without a class; None for none. 255 is ignored too unless a class has it.
+        palette: (red, green, blue) of each class, for pictures of labels.
+
+    Raises FileNotFoundError if a folder is missing or empty, or files are without a counterpart, and ValueError for
+    values that don't fit.
+    """
+
+    source = "Expected: ROOT/images/SPLIT/NAME.jpg (or .png) with ROOT/labels/SPLIT/NAME.png."
+
+    def __init__(
+        self,
+        root: str | Path,
+        classes: Sequence[str],
+        split: str = "train",
+        on_error: OnError = "raise",
+        values: Sequence[int] | None = None,
+        ignore_value: int | None = IGNORE,
+        palette: Sequence[tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.classes, self.palette = tuple(classes), tuple(palette or spread_palette(len(classes)))
+        values = list(range(len(classes))) if values is None else list(values)
+        stored = values if ignore_value is None else [*values, ignore_value]
+        if len(values) != len(classes) or len(set(stored)) < len(stored) or not set(stored) <= set(range(256)):
+            raise ValueError(
+                f"values are {values} and ignore_value is {ignore_value} for {len(classes)} classes; they take one "
+                "value in [0, 255] per class, all different"
+            )
+        self.table = lookup({v: IGNORE for v in stored} | {v: k for k, v in enumerate(values)})
+        images, labels = (Path(root) / kind / split for kind in ("images", "labels"))
+        found = {folder: {p.stem for p in find_pictures(need(folder, self.source))} for folder in (images, labels)}
+        for folder, other in ((images, labels), (labels, images)):
+            if alone := sorted(found[folder] - found[other]):
+                some = ", ".join(alone[:8]) + (f" and {len(alone) - 8} more" if len(alone) > 8 else "")
+                raise FileNotFoundError(f"{folder} holds {some} without a counterpart in {other}. {self.source}")
+        super().__init__(*pair_folders(images, labels, self.source), on_error)
 
 
 class CamVid(Segmentation):

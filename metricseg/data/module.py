@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,48 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from metricseg.data import Augmented, EpochSampler, build_dataset, dataset_class, eval_transform, train_transform
-from metricseg.data.base import need, read_image
-from metricseg.data.stream import ResumableLoader
+from metricseg.data import (
+    DATASETS,
+    Augmented,
+    EpochSampler,
+    build_dataset,
+    class_names,
+    eval_transform,
+    train_transform,
+)
+from metricseg.data.base import OnError, find_pictures, need, read_image
+from metricseg.data.stream import ResumableLoader, WholePictures
 from metricseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
-class Pictures(Dataset[tuple[Tensor, tuple[int, int], str]]):
-    """The pictures of a folder, or one picture file: (normalised float32 [3, h, w], its size (H, W) on disk, its
-    path)."""
+class Pictures(Dataset[tuple[Tensor | None, tuple[int, int], str]]):
+    """The pictures of a folder, or one picture file: (normalized float32 [3, h, w], its size (H, W) on disk, its
+    path).
 
-    def __init__(self, path: str | Path, transform: v2.Transform) -> None:
+    If a picture can't be used, `on_error` "raise" raises BadSample; "skip" warns, naming it, and the item's image is
+    None.
+    """
+
+    def __init__(self, path: str | Path, transform: v2.Transform, on_error: OnError = "raise") -> None:
         path = need(Path(path), "predict takes a picture, or a folder of .jpg or .png pictures.")
-        found = sorted(path.iterdir()) if path.is_dir() else [path]
-        self.files = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
-        self.transform = transform
+        self.files = find_pictures(path) if path.is_dir() else [path]
+        self.transform, self.on_error = transform, on_error
         if not self.files:
             raise FileNotFoundError(f"{path} holds no .jpg or .png picture")
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, tuple[int, int], str]:
-        image = read_image(self.files[index])
-        return self.transform(image), (image.shape[-2], image.shape[-1]), str(self.files[index])
+    def __getitem__(self, index: int) -> tuple[Tensor | None, tuple[int, int], str]:
+        path = self.files[index]
+        try:
+            image = read_image(path)
+            return self.transform(image), (image.shape[-2], image.shape[-1]), str(path)
+        except Exception as error:
+            if self.on_error != "skip":
+                raise
+            warnings.warn(f"skipped {path}: {error}", stacklevel=2)
+            return None, (0, 0), str(path)
 
 
 def only(items: list[Any]) -> Any:
@@ -47,12 +66,12 @@ class SegmentationData(L.LightningDataModule):
     """Training crops, whole validation pictures, and pictures to predict.
 
     Args:
-        dataset: name and arguments of the data set, e.g. {"name": "camvid", "root": "data/camvid"}; `on_error: skip`
-            goes on past files that can't be read.
+        dataset: name of the data set, or its name and arguments, e.g. {"name": "camvid", "root": "data/camvid"}; for
+            your own see `metricseg.data`. `on_error: skip` goes on past files that can't be read, in `predict` too.
         train_split, val_split: its splits.
         crop: (height, width) of a training sample.
         scale, short_side, flip, jitter: augmentation, see `train_transform`. `short_side` holds for evaluation too.
-        mean, std: of the normalisation, for pictures in [0, 1].
+        mean, std: of the normalization, for pictures in [0, 1].
         batch_size: training samples per step and process.
         eval_batch_size: validation pictures per step; more than 1 only where all have one size.
         workers: loader processes; 0 loads in the training process.
@@ -64,7 +83,7 @@ class SegmentationData(L.LightningDataModule):
 
     def __init__(
         self,
-        dataset: dict[str, Any],
+        dataset: dict[str, Any] | str,
         train_split: str = "train",
         val_split: str = "val",
         crop: tuple[int, int] = (512, 512),
@@ -92,9 +111,14 @@ class SegmentationData(L.LightningDataModule):
             crop, scale=scale, short_side=short_side, flip=flip, jitter=jitter, mean=mean, std=std
         )
         self.prepare = eval_transform(short_side=short_side, mean=mean, std=std)
-        kind = dataset_class(dataset)
-        self.classes, self.palette = tuple(kind.classes), tuple(kind.palette)
+        self.classes, self.palette = class_names(dataset)
         self.num_classes = len(self.classes)
+        if self.num_classes == 1:
+            warnings.warn(
+                f"the data set has one class, {self.classes[0]!r}: the network can predict no other, and mIoU is 1. "
+                "Label the other pixels as a class of their own, e.g. background, instead of ignoring them",
+                stacklevel=2,
+            )
         self.train_loader: ResumableLoader | None = None
         self.resumed: dict[str, int] = {}
 
@@ -110,18 +134,25 @@ class SegmentationData(L.LightningDataModule):
         """Lightning's hook, before the loader is built."""
         self.resumed = dict(state_dict)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is
-        dropped."""
-        data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = EpochSampler(len(data), self.seed, rank, world)
-        modules = self.trainer.lightning_module.modules() if self.trainer and self.trainer.lightning_module else ()
-        if self.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in modules):
+    def check_batch_norm(self, network: nn.Module) -> None:
+        """Raise ValueError if batch norm of `network` would get one sample."""
+        if self.batch_size == 1 and any(isinstance(m, nn.BatchNorm2d) and m.training for m in network.modules()):
             raise ValueError(
                 "batch_size is 1; batch norm takes at least 2 training samples per process, or, on several GPUs, "
                 "--trainer.sync_batchnorm true"
             )
+
+    def rank_and_world(self) -> tuple[int, int]:
+        """This process's rank and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is
+        dropped."""
+        data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
+        sampler = EpochSampler(len(data), self.seed, *self.rank_and_world())
+        if self.trainer and self.trainer.lightning_module:
+            self.check_batch_norm(self.trainer.lightning_module)
         if len(sampler) < self.batch_size:
             raise ValueError(f"{len(data)} training pictures don't fill one batch of {self.batch_size}")
         self.train_loader = ResumableLoader(data, **self.options(self.batch_size), sampler=sampler, drop_last=True)
@@ -132,11 +163,13 @@ class SegmentationData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Whole pictures and label maps, in order."""
-        data = Augmented(build_dataset(self.dataset, self.val_split), self.prepare)
+        data = WholePictures(build_dataset(self.dataset, self.val_split), self.prepare)
         return DataLoader(data, **self.options(self.eval_batch_size))
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The pictures of `pictures`, one at a time."""
+        """The pictures of `pictures`, one at a time; each process has its own share."""
         if self.pictures is None:
             raise ValueError("predict needs --data.pictures: a picture, or a folder of .jpg or .png pictures")
-        return DataLoader(Pictures(self.pictures, self.prepare), **self.options(1), collate_fn=only)
+        on_error = DATASETS.resolve(self.dataset)[2].get("on_error", "raise")
+        data, (rank, world) = Pictures(self.pictures, self.prepare, on_error), self.rank_and_world()
+        return DataLoader(data, **self.options(1), sampler=range(rank, len(data), world), collate_fn=only)

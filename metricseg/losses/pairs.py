@@ -22,6 +22,7 @@ class PairLoss(Loss):
         if gather not in (None, "all"):
             raise ValueError(f'gather is {gather!r}; it takes "all" or None')
         self.gather, self.backend, self.silent = gather, backend, False
+        self.same_items = self.nothing_chosen = False  # of the last batch, for the warning
 
     @property
     def gathers(self) -> bool:
@@ -38,6 +39,8 @@ class PairLoss(Loss):
     ) -> dict[str, Any]:
         """The contrast set of `rows` as arguments for a kernel: the others, or the rows themselves; of all ranks, if
         they are gathered. `same`: row i and other i are one item, which is no pair."""
+        self.same_items = others is not None and same
+        self.nothing_chosen = not self.silent and checks_values(labels) and not bool((labels >= 0).any())
         if others is None or other_labels is None:
             if not self.gathers:
                 return {}
@@ -71,10 +74,26 @@ class PairLoss(Loss):
         return pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
 
     def warn_if_none(self, pulled: Tensor) -> None:
-        """Says once that `pulled`, a count, is 0: the loss is silent about it."""
+        """Warn once if `pulled`, the number of positive pairs or of anchors that have one, is 0."""
         if not self.silent and checks_values(pulled) and not pulled:
             self.silent = True
             warnings.warn(
-                f"{type(self).__name__} pulls nothing together in this batch: do any two rows have the same label?",
+                f"{type(self).__name__} pulls nothing together in this batch: {self.why_none()}",
                 stacklevel=6,
             )
+
+    def why_none(self) -> str:
+        """The reason for a batch without positive pairs, as far as it is known."""
+        choice = getattr(self, "choice", {})  # of pixels, see `ContrastLoss`
+        if self.nothing_chosen and choice and getattr(self, "sampling", "all") != "all":
+            least = choice["max_views"] if choice["min_pixels"] is None else choice["min_pixels"]
+            return (
+                f"no class has more than {least} labeled pixels in an image, at the resolution of the embedding; lower "
+                f"min_pixels (now {choice['min_pixels']}; None for max_views) or max_views (now {choice['max_views']})"
+            )
+        if self.same_items:
+            return (
+                "ref_labels is the tensor labels itself, so embedding i and reference i count as one item and are no "
+                "pair. If they are two items, e.g. two views, pass ref_labels=labels.clone()"
+            )
+        return "do any two rows have the same label?"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -85,9 +88,13 @@ class Backbone(nn.Module):
                 extra["output_stride"] = output_stride
             if weights is not None:
                 extra["pretrained_cfg_overlay"] = {"file": str(weights), "num_classes": -1}
-            self.body = timm.create_model(
-                name, pretrained=pretrained or weights is not None, features_only=True, **extra
-            )
+            make = partial(timm.create_model, name, pretrained=pretrained or weights is not None, features_only=True)
+            try:
+                self.body, self.multiple = make(**{"strict_img_size": False, **extra}), 4
+            except TypeError as error:  # only networks of patches, e.g. Swin, have a size that is fixed otherwise
+                if "strict_img_size" not in str(error):
+                    raise
+                self.body, self.multiple = make(**extra), 1
         except WeightsMismatch:
             raise
         except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
@@ -97,11 +104,16 @@ class Backbone(nn.Module):
         strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
         if strides[-1] != output_stride or 4 not in strides:
             raise ValueError(f"{name} has features at strides {strides}; 4 and {output_stride} are needed")
+        self.channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # e.g. Swin and MambaOut
         self.shallow = len(strides) - 1 - strides[::-1].index(4)
         self.shallow_channels, self.deep_channels = channels[self.shallow], channels[-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] -> stride-4 features [B, C4, H/4, W/4] and the deepest ones [B, C, H/output_stride,
         W/output_stride]."""
+        height, width = images.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         features = self.body(images)
-        return features[self.shallow], features[-1]
+        shallow, deep = features[self.shallow], features[-1]
+        return (shallow.permute(0, 3, 1, 2), deep.permute(0, 3, 1, 2)) if self.channels_last else (shallow, deep)
