@@ -101,6 +101,8 @@ def main(out):
         assert f"equally many rows to be gathered, got {list(range(1, ranks + 1))}" in str(error)
     if rank == 0:
         torch.save(results, out)
+    del net
+    dist.barrier()  # rank 0 keeps the store that the others still use
     dist.destroy_process_group()
 
 

@@ -140,6 +140,16 @@ class ContrastLoss(PairLoss):
             )  # fmt: skip
         return self.rows_of(feats, index, self.normalize), chosen
 
+    def why_none(self) -> str:
+        """See `PairLoss`."""
+        if self.sampling == "all" or not self.nothing_chosen:
+            return super().why_none()
+        least = self.max_views if self.min_pixels is None else self.min_pixels
+        return (
+            f"no class has more than {least} labeled pixels in an image, at the resolution of the embedding; lower "
+            f"min_pixels (now {self.min_pixels}; None for max_views) or max_views (now {self.max_views})"
+        )
+
     def compute(self, rows: Tensor, labels: Tensor) -> Tensor:
         """The loss of rows that are chosen, of a batch or, with `gather`, of those of all ranks."""
         raise NotImplementedError

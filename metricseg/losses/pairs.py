@@ -84,13 +84,6 @@ class PairLoss(Loss):
 
     def why_none(self) -> str:
         """The reason for a batch without positive pairs, as far as it is known."""
-        choice = getattr(self, "choice", {})  # of pixels, see `ContrastLoss`
-        if self.nothing_chosen and choice and getattr(self, "sampling", "all") != "all":
-            least = choice["max_views"] if choice["min_pixels"] is None else choice["min_pixels"]
-            return (
-                f"no class has more than {least} labeled pixels in an image, at the resolution of the embedding; lower "
-                f"min_pixels (now {choice['min_pixels']}; None for max_views) or max_views (now {choice['max_views']})"
-            )
         if self.same_items:
             return (
                 "ref_labels is the tensor labels itself, so embedding i and reference i count as one item and are no "
