@@ -133,13 +133,13 @@ def _pulled(i: Inputs, c: Case, **kw: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _soft(normalize: str) -> Callable[..., Any]:
-    return lambda i, c, **kw: mk.class_centers(i.features, i.logits, normalize=normalize, **kw)
+def _soft(average: str) -> Callable[..., Any]:
+    return lambda i, c, **kw: mk.class_centers(i.features, i.logits, average=average, **kw)
 
 
-def _hard(normalize: str) -> Callable[..., Any]:
+def _hard(average: str) -> Callable[..., Any]:
     return lambda i, c, **kw: mk.class_centers(
-        i.features, i.labels, num_classes=c.classes, normalize=normalize, ignore_index=c.ignore_index, **kw
+        i.features, i.labels, num_classes=c.classes, average=average, ignore_index=c.ignore_index, **kw
     )
 
 

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     column_labels: str = "random"  # as labels; or apart (none of the anchors')
     label_dtype: torch.dtype = torch.int64
     first_label: int = 0
-    ignore_label: int = -1
+    ignore_index: int = -1
     ids: str | None = None  # views (each id twice, with one label), clash (equal ids with other labels)
     features: str = "unit"  # unit (norm), gauss, duplicates (each row thrice), zeros (a third of norm 0)
     layout: str = (
@@ -66,12 +66,12 @@ CASES = [
     Case("contrast-ignored", 20, 8, columns=9, column_labels="ignored"),
     Case("apart", 20, 8, columns=9, column_labels="apart"),
     Case("some-ignored", 53, 16, labels="some", temperature=0.07, base_temperature=0.07),
-    Case("ignore-0", 40, 16, ignore_label=0),
-    Case("ignore-255", 40, 16, labels="some", ignore_label=255, label_dtype=torch.uint8),
+    Case("ignore-0", 40, 16, ignore_index=0),
+    Case("ignore-255", 40, 16, labels="some", ignore_index=255, label_dtype=torch.uint8),
     Case("uint8-255-takes-part", 40, 16, first_label=251, label_dtype=torch.uint8),
     Case("int32", 40, 16, labels="some", label_dtype=torch.int32, first_label=-(2**31)),
     Case("int32-high", 40, 16, columns=33, label_dtype=torch.int32, first_label=2**31 - 5),
-    Case("int64-huge", 40, 16, labels="some", first_label=2**62, ignore_label=-(2**63)),
+    Case("int64-huge", 40, 16, labels="some", first_label=2**62, ignore_index=-(2**63)),
     Case("int64-far-apart", 40, 16, columns=20, classes=2, column_labels="some", first_label=-(2**63) + 1),
     Case("sorted", 65, 16, labels="sorted"),
     Case("ids-of-one-set", 40, 16, ids="views"),
@@ -166,9 +166,9 @@ def _labels(case: Case, kind: str, rows: int, rng: torch.Generator) -> Tensor:
         labels = torch.arange(rows) * case.classes // max(rows, 1)
     labels += case.first_label
     if kind == "some":
-        labels[torch.rand(rows, generator=rng) < 0.2] = case.ignore_label
+        labels[torch.rand(rows, generator=rng) < 0.2] = case.ignore_index
     if kind == "ignored":
-        labels.fill_(case.ignore_label)
+        labels.fill_(case.ignore_index)
     return labels.to(case.label_dtype)
 
 
@@ -186,9 +186,9 @@ def _lay_out(x: Tensor, layout: str) -> Tensor:
 
 def options(case: Case, form: str) -> dict[str, Any]:
     if form == "margin":
-        names = ("margin", "positive_margin", "power", "average", "ignore_label")
+        names = ("margin", "positive_margin", "power", "average", "ignore_index")
     else:
-        names = ("temperature", "base_temperature", "ignore_label")
+        names = ("temperature", "base_temperature", "ignore_index")
     kwargs = {name: getattr(case, name) for name in names}
     return kwargs if form == "margin" else {**kwargs, "denominator": form}
 

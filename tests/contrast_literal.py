@@ -9,7 +9,7 @@ from contrast_cases import Case, Sets
 from torch import Tensor
 
 
-def kinds(sets: Sets, ignore_label: int) -> list[list[str]]:
+def kinds(sets: Sets, ignore_index: int) -> list[list[str]]:
     """For each anchor and contrast row: "positive", "negative", or "" (self, or absent)."""
     alone = sets.contrast is None
     ours = sets.anchor_labels.tolist()
@@ -18,7 +18,7 @@ def kinds(sets: Sets, ignore_label: int) -> list[list[str]]:
     their_ids = our_ids if alone else [None] * len(theirs) if sets.anchor_ids is None else sets.contrast_ids.tolist()
 
     def kind(i: int, j: int) -> str:
-        if ignore_label in (ours[i], theirs[j]):
+        if ignore_index in (ours[i], theirs[j]):
             return ""
         if ours[i] != theirs[j]:
             return "negative"
@@ -43,7 +43,7 @@ def literal_pixel_contrast(case: Case, sets: Sets, form: str) -> tuple[list[floa
     t = case.temperature
     c = 1.0 if case.base_temperature is None else t / case.base_temperature
     grad_x, grad_y, losses, counted = torch.zeros_like(x), torch.zeros_like(y), [], 0
-    for i, row in enumerate(kinds(sets, case.ignore_label)):
+    for i, row in enumerate(kinds(sets, case.ignore_index)):
         s = [float(x[i] @ y[j]) / t for j in range(len(row))]
         positives = [j for j, kind in enumerate(row) if kind == "positive"]
         negatives = [j for j, kind in enumerate(row) if kind == "negative"]
@@ -79,7 +79,7 @@ def literal_margin_contrast(case: Case, sets: Sets) -> tuple[float, Tensor, Tens
     x, alone = sets.anchors, sets.contrast is None
     y = x if alone else sets.contrast
     loss, grad_x, grad_y = 0.0, torch.zeros_like(x), torch.zeros_like(y)
-    pairs = [(i, j, kind) for i, row in enumerate(kinds(sets, case.ignore_label)) for j, kind in enumerate(row)]
+    pairs = [(i, j, kind) for i, row in enumerate(kinds(sets, case.ignore_index)) for j, kind in enumerate(row)]
     for wanted, sign in (("positive", 1.0), ("negative", -1.0)):
         terms, count = [], 0
         for i, j, kind in pairs:

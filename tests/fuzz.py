@@ -126,7 +126,7 @@ def contrast(draw: Draw) -> Call:
         if ids:
             tensors[f"{side}_ids"] = torch.randint(0, 30, (rows,), generator=draw.rng)
     learns = ("anchors", "contrast")[: len(sides)]
-    options: dict[str, Any] = {"ignore_label": ignored}
+    options: dict[str, Any] = {"ignore_index": ignored}
     if draw.one_of(False, True):
         options.update(margin=draw.one_of(0.5, 2.0), positive_margin=draw.one_of(0.0, 0.3), power=draw.one_of(1, 2),
                        average=draw.one_of("pairs", "nonzero"))  # fmt: skip
@@ -143,7 +143,7 @@ def centers(draw: Draw) -> Call:
     shape = (draw.size(2, 0), draw.size(9), draw.size(9))
     tensors = {"features": draw.values(shape[0], channels, *shape[1:])}
     if draw.one_of(False, True):
-        options: dict[str, Any] = {"normalize": draw.one_of("mass", "area"), "return_present": True}
+        options: dict[str, Any] = {"average": draw.one_of("mass", "area"), "return_present": True}
         if draw.one_of(False, True):
             tensors["assignment"] = draw.values(shape[0], classes, *shape[1:])
             return Call(mk.class_centers, tensors, options, ("features", "assignment"))

@@ -56,7 +56,7 @@ def literal_pull(inputs: Inputs, case: Case) -> Tensor:
     return torch.stack(images).mean()
 
 
-def literal_centers(inputs: Inputs, case: Case, soft: bool, normalize: str) -> Tensor:
+def literal_centers(inputs: Inputs, case: Case, soft: bool, average: str) -> Tensor:
     """An image and a class at a time."""
     x, (batch, height, width) = inputs.features, case.size
     memberships = inputs.logits.exp() / inputs.logits.exp().sum(1, keepdim=True)
@@ -65,7 +65,7 @@ def literal_centers(inputs: Inputs, case: Case, soft: bool, normalize: str) -> T
     for b in range(batch):
         for k in range(case.classes):
             m = memberships[b, k] if masks is None else masks[b][k].to(x.dtype)
-            total = m.sum() + 1e-6 if normalize == "mass" else height * width
+            total = m.sum() + 1e-6 if average == "mass" else height * width
             centers.append((m * x[b]).sum((1, 2)) / total)
     return torch.stack(centers).view(batch, case.classes, case.channels)
 
@@ -198,7 +198,7 @@ def test_magnitudes_at_the_ends_of_fp16(backend: str, device: str) -> None:
     (grad,) = torch.autograd.grad(logits.sum(), features)
     assert grad[..., 0].isfinite().all() and not grad[..., 2].any()
     labels = torch.zeros(1, 1, 3, dtype=torch.long, device=device)
-    means = mk.class_centers(features.detach() * 3, labels, num_classes=1, normalize="area", backend=backend)
+    means = mk.class_centers(features.detach() * 3, labels, num_classes=1, average="area", backend=backend)
     assert means[0, 0, 1] == 1e4
 
 
@@ -239,9 +239,9 @@ def test_labels_and_their_one_hot_logits_agree(backend: str, device: str) -> Non
     """Logits of 0 and 200: a softmax of 0 and 1."""
     inputs = make(NAMED["primes"]._replace(labels="full"), device=device)
     one_hot = 200.0 * F.one_hot(inputs.labels, 19).movedim(-1, 1).float()
-    for normalize in ("mass", "area"):
-        hard = mk.class_centers(inputs.features, inputs.labels, num_classes=19, normalize=normalize, backend=backend)
-        soft = mk.class_centers(inputs.features, one_hot, normalize=normalize, backend=backend)
+    for average in ("mass", "area"):
+        hard = mk.class_centers(inputs.features, inputs.labels, num_classes=19, average=average, backend=backend)
+        soft = mk.class_centers(inputs.features, one_hot, average=average, backend=backend)
         torch.testing.assert_close(hard, soft, rtol=1e-5, atol=1e-6)
 
 

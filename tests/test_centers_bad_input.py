@@ -72,7 +72,7 @@ BAD = [
     ("labels-size", CENTERS, (X, LABELS[:, 1:]), {"num_classes": 6}, ValueError, r"assignment \(2, 2, 5\) and features"),
     ("labels-int16", CENTERS, (X, LABELS.short()), {"num_classes": 6}, TypeError, "assignment must have dtype.*got int16"),
     ("labels-device", CENTERS, (X, LABELS.to("meta")), {"num_classes": 6}, ValueError, "assignment is on meta"),
-    ("normalize", CENTERS, (X, LOGITS), {"normalize": "sum"}, ValueError, "normalize must be one of.*'mass', 'area'.*got 'sum'"),
+    ("average", CENTERS, (X, LOGITS), {"average": "sum"}, ValueError, "average must be one of.*'mass', 'area'.*got 'sum'"),
     ("means-backend", CENTERS, (X, LOGITS), {"backend": "gpu"}, ValueError, "backend must be one of.*'gpu'"),
     ("push-rank", PUSH, (X,), {}, ValueError, r"centers must be \[K, C\] or \[B, K, C\], got shape \(2, 4, 3, 5\)"),
     ("push-integer", PUSH, (W.long(),), {}, TypeError, "centers must have dtype.*got int64"),

@@ -180,6 +180,6 @@ def test_labels_are_compared_never_addressed(backend: str, device: str) -> None:
     ):
         table = torch.tensor(names, device=device)
         named = mk.pixel_contrast_loss(
-            x, table[ours].to(a), y, table[theirs].to(b), temperature=1.0, ignore_label=4, backend=backend
+            x, table[ours].to(a), y, table[theirs].to(b), temperature=1.0, ignore_index=4, backend=backend
         )
         assert torch.equal(named, expected) or torch.allclose(named, expected, rtol=1e-6)

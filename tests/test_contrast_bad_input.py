@@ -102,7 +102,7 @@ def test_a_nan_row_that_is_ignored_leaves_the_loss_alone(form: str, backend: str
         clean, dirty = make(case, device=device), make(case, device=device)
         for features, labels in ((dirty.anchors, dirty.anchor_labels), (dirty.contrast, dirty.contrast_labels)):
             if features is not None:
-                features[labels == case.ignore_label] = NAN
+                features[labels == case.ignore_index] = NAN
         kwargs = {**options(case, form), "backend": backend}
         for got, expected in zip(*(loss_and_grads(form, s, **kwargs) for s in (dirty, clean)), strict=True):
             torch.testing.assert_close(got, expected)
@@ -138,3 +138,16 @@ def test_no_positives_can_be_seen(backend: str, device: str) -> None:
     sets = make(NAMED["own-classes"], device=device)
     loss, stats = call("all", sets, return_stats=True, backend=backend)
     assert loss == 0 and stats.anchors == 0 and not stats.positives.any()
+
+
+@pytest.mark.parametrize("loss", [mk.pixel_contrast_loss, mk.margin_contrast_loss])
+def test_the_label_that_takes_no_part(loss):
+    """None is no label, and the older name of the argument works with a warning."""
+    x, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
+    with pytest.warns(DeprecationWarning, match="ignore_label is deprecated; use ignore_index"):
+        old = loss(x, labels, ignore_label=2)
+    assert torch.equal(old, loss(x, labels, ignore_index=2))
+    torch.testing.assert_close(old, loss(x[:4], labels[:4]))
+    assert torch.equal(loss(x, labels - 1, ignore_index=None), loss(x, labels))
+    with pytest.raises(TypeError, match="ignore_index must be an int or None, got 'auto'"):
+        loss(x, labels, ignore_index="auto")

@@ -63,7 +63,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
     "contrast": (
         "contrast",
         lambda t, k, i, b: mk.pixel_contrast_loss(
-            features(t).permute(0, 2, 3, 1).flatten(0, 2), t.flatten(), ignore_label=-1 if isinstance(i, str) else i or 0,
+            features(t).permute(0, 2, 3, 1).flatten(0, 2), t.flatten(), ignore_index=-1 if isinstance(i, str) else i or 0,
             backend=b,
         ),
     ),

@@ -20,8 +20,6 @@ from metricseg.losses.pairs import PairLoss
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-NO_LABEL = torch.iinfo(torch.int64).min  # every other label is a class
-
 
 class EmbeddingOptions(TypedDict, total=False):
     """The keyword arguments of every `EmbeddingLoss`."""
@@ -115,7 +113,7 @@ class SupConLoss(EmbeddingLoss):
     def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`."""
         losses, stats = kernels.pixel_contrast_loss(
-            rows, labels, **against, temperature=self.temperature, denominator="all", ignore_label=NO_LABEL,
+            rows, labels, **against, temperature=self.temperature, denominator="all", ignore_index=None,
             reduction="none", return_stats=True, backend=self.backend,
         )  # fmt: skip
         total, count, positives = self.totals(losses.sum(), (losses > 0).sum(), stats.positives.double().sum())
@@ -146,7 +144,7 @@ class NTXentLoss(EmbeddingLoss):
     def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """See `metricseg_kernels.pixel_contrast_loss`, whose loss of an anchor is the mean over its positives."""
         losses, stats = kernels.pixel_contrast_loss(
-            rows, labels, **against, temperature=self.temperature, ignore_label=NO_LABEL, reduction="none",
+            rows, labels, **against, temperature=self.temperature, ignore_index=None, reduction="none",
             return_stats=True, backend=self.backend,
         )  # fmt: skip
         total, count = self.totals((losses * stats.positives).sum(), stats.positives.double().sum())
@@ -176,5 +174,5 @@ class ContrastiveLoss(EmbeddingLoss):
         """See `metricseg_kernels.margin_contrast_loss`."""
         return self.margin_form(
             rows, labels, against, margin=self.neg_margin, positive_margin=self.pos_margin, power=1, average="nonzero",
-            ignore_label=NO_LABEL,
+            ignore_index=None,
         )  # fmt: skip

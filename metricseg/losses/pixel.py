@@ -7,7 +7,7 @@ label size already work as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -143,11 +143,10 @@ class FocalLoss(PixelLoss):
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.focal_loss`."""
-        loss = kernels.focal_loss(
+        return kernels.focal_loss(
             input, target, gamma=self.gamma, weight=self.class_weight, label_smoothing=self.label_smoothing,
             normalizer=self.normalizer, align_corners=self.align_corners, backend=self.backend, **options,
         )  # fmt: skip
-        return cast(Tensor, loss)
 
 
 @LOSSES.register("cross_entropy")

@@ -16,7 +16,7 @@ from ..core.unit import unit
 from . import op, reference
 
 METRICS = ("cosine", "dot", "euclidean")
-NORMALIZE = ("mass", "area")
+AVERAGES = ("mass", "area")
 EPS = 1e-6  # pixels, added to the mass of a class
 
 
@@ -26,7 +26,7 @@ def class_centers(
     assignment: Tensor,
     *,
     num_classes: int | None = ...,
-    normalize: str = ...,
+    average: str = ...,
     ignore_index: IgnoreIndex = ...,
     return_present: Literal[False] = ...,
     backend: str | None = ...,
@@ -39,7 +39,7 @@ def class_centers(
     assignment: Tensor,
     *,
     num_classes: int | None = ...,
-    normalize: str = ...,
+    average: str = ...,
     ignore_index: IgnoreIndex = ...,
     return_present: Literal[True],
     backend: str | None = ...,
@@ -51,15 +51,15 @@ def class_centers(
     assignment: Tensor,
     *,
     num_classes: int | None = None,
-    normalize: str = "mass",
+    average: str = "mass",
     ignore_index: IgnoreIndex = "auto",
     return_present: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""The mean feature of every class in every image, with soft or hard membership.
 
-        f_k = sum_i M_ik x_i / (sum_i M_ik + 1e-6)        normalize="mass"
-        f_k = sum_i M_ik x_i / (h w)                      normalize="area"
+        f_k = sum_i M_ik x_i / (sum_i M_ik + 1e-6)        average="mass"
+        f_k = sum_i M_ik x_i / (h w)                      average="area"
 
     over the pixels i of an image, where M_ik = softmax_k(logits_i) for logits, and 1 for the label of i, else 0, for
     labels. The features are read once, as they lie; the softmax is never written.
@@ -70,7 +70,7 @@ def class_centers(
         assignment: logits [B, K, h, w], floating (float64 if and only if features are), soft membership; or labels
             [B, h, w], uint8, int32 or int64, hard membership.
         num_classes: K, at most 65536; needed with labels.
-        normalize: see above.
+        average: what a sum of features is divided by, see above.
         ignore_index: label of pixels that are in no class; None for no label. "auto" is 255 where that is no class, and
             None where there are more than 255 classes.
         return_present: whether to return which classes have a pixel, or any mass, too.
@@ -89,12 +89,12 @@ def class_centers(
     Source: Wu et al. 2023 (class center similarity); Zhang et al., ACFNet, ICCV 2019 (soft class centers).
     """
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
-    checks.choice("normalize", normalize, NORMALIZE)
+    checks.choice("average", average, AVERAGES)
     classes = _check_assignment(features, assignment, num_classes)
     ignored = resolve_ignore_index(ignore_index, classes)
     sums, mass = _class_sums(features, assignment, classes, ignored, backend, "assignment")
     pixels = features.shape[2] * features.shape[3]
-    total = mass[..., None] + EPS if normalize == "mass" else max(pixels, 1)
+    total = mass[..., None] + EPS if average == "mass" else max(pixels, 1)
     centers = (sums / total).to(features.dtype)
     return (centers, mass > 0) if return_present else centers
 

@@ -5,18 +5,51 @@ The matrix of all pairs never exists, forward or backward: memory grows with A +
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
+from ..core.labels import resolve_ignore_index
 from ..core.library import ops
 from ..engines.row_pairs.rows import sort_rows
 from . import op, reference
 
 REDUCTIONS = ("mean", "sum", "none")
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class PairOptions(TypedDict, total=False):
+    """Keyword arguments that both losses have, for their overloads."""
+
+    ignore_index: int | None
+    anchor_ids: Tensor | None
+    contrast_ids: Tensor | None
+    backend: str | None
+    ignore_label: int | None
+
+
+class PixelContrastOptions(PairOptions, total=False):
+    """Keyword arguments of `pixel_contrast_loss`."""
+
+    temperature: float
+    base_temperature: float | None
+    denominator: str
+    reduction: str
+
+
+class MarginContrastOptions(PairOptions, total=False):
+    """Keyword arguments of `margin_contrast_loss`."""
+
+    margin: float
+    positive_margin: float
+    power: int
+    average: str
 
 
 class ContrastStats(NamedTuple):
@@ -41,6 +74,30 @@ class MarginStats(NamedTuple):
     pushed: Tensor
 
 
+@overload
+def pixel_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = ...,
+    contrast_labels: Tensor | None = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[PixelContrastOptions],
+) -> Tensor: ...
+
+
+@overload
+def pixel_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = ...,
+    contrast_labels: Tensor | None = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[PixelContrastOptions],
+) -> tuple[Tensor, ContrastStats]: ...
+
+
 def pixel_contrast_loss(
     anchors: Tensor,
     anchor_labels: Tensor,
@@ -50,17 +107,18 @@ def pixel_contrast_loss(
     temperature: float = 0.1,
     base_temperature: float | None = None,
     denominator: str = "negatives",
-    ignore_label: int = -1,
+    ignore_index: int | None = -1,
     anchor_ids: Tensor | None = None,
     contrast_ids: Tensor | None = None,
     reduction: str = "mean",
     return_stats: bool = False,
     backend: str | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor | tuple[Tensor, ContrastStats]:
     r"""Supervised contrastive loss (InfoNCE with many positives) of every anchor against every contrast row.
 
     A pair is *positive* where the labels are equal, unless the row is the anchor itself; *negative* where they differ;
-    absent where either label is `ignore_label`. With s_ij = <x_i, y_j> / temperature, c = temperature /
+    absent where either label is `ignore_index`. With s_ij = <x_i, y_j> / temperature, c = temperature /
     base_temperature, P_i the positives of anchor i and n_i = LSE over its negatives of s_ij:
 
         denominator="negatives":  l_i = c / |P_i| sum_{p in P_i} softplus(n_i - s_ip)
@@ -79,12 +137,13 @@ def pixel_contrast_loss(
         contrast_labels: [M], with `contrast`.
         temperature: > 0. base_temperature: > 0, or None for c = 1.
         denominator: "negatives" (ContrastiveSeg) or "all" (SupCon, L_out).
-        ignore_label: label of rows that take no part.
+        ignore_index: label of rows that take no part; None for no label.
         anchor_ids, contrast_ids: [A], [M] integers; a pair of equal labels is the anchor itself where the ids are equal
             too. Without ids it is the diagonal of a set with itself, and no pair of two sets.
         reduction: "mean", "sum", or "none" for [A].
         return_stats: also return `ContrastStats`.
         backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
+        ignore_label: deprecated name of `ignore_index`.
 
     Returns:
         The loss in float32 (float64 for float64 input); with return_stats, (loss, ContrastStats).
@@ -102,20 +161,21 @@ def pixel_contrast_loss(
         _check_positive("base_temperature", base_temperature)
     checks.choice("denominator", denominator, ("negatives", "all"))
     checks.choice("reduction", reduction, REDUCTIONS)
+    ignored = _ignored(ignore_index, ignore_label)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
     name = choose("contrast", anchors.device, backend)
     if name == "reference":
-        anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
+        anchors = reference.taking_part(anchors, anchor_labels, ignored)
         if contrast is not None and contrast_labels is not None:
-            contrast = reference.taking_part(contrast, contrast_labels, ignore_label)
-        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
+            contrast = reference.taking_part(contrast, contrast_labels, ignored)
+        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignored)
         loss, positives = reference.pixel_contrast(anchors, contrast, which, temperature, scale, denominator)
         if reduction != "none":
             loss = loss.sum()
     else:
         form = op.Form(denominator, temperature, scale)
         terms, counts = _terms(
-            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignore_label, form,
+            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignored, form,
             reduction != "none", name,
         )  # fmt: skip
         loss, positives = terms[..., 0], counts[:, 0]
@@ -123,6 +183,30 @@ def pixel_contrast_loss(
     if reduction == "mean":
         loss = loss / with_positive.clamp(min=1)
     return (loss, ContrastStats(positives, with_positive)) if return_stats else loss
+
+
+@overload
+def margin_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = ...,
+    contrast_labels: Tensor | None = ...,
+    *,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[MarginContrastOptions],
+) -> Tensor: ...
+
+
+@overload
+def margin_contrast_loss(
+    anchors: Tensor,
+    anchor_labels: Tensor,
+    contrast: Tensor | None = ...,
+    contrast_labels: Tensor | None = ...,
+    *,
+    return_stats: Literal[True],
+    **options: Unpack[MarginContrastOptions],
+) -> tuple[Tensor, MarginStats]: ...
 
 
 def margin_contrast_loss(
@@ -135,11 +219,12 @@ def margin_contrast_loss(
     positive_margin: float = 0.0,
     power: int = 2,
     average: str = "pairs",
-    ignore_label: int = -1,
+    ignore_index: int | None = -1,
     anchor_ids: Tensor | None = None,
     contrast_ids: Tensor | None = None,
     return_stats: bool = False,
     backend: str | None = None,
+    ignore_label: int | None = None,
 ) -> Tensor | tuple[Tensor, MarginStats]:
     r"""Euclidean contrastive loss: pulls rows of one label together, pushes those of different labels apart.
 
@@ -157,8 +242,8 @@ def margin_contrast_loss(
         average: what each mean divides by: "pairs", all positive (negative) pairs, or "nonzero", those whose term is
             above 0. No such pair: 0.
         return_stats: also return `MarginStats`.
-        anchors, anchor_labels, contrast, contrast_labels, ignore_label, anchor_ids, contrast_ids, backend, returns,
-            raises: see `pixel_contrast_loss`.
+        anchors, anchor_labels, contrast, contrast_labels, ignore_index, anchor_ids, contrast_ids, backend,
+            ignore_label, returns, raises: see `pixel_contrast_loss`.
 
     Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006 (power 2); Jia et al.
     2025 for pixels; "nonzero" with power 1 is pytorch-metric-learning's ContrastiveLoss.
@@ -169,23 +254,34 @@ def margin_contrast_loss(
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2, got {power}")
     checks.choice("average", average, ("pairs", "nonzero"))
+    ignored = _ignored(ignore_index, ignore_label)
     name = choose("contrast", anchors.device, backend)
     if name == "reference":
-        anchors = reference.taking_part(anchors, anchor_labels, ignore_label)
+        anchors = reference.taking_part(anchors, anchor_labels, ignored)
         if contrast is not None and contrast_labels is not None:
-            contrast = reference.taking_part(contrast, contrast_labels, ignore_label)
-        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignore_label)
+            contrast = reference.taking_part(contrast, contrast_labels, ignored)
+        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignored)
         pull, push, pulled, pushed = reference.margin_contrast(
             anchors, contrast, which, margin, positive_margin, power, average == "nonzero"
         )
     else:
         form = op.Form("margin", 1.0, 1.0, margin, positive_margin, power, average == "nonzero")
         terms, counts = _terms(
-            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignore_label, form, True, name
+            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignored, form, True, name
         )
         (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
     loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
     return (loss, MarginStats(pull, push, pulled, pushed)) if return_stats else loss
+
+
+def _ignored(ignore_index: int | None, ignore_label: int | None) -> int:
+    """The label that takes no part; `ignore_label` is its older name."""
+    if ignore_label is not None:
+        warnings.warn("ignore_label is deprecated; use ignore_index", DeprecationWarning, stacklevel=3)
+        ignore_index = ignore_label
+    if isinstance(ignore_index, str):
+        raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")
+    return resolve_ignore_index(ignore_index, None)
 
 
 def _terms(
@@ -195,7 +291,7 @@ def _terms(
     contrast_labels: Tensor | None,
     anchor_ids: Tensor | None,
     contrast_ids: Tensor | None,
-    ignore_label: int,
+    ignore_index: int,
     form: op.Form,
     reduce: bool,
     backend: str,
@@ -207,7 +303,7 @@ def _terms(
         labels.append(contrast_labels)
         if ids is not None and contrast_ids is not None:
             ids.append(contrast_ids)
-    sides = [field for rows in sort_rows(features, labels, ids, ignore_label) for field in rows]
+    sides = [field for rows in sort_rows(features, labels, ids, ignore_index) for field in rows]
     sides += [None] * (8 - len(sides))
     learns = torch.is_grad_enabled()
     grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)

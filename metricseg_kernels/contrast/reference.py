@@ -26,13 +26,13 @@ def pairs(
     other_labels: Tensor | None,
     ids: Tensor | None,
     other_ids: Tensor | None,
-    ignore_label: int,
+    ignore_index: int,
 ) -> Pairs:
     """Self is a pair of equal labels and equal ids; without ids, and without another set, the diagonal."""
     alone = other_labels is None
     other = labels if other_labels is None else other_labels
-    # as int64: in the dtype of the labels, an ignore_label beyond it would wrap
-    present = (labels.long() != ignore_label)[:, None] & (other.long() != ignore_label)
+    # as int64: in the dtype of the labels, an ignore_index beyond it would wrap
+    present = (labels.long() != ignore_index)[:, None] & (other.long() != ignore_index)
     same = labels[:, None] == other
     if ids is not None:
         itself = ids[:, None] == (ids if other_ids is None else other_ids)
@@ -43,9 +43,9 @@ def pairs(
     return Pairs(present & same & ~itself, present & ~same)
 
 
-def taking_part(features: Tensor, labels: Tensor, ignore_label: int) -> Tensor:
+def taking_part(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """The rows, with zeros for those that take no part, whatever they hold."""
-    return torch.where((labels.long() != ignore_label)[:, None], features, 0.0)
+    return torch.where((labels.long() != ignore_index)[:, None], features, 0.0)
 
 
 def masked_logsumexp(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

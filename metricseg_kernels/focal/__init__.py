@@ -7,7 +7,7 @@ bilinearly inside the kernel: no [B, K, H, W] tensor exists, forward or backward
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -17,8 +17,30 @@ from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
 from . import op, reference
+from .arguments import check_dense, check_pair, check_pixel_weight, check_reduction, check_softmax
 
-REDUCTIONS = ("mean", "sum", "none")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class CrossEntropyOptions(TypedDict, total=False):
+    """Keyword arguments of `cross_entropy`, for its overloads."""
+
+    weight: Tensor | None
+    ignore_index: IgnoreIndex
+    label_smoothing: float
+    reduction: str
+    avg_factor: float | Tensor | None
+    pixel_weight: Tensor | None
+    align_corners: bool
+    backend: str | None
+
+
+class FocalOptions(CrossEntropyOptions, total=False):
+    """Keyword arguments of `focal_loss`, for its overloads."""
+
+    gamma: float
+    normalizer: str
 
 
 class Stats(NamedTuple):
@@ -31,6 +53,18 @@ class Stats(NamedTuple):
     correct: Tensor
     valid: Tensor
     argmax: Tensor
+
+
+@overload
+def focal_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[FocalOptions]
+) -> Tensor: ...
+
+
+@overload
+def focal_loss(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[FocalOptions]
+) -> tuple[Tensor, Stats]: ...
 
 
 def focal_loss(
@@ -89,13 +123,13 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, in its multi-class form.
     """
-    target = _check_softmax(input, target, weight, label_smoothing, reduction, avg_factor)
+    target = check_softmax(input, target, weight, label_smoothing, reduction, avg_factor)
     checks.number("gamma", gamma, 0.0)
     checks.choice("normalizer", normalizer, ("valid", "weight"))
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     scalars = (gamma, label_smoothing, ignored, align_corners)
     if pixel_weight is not None:
-        pixel_weight = _check_pixel_weight(pixel_weight, target)
+        pixel_weight = check_pixel_weight(pixel_weight, target)
     form = reduction if pixel_weight is None else "none"
     loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, form, return_stats, backend)
     if pixel_weight is not None:
@@ -103,6 +137,18 @@ def focal_loss(
     if reduction == "mean":
         loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor)
     return (loss, Stats(totals[2], totals[0], argmax)) if argmax is not None else loss
+
+
+@overload
+def cross_entropy(
+    input: Tensor, target: Tensor, *, return_stats: Literal[False] = ..., **options: Unpack[CrossEntropyOptions]
+) -> Tensor: ...
+
+
+@overload
+def cross_entropy(
+    input: Tensor, target: Tensor, *, return_stats: Literal[True], **options: Unpack[CrossEntropyOptions]
+) -> tuple[Tensor, Stats]: ...
 
 
 def cross_entropy(
@@ -132,7 +178,7 @@ def cross_entropy(
         input, target, gamma=0.0, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing,
         reduction=reduction, normalizer="weight", avg_factor=avg_factor, pixel_weight=pixel_weight,
         align_corners=align_corners, return_stats=return_stats, backend=backend,
-    )  # fmt: skip
+    )  # type: ignore[call-overload, misc]  # fmt: skip
 
 
 def sigmoid_focal_loss(
@@ -174,15 +220,15 @@ def sigmoid_focal_loss(
     checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
     if dense and target.dtype in checks.LABELS:
         target = target.to(checks.accumulator(input.dtype))
-    _check_pair(input, target, dense)
+    check_pair(input, target, dense)
     checks.number("gamma", gamma, 0.0)
     checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
-    _check_reduction(reduction, avg_factor)
+    check_reduction(reduction, avg_factor)
     ignored = resolve_ignore_index(ignore_index, None if dense else input.shape[1])
     if dense:
-        _check_dense(target, ignored)
+        check_dense(target, ignored)
     if pixel_weight is not None:
-        pixel_weight = _check_pixel_weight(pixel_weight, target)
+        pixel_weight = check_pixel_weight(pixel_weight, target)
     reduce = reduction != "none" and pixel_weight is None
     scalars = (gamma, alpha, ignored, align_corners, reduce)
     name = choose("focal", input.device, backend)
@@ -229,7 +275,7 @@ def ohem_cross_entropy(
     Source: Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, CVPR 2016, in
     the form of HRNet's and mmsegmentation's pixel sampler.
     """
-    target = _check_softmax(input, target, weight, label_smoothing, "mean", None)
+    target = check_softmax(input, target, weight, label_smoothing, "mean", None)
     checks.number("thresh", thresh, 0.0, 1.0)
     if thresh == 0:
         raise ValueError("thresh must be in (0, 1], got 0")
@@ -313,91 +359,3 @@ def _mean(total: Tensor, count: Tensor, avg_factor: float | Tensor | None) -> Te
     factor = avg_factor.reshape(()).to(total.dtype)
     nothing = factor == 0
     return torch.where(nothing, 0.0, total / torch.where(nothing, 1.0, factor))
-
-
-def _check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
-    if dense:
-        checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
-        if target.requires_grad:
-            raise ValueError("target requires grad; there is no gradient to targets")
-    else:
-        checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
-    checks.same_device("target", target, "input", input)
-    if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
-        raise ValueError(f"target {tuple(target.shape)} and input {tuple(input.shape)} differ in batch size or classes")
-    if input.shape[1] == 0:
-        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
-    if target.numel() > 0 and input.numel() == 0:
-        raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
-
-
-def _check_reduction(reduction: str, avg_factor: float | Tensor | None) -> None:
-    checks.choice("reduction", reduction, REDUCTIONS)
-    if avg_factor is None:
-        return
-    if reduction != "mean":
-        raise ValueError(f"avg_factor goes with reduction='mean', got reduction={reduction!r}")
-    if isinstance(avg_factor, Tensor):
-        if avg_factor.numel() != 1:
-            raise ValueError(f"avg_factor must be a number or a 0-d tensor, got shape {tuple(avg_factor.shape)}")
-        if torch.compiler.is_compiling() or not checks.validates(avg_factor.device):
-            return
-        avg_factor = avg_factor.item()
-    checks.number("avg_factor", avg_factor, 0.0)
-
-
-def _check_softmax(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    label_smoothing: float,
-    reduction: str,
-    avg_factor: float | Tensor | None,
-) -> Tensor:
-    """The labels as [B, H, W]."""
-    if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 and not target.is_floating_point():
-        target = target[:, 0]
-    _check_pair(input, target, dense=False)
-    if input.shape[1] == 1:
-        raise ValueError(
-            f"input must have two classes or more, got shape {tuple(input.shape)}: the softmax of one is always 1; "
-            "sigmoid_focal_loss takes a single one"
-        )
-    checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    _check_reduction(reduction, avg_factor)
-    if weight is not None:
-        checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
-        checks.same_device("weight", weight, "input", input)
-        if weight.shape[0] != input.shape[1]:
-            raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
-        if weight.requires_grad:
-            raise ValueError("weight requires grad; there is no gradient to class weights")
-    return target
-
-
-def _check_dense(target: Tensor, ignore_index: int) -> None:
-    """Raises the ValueError for targets that are neither ignored nor in [0, 1], where that needs no host sync or is
-    asked for."""
-    if torch.compiler.is_compiling() or not checks.validates(target.device) or target.numel() == 0:
-        return
-    low, high = target.aminmax()
-    if low >= 0 and high <= 1:
-        return
-    bad = ~((target >= 0) & (target <= 1)) & ~(target == ignore_index).all(1, keepdim=True)
-    if bad.any():
-        raise ValueError(
-            f"target holds {int(bad.sum())} values that are neither in [0, 1] nor, in every channel of their pixel, "
-            f"ignore_index ({ignore_index}): for example {target[bad][0].item():g}"
-        )
-
-
-def _check_pixel_weight(weight: Tensor, target: Tensor) -> Tensor:
-    """As [B, H, W], the size of the target."""
-    pixels = (target.shape[0], *target.shape[-2:])
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"pixel_weight must be a Tensor [B, H, W], got {type(weight).__name__}")
-    if tuple(weight.shape) not in (pixels, (pixels[0], 1, *pixels[1:])):
-        raise ValueError(f"pixel_weight must be [B, H, W] or [B, 1, H, W] with {pixels}, got {tuple(weight.shape)}")
-    checks.same_device("pixel_weight", weight, "target", target)
-    return weight.reshape(pixels)

@@ -31,11 +31,11 @@ def dense_ranks(*values: Tensor) -> tuple[Tensor, ...]:
     return ranks.split([v.numel() for v in values])
 
 
-def sort_rows(features: list[Tensor], labels: list[Tensor], ids: list[Tensor] | None, ignore_label: int) -> list[Rows]:
+def sort_rows(features: list[Tensor], labels: list[Tensor], ids: list[Tensor] | None, ignore_index: int) -> list[Rows]:
     """The sides of the pairs, one or two, whose labels and ids are compared across."""
-    # as int64: in the dtype of the labels, an ignore_label beyond it would wrap
+    # as int64: in the dtype of the labels, an ignore_index beyond it would wrap
     groups = [
-        torch.where(label.long() == ignore_label, -1, rank)
+        torch.where(label.long() == ignore_index, -1, rank)
         for label, rank in zip(labels, dense_ranks(*labels), strict=True)
     ]
     orders = [group.argsort(stable=True) for group in groups]

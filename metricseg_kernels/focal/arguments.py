@@ -1,0 +1,98 @@
+"""Argument checks of the focal family. Each error names the argument, what it got, and what it takes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
+    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    if dense:
+        checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
+        if target.requires_grad:
+            raise ValueError("target requires grad; there is no gradient to targets")
+    else:
+        checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
+    checks.same_device("target", target, "input", input)
+    if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
+        raise ValueError(f"target {tuple(target.shape)} and input {tuple(input.shape)} differ in batch size or classes")
+    if input.shape[1] == 0:
+        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
+    if target.numel() > 0 and input.numel() == 0:
+        raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
+
+
+def check_reduction(reduction: str, avg_factor: float | Tensor | None) -> None:
+    checks.choice("reduction", reduction, REDUCTIONS)
+    if avg_factor is None:
+        return
+    if reduction != "mean":
+        raise ValueError(f"avg_factor goes with reduction='mean', got reduction={reduction!r}")
+    if isinstance(avg_factor, Tensor):
+        if avg_factor.numel() != 1:
+            raise ValueError(f"avg_factor must be a number or a 0-d tensor, got shape {tuple(avg_factor.shape)}")
+        if torch.compiler.is_compiling() or not checks.validates(avg_factor.device):
+            return
+        avg_factor = avg_factor.item()
+    checks.number("avg_factor", avg_factor, 0.0)
+
+
+def check_softmax(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+) -> Tensor:
+    """The labels as [B, H, W]."""
+    if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 and not target.is_floating_point():
+        target = target[:, 0]
+    check_pair(input, target, dense=False)
+    if input.shape[1] == 1:
+        raise ValueError(
+            f"input must have two classes or more, got shape {tuple(input.shape)}: the softmax of one is always 1; "
+            "sigmoid_focal_loss takes a single one"
+        )
+    checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
+    check_reduction(reduction, avg_factor)
+    if weight is not None:
+        checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
+        checks.same_device("weight", weight, "input", input)
+        if weight.shape[0] != input.shape[1]:
+            raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
+        if weight.requires_grad:
+            raise ValueError("weight requires grad; there is no gradient to class weights")
+    return target
+
+
+def check_dense(target: Tensor, ignore_index: int) -> None:
+    """Raises the ValueError for targets that are neither ignored nor in [0, 1], where that needs no host sync or is
+    asked for."""
+    if torch.compiler.is_compiling() or not checks.validates(target.device) or target.numel() == 0:
+        return
+    low, high = target.aminmax()
+    if low >= 0 and high <= 1:
+        return
+    bad = ~((target >= 0) & (target <= 1)) & ~(target == ignore_index).all(1, keepdim=True)
+    if bad.any():
+        raise ValueError(
+            f"target holds {int(bad.sum())} values that are neither in [0, 1] nor, in every channel of their pixel, "
+            f"ignore_index ({ignore_index}): for example {target[bad][0].item():g}"
+        )
+
+
+def check_pixel_weight(weight: Tensor, target: Tensor) -> Tensor:
+    """As [B, H, W], the size of the target."""
+    pixels = (target.shape[0], *target.shape[-2:])
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"pixel_weight must be a Tensor [B, H, W], got {type(weight).__name__}")
+    if tuple(weight.shape) not in (pixels, (pixels[0], 1, *pixels[1:])):
+        raise ValueError(f"pixel_weight must be [B, H, W] or [B, 1, H, W] with {pixels}, got {tuple(weight.shape)}")
+    checks.same_device("pixel_weight", weight, "target", target)
+    return weight.reshape(pixels)
