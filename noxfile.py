@@ -78,7 +78,7 @@ def install(session: nox.Session, *arguments: str) -> None:
 
 def environment(*ahead: Path, **more: str) -> dict[str, str]:
     """One thread a process; this checkout, and what is named, ahead of what is installed."""
-    paths = [str(path) for path in (*ahead, ROOT, ROOT / "tests")]
+    paths = [str(path) for path in (*ahead, ROOT, ROOT / "tests" / "support")]
     return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
 
 
@@ -116,13 +116,13 @@ def ttsem(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """sdist and wheel with all kernels, in an empty environment; audits of both stable ABIs."""
     install(session, "torch==2.14.1", "numpy", "abi3audit", "torch-abi-audit", *TESTING)
-    pytest(session, "tests/test_install.py", "-m", "slow")
+    pytest(session, "tests/build/test_install.py", "-m", "slow")
 
 
 @nox.session(venv_backend="none", tags=["ci"])
 @nox.parametrize("triton", TRITONS)
 def compile(session: nox.Session, triton: str) -> None:
-    """The launches of tests/launches, on sm_80 and sm_90, within their budgets."""
+    """The launches of every family's table, on sm_80 and sm_90, within their budgets."""
     every = "1" if triton == TRITONS[0] else os.environ.get("METRICSEG_LAUNCHES", "1")
     compile_launches(session, triton, "-k", "not recorded", METRICSEG_LAUNCHES=every)
 
@@ -144,5 +144,5 @@ def compile_launches(session: nox.Session, triton: str, *arguments: str, **varia
         shutil.rmtree(partial, ignore_errors=True)
         install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
         partial.rename(folder)
-    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/test_triton_compile.py", *arguments,
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/kernels/test_triton_compile.py", *arguments,
                 env=environment(folder, **variables))  # fmt: skip

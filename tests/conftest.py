@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from places import BENCHMARKS  # noqa: E402
 from selection import selected  # noqa: E402
 
 from metricseg.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def _patch_interpreter_once_per_launch() -> None:
