@@ -88,7 +88,8 @@ void collapse(Job<T>& job) {
 // Nothing to learn from: B, H or W is 0.
 template <typename T>
 void clear_gradient(const Job<T>& job, const Maybe& grad) {
-  if (grad.has_value()) std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
+  if (!grad.has_value() || grad->numel() == 0) return;
+  std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
 }
 
 template <typename T>
