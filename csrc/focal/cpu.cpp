@@ -47,7 +47,7 @@ struct SlotTable {
     column.resize(count);
     x.assign(count * lanes, -1);
     neighbour.assign(count * lanes, T(0));
-    right.assign(count * lanes, T(1));
+    right.assign(count * lanes, T(-1));
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t s = first[g]; s < first[g + 1]; ++s) column[s] = static_cast<int32_t>(g * lanes);
     }
