@@ -30,9 +30,11 @@ STACKS = ROOT / ".venv-stacks"
 INPUTS = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "noxfile.py"))
 ENVIRONMENTS = STACKS / hashlib.sha256(INPUTS).hexdigest()[:12]
 LAUNCHES = STACKS / "launches"  # what the `ttsem` session recorded
+WHEELS = STACKS / "wheels"  # what the `wheel` session built
 SANITIZED = STACKS / "sanitized"  # the extension of the `sanitize` session
 
 PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
+FAMILIES = ("focal", "anchors", "contrast", "centers")
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
 TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools>=77")
 
@@ -41,7 +43,7 @@ nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "venv"
 
 for stale in STACKS.glob("*") if STACKS.exists() else ():
-    if stale not in (ENVIRONMENTS, LAUNCHES, SANITIZED):
+    if stale not in (ENVIRONMENTS, LAUNCHES, WHEELS, SANITIZED):
         shutil.rmtree(stale, ignore_errors=True)
 if shutil.which("pyenv"):  # its shims run a version only if it is named
     versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
@@ -117,7 +119,25 @@ def ttsem(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """sdist and wheel with all kernels, in an empty environment; audits of both stable ABIs."""
     install(session, "torch==2.14.1", "numpy", "abi3audit", "torch-abi-audit", *TESTING)
-    pytest(session, "tests/test_install.py", "-m", "slow")
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    WHEELS.mkdir()
+    pytest(session, "tests/test_install.py", "-m", "slow", METRICSEG_WHEELS=str(WHEELS))
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(interpreter(version), id=version) for version in ("3.10", "3.13")])
+def wheel_on(session: nox.Session) -> None:
+    """The wheel that the session `wheel` built on 3.12, installed and run away from this checkout."""
+    wheels = [str(path) for path in WHEELS.glob("*.whl")]
+    if not wheels:
+        give_up(session, "the session wheel has built none")
+    install(session, "torch==2.14.1", "numpy", "pytest")
+    install(session, "--force-reinstall", "--no-deps", *wheels)
+    session.chdir(session.create_tmp())
+    alone = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "metricseg_kernels", env=alone)
+    for family in FAMILIES:
+        session.run("python", str(ROOT / "tests" / "fuzz.py"), family, "150", env=alone)
 
 
 def compiler_library(session: nox.Session, name: str) -> str:
@@ -139,7 +159,7 @@ def sanitize(session: nox.Session) -> None:
     # torch reports leaks of its own; libstdc++ must be there when libasan looks for the functions that throw
     preload = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     for width in ("avx512", "avx2", "baseline"):
-        for family in ("focal", "anchors", "contrast", "centers"):
+        for family in FAMILIES:
             # by its path, since -m looks for packages in this folder first
             session.run(sys.executable, "tests/fuzz.py", family, "500",
                         env=environment(SANITIZED / "lib", METRICSEG_SIMD=width, **preload))  # fmt: skip
