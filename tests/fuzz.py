@@ -6,6 +6,7 @@ views, now and then a NaN, an infinity or a huge value. A seed names a call.
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
@@ -69,13 +70,25 @@ def focal(draw: Draw) -> Call:
     ignore_index, classes = draw.one_of(*IGNORED), draw.size(9, 2)
     batch, cells, pixels = draw.size(2, 0), (draw.size(7), draw.size(7)), (draw.size(15), draw.size(15))
     tensors = {"input": draw.values(batch, classes, *cells)}
+    agree = [c == p for c, p in zip(cells, pixels, strict=True)]
+    if draw.special and not all(agree):
+        # F.interpolate weighs a cell that is its own neighbor by 1 and by 0, which makes NaN of an infinity
+        edge = torch.full(cells, any(agree))
+        edge[-1] = edge[:, -1] = True
+        tensors["input"][..., edge] = tensors["input"][..., edge].nan_to_num(torch.nan, 1e4, -1e4)
     options = {"ignore_index": ignore_index, "align_corners": draw.one_of(False, True)}
     function = draw.one_of(mk.focal_loss, mk.cross_entropy, mk.sigmoid_focal_loss, mk.ohem_cross_entropy)
     tensors["target"] = draw.labels(classes, ignore_index, batch, *pixels)
     if function is mk.ohem_cross_entropy:
-        # which pixels are kept is a matter of rounding, most of all among equal ones
+        # in fp64, and with thresholds clearly apart from the pixels that they keep: among equal ones rounding decides
         tensors["input"] = tensors["input"].double()
-        return Call(function, tensors, {**options, "min_kept": draw.one_of(0, 10**6), "thresh": draw.one_of(0.1, 0.7, 1.0)}, ("input",))  # fmt: skip
+        nll = mk.cross_entropy(**tensors, **options, reduction="none", backend="reference")
+        ignored = 255 if ignore_index in ("auto", None) else ignore_index
+        nll = nll[tensors["target"] != ignored].sort(descending=True).values
+        steps = 1 + (nll[:-1] - nll[1:] > 1e-9).nonzero().view(-1)
+        options["min_kept"] = draw.one_of(0, 10**6, draw.one_of(10**6, *steps.tolist()))
+        options["thresh"] = draw.one_of(*(t for t in (0.1, 0.7, 1.0) if not ((nll + math.log(t)).abs() < 1e-9).any()))
+        return Call(function, tensors, options, ("input",))
     options["reduction"] = draw.one_of("mean", "sum", "none")
     if draw.one_of(False, False, True):
         tensors["pixel_weight"] = torch.rand(batch, *pixels, generator=draw.rng).to(draw.dtype)
