@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,74 +12,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
+from views import VIEWS
 
-import metricseg_kernels as mk
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 
-
-def stepped(t: Tensor) -> Tensor:
-    """Every second element of the last dimension."""
-    wide = t.new_zeros((*t.shape[:-1], 2 * t.shape[-1])) if t.ndim else t.new_zeros(2)
-    view = wide[..., 1::2] if t.ndim else wide[1]
-    return view.copy_(t)
-
-
-def column(t: Tensor) -> Tensor:
-    """One of three columns, so that no stride is 1."""
-    return t.new_zeros((*t.shape, 3))[..., 1].copy_(t)
-
-
-def turned(t: Tensor) -> Tensor:
-    """Dimensions in memory in reverse order."""
-    order = tuple(reversed(range(t.ndim)))
-    return t.permute(order).contiguous().permute(order)
-
-
-def expanded(t: Tensor) -> Tensor:
-    """The first of the leading dimension for all."""
-    return t[:1].expand(t.shape) if t.ndim else t
-
-
-VIEWS = {f.__name__: f for f in (stepped, column, turned, expanded)}
-R = torch.Generator().manual_seed(0)
-FEATURES = torch.randn(2, 6, 5, 7, generator=R)
-LABELS = torch.randint(0, 4, (2, 5, 7), generator=R)
-ROWS, OTHERS = torch.randn(11, 6, generator=R), torch.randn(9, 6, generator=R)
-ROW_LABELS, OTHER_LABELS = torch.arange(11) % 3, torch.arange(9) % 4
-LOGITS = torch.randn(2, 4, 5, 7, generator=R)
-FINE = torch.randint(0, 4, (2, 10, 14), generator=R)
-
-# (family, function, keyword arguments that are no tensors, tensor arguments)
-OPS: dict[str, tuple[str, Callable[..., Any], dict[str, Any], dict[str, Tensor]]] = {
-    "focal": ("focal", mk.focal_loss, {}, {"input": LOGITS, "target": FINE, "weight": torch.rand(4, generator=R)}),
-    "focal-map": ("focal", mk.focal_loss, {"reduction": "none"}, {"input": LOGITS, "target": FINE}),
-    "cross-entropy": ("focal", mk.cross_entropy, {"label_smoothing": 0.1}, {"input": LOGITS, "target": LABELS}),
-    "sigmoid": ("focal", mk.sigmoid_focal_loss, {}, {"input": LOGITS, "target": FINE}),
-    "sigmoid-dense": ("focal", mk.sigmoid_focal_loss, {"reduction": "none"},
-                      {"input": LOGITS, "target": torch.rand(2, 4, 10, 14, generator=R)}),
-    "ohem": ("focal", mk.ohem_cross_entropy, {"min_kept": 20, "thresh": 0.1}, {"input": LOGITS, "target": FINE}),
-    "sample-hard": ("anchors", mk.sample_anchors, {"seed": 3, "min_pixels": 2, "max_samples": 16},
-                    {"labels": LABELS, "predictions": LABELS.roll(1)}),
-    "sample-semi-hard": ("anchors", mk.sample_anchors, {"strategy": "semi_hard", "min_pixels": 2, "max_samples": 16},
-                         {"labels": LABELS, "confidence": torch.rand(2, 5, 7, generator=R), "seed": torch.tensor(7)}),
-    "sample-boundary": ("anchors", mk.sample_anchors, {"strategy": "boundary", "seed": 3, "min_pixels": 2},
-                        {"labels": LABELS}),
-    "gather": ("anchors", mk.gather_pixels, {}, {"features": FEATURES, "index": torch.randint(-1, 70, (9,), generator=R)}),
-    "contrast": ("contrast", mk.pixel_contrast_loss, {}, {"anchors": ROWS, "anchor_labels": ROW_LABELS}),
-    "contrast-two-sets": ("contrast", mk.pixel_contrast_loss, {"reduction": "none"}, {
-        "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS,
-        "anchor_ids": torch.arange(11), "contrast_ids": torch.arange(9)}),
-    "margin": ("contrast", mk.margin_contrast_loss, {}, {
-        "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS}),
-    "centers-soft": ("centers", mk.class_centers, {}, {"features": FEATURES, "assignment": LOGITS}),
-    "centers-hard": ("centers", mk.class_centers, {"num_classes": 4}, {"features": FEATURES, "assignment": LABELS}),
-    "similarity": ("centers", mk.center_similarity, {}, {
-        "features": FEATURES, "centers": torch.randn(4, 6, generator=R), "pull_labels": LABELS}),
-    "similarity-own": ("centers", mk.center_similarity, {"metric": "euclidean"}, {
-        "features": FEATURES, "centers": torch.randn(2, 4, 6, generator=R)}),
-    "pull": ("centers", mk.center_pull, {}, {
-        "features": FEATURES, "centers": torch.randn(4, 6, generator=R), "labels": LABELS}),
-}  # fmt: skip
+OPS = {  # every op: (family, function, keyword arguments that are no tensors, tensor arguments)
+    op: (family, *call) for family in FAMILIES for op, call in importlib.import_module(f"{family}_calls").OPS.items()
+}
 LEARNING = [op for op in OPS if not op.startswith("sample")]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 

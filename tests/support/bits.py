@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from fuzz import FAMILIES, Call, Draw, run
+from fuzz import Call, draw_call, run
 from torch import Tensor
 
 import metricseg_kernels as mk
+from metricseg_kernels.core.registry import FAMILIES
 
 SEEDS = 150
 
@@ -62,7 +63,7 @@ def large() -> Iterator[tuple[str, Call]]:
 
 def main() -> int:
     path = Path(sys.argv[1])
-    calls = {f"{family} seed {seed}": FAMILIES[family](Draw(seed)) for family in FAMILIES for seed in range(SEEDS)}
+    calls = {f"{family} seed {seed}": draw_call(family, seed)[1] for family in FAMILIES for seed in range(SEEDS)}
     calls.update(large())
     found = {name: run(call, call.tensors, "cpu") for name, call in calls.items()}
     if not path.exists():

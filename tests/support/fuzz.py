@@ -6,18 +6,18 @@ views, now and then a NaN, an infinity or a huge value. A seed names a call.
 
 from __future__ import annotations
 
+import importlib
 import random
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import places  # noqa: F401  (finds the families)
 import torch
-from test_views import VIEWS
 from tolerances import FLOORS
 from torch import Tensor
-
-import metricseg_kernels as mk
+from views import VIEWS
 
 SPECIAL = (float("nan"), float("inf"), -float("inf"), 1e4)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -65,101 +65,10 @@ class Draw:
         return self.one_of(None, torch.rand(count, generator=self.rng).to(self.dtype))
 
 
-def focal(draw: Draw) -> Call:
-    ignore_index, classes = draw.one_of(*IGNORED), draw.size(9, 2)
-    batch, cells, pixels = draw.size(2, 0), (draw.size(7), draw.size(7)), (draw.size(15), draw.size(15))
-    tensors = {"input": draw.values(batch, classes, *cells)}
-    options = {"ignore_index": ignore_index, "align_corners": draw.one_of(False, True)}
-    function = draw.one_of(mk.focal_loss, mk.cross_entropy, mk.sigmoid_focal_loss, mk.ohem_cross_entropy)
-    tensors["target"] = draw.labels(classes, ignore_index, batch, *pixels)
-    if function is mk.ohem_cross_entropy:
-        # which pixels are kept is a matter of rounding, most of all among equal ones
-        tensors["input"] = tensors["input"].double()
-        return Call(function, tensors, {**options, "min_kept": draw.one_of(0, 10**6), "thresh": draw.one_of(0.1, 0.7, 1.0)}, ("input",))  # fmt: skip
-    options["reduction"] = draw.one_of("mean", "sum", "none")
-    if draw.one_of(False, False, True):
-        tensors["pixel_weight"] = torch.rand(batch, *pixels, generator=draw.rng).to(draw.dtype)
-    if options["reduction"] == "mean" and draw.one_of(False, True):
-        options["avg_factor"] = draw.one_of(0, 3.0, torch.tensor(7))
-    if function is not mk.cross_entropy:
-        options["gamma"] = draw.one_of(0.0, 0.5, 1.0, 2.0, 3.7)
-    if function is mk.sigmoid_focal_loss:
-        options["alpha"] = draw.one_of(-1.0, 0.25, 1.0)
-        if draw.one_of(False, True):
-            tensors["target"] = torch.rand(batch, classes, *pixels, generator=draw.rng).to(draw.dtype)
-    else:
-        options["label_smoothing"] = draw.one_of(0.0, 0.1, 1.0)
-        if (weight := draw.factors(classes)) is not None:
-            tensors["weight"] = weight
-    return Call(function, tensors, options, ("input",))
-
-
-def anchors(draw: Draw) -> Call:
-    shape = (draw.size(2, 0), draw.size(9), draw.size(9))
-    if draw.one_of(False, True):
-        pixels = shape[0] * shape[1] * shape[2]
-        index = torch.randint(-1, pixels, (draw.size(20, 0),), generator=draw.rng) if pixels else torch.full((3,), -1)
-        tensors = {"features": draw.values(shape[0], draw.size(9, 0), *shape[1:]), "index": index}
-        return Call(mk.gather_pixels, tensors, {"normalize": draw.one_of(False, True)}, ("features",))
-    ignore_index, classes = draw.one_of(*IGNORED), draw.size(40)
-    tensors = {"labels": draw.labels(classes, ignore_index, *shape)}
-    options = {
-        "strategy": draw.one_of("hard", "random", "semi_hard", "boundary"), "num_classes": classes, "seed": draw.size(99),
-        "max_samples": draw.size(60), "max_views": draw.size(9), "min_pixels": draw.one_of(None, 0, 1, 5),
-        "radius": draw.size(3), "ignore_index": ignore_index,
-    }  # fmt: skip
-    if options["strategy"] in ("hard", "semi_hard"):
-        tensors["predictions"] = draw.labels(classes, None, *shape)
-        tensors["confidence"] = draw.values(*shape)
-    return Call(mk.sample_anchors, tensors, options, ())
-
-
-def contrast(draw: Draw) -> Call:
-    depth, classes, ignored = draw.size(20, 0), draw.size(5), draw.one_of(-1, 0, 255, 10**6)
-    tensors, sides = {}, ("anchor", "contrast") if draw.one_of(False, True) else ("anchor",)
-    ids = draw.one_of(False, False, True)
-    for side in sides:
-        rows = draw.size(40, 0)
-        name = "anchors" if side == "anchor" else "contrast"
-        tensors[name] = draw.values(rows, depth) * (0.3 if draw.dtype == torch.float16 else 1.0)
-        tensors[f"{side}_labels"] = draw.labels(classes, ignored, rows)
-        if ids:
-            tensors[f"{side}_ids"] = torch.randint(0, 30, (rows,), generator=draw.rng)
-    learns = ("anchors", "contrast")[: len(sides)]
-    options: dict[str, Any] = {"ignore_index": ignored}
-    if draw.one_of(False, True):
-        options.update(margin=draw.one_of(0.5, 2.0), positive_margin=draw.one_of(0.0, 0.3), power=draw.one_of(1, 2),
-                       average=draw.one_of("pairs", "nonzero"))  # fmt: skip
-        # at the end of a margin rounding decides
-        tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
-        return Call(mk.margin_contrast_loss, tensors, options, learns)
-    options.update(temperature=draw.one_of(0.1, 1.0), base_temperature=draw.one_of(None, 0.07),
-                   denominator=draw.one_of("negatives", "all"), reduction=draw.one_of("mean", "sum", "none"))  # fmt: skip
-    return Call(mk.pixel_contrast_loss, tensors, options, learns)
-
-
-def centers(draw: Draw) -> Call:
-    ignore_index, classes, channels = draw.one_of(*IGNORED), draw.size(9), draw.size(20, 0)
-    shape = (draw.size(2, 0), draw.size(9), draw.size(9))
-    tensors = {"features": draw.values(shape[0], channels, *shape[1:])}
-    if draw.one_of(False, True):
-        options: dict[str, Any] = {"average": draw.one_of("mass", "area"), "return_present": True}
-        if draw.one_of(False, True):
-            tensors["assignment"] = draw.values(shape[0], classes, *shape[1:])
-            return Call(mk.class_centers, tensors, options, ("features", "assignment"))
-        tensors["assignment"] = draw.labels(classes, ignore_index, *shape)
-        options.update(num_classes=classes, ignore_index=ignore_index)
-        return Call(mk.class_centers, tensors, options, ("features",))
-    own = draw.one_of((), (shape[0],))
-    tensors["centers"] = draw.values(*own, classes, channels)
-    options = {"metric": draw.one_of("cosine", "dot", "euclidean"), "scale": draw.one_of(0.5, 15.0)}
-    if options["metric"] == "cosine" and draw.one_of(False, True):
-        tensors["pull_labels"] = draw.labels(classes, ignore_index, *shape)
-        options["ignore_index"] = ignore_index
-    return Call(mk.center_similarity, tensors, options, ("features", "centers"))
-
-
-FAMILIES = {"focal": focal, "anchors": anchors, "contrast": contrast, "centers": centers}
+def draw_call(family: str, seed: int) -> tuple[Draw, Call]:
+    """The call of a seed, as the module <family>_calls draws it."""
+    draw = Draw(seed)
+    return draw, importlib.import_module(f"{family}_calls").draw_call(draw)
 
 
 def run(call: Call, tensors: dict[str, Tensor], backend: str) -> list[Tensor]:
@@ -177,8 +86,7 @@ def run(call: Call, tensors: dict[str, Tensor], backend: str) -> list[Tensor]:
 def check(family: str, seed: int) -> None:
     """One call. The error is at most eight times plain PyTorch's in the same dtype, plus a floor on the scale of what
     the call gives; a NaN in the truth shows, if not in the same output. With special values, other NaN may stand beside it."""
-    draw = Draw(seed)
-    call = FAMILIES[family](draw)
+    draw, call = draw_call(family, seed)
     views = {n: VIEWS[draw.one_of(*VIEWS)](t) if draw.one_of(False, True) and t.numel() else t
              for n, t in call.tensors.items()}  # fmt: skip
     wide = {n: t.double() if t.is_floating_point() else t for n, t in views.items()}

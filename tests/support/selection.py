@@ -30,7 +30,7 @@ NOT_INTERPRETED = (
     "test_backward_twice_gives_the_same[[]triton*", "test_labels_are_compared_never_addressed[[]triton*",
     "test_non_finite_features_return[[]triton-[am]*", "test_nothing_to_compare_is_zero*[[]triton*",
     "test_avg_factor_of_0_gives_0[[]triton-[fs]*", "test_avg_factor_of_0_gives_0[[]triton-*-[ifmd]*",
-    "test_loss_per_anchor[[]triton-all*", "test_an_*_is_its_values[[]triton-*-stepped]", "test_an_*_is_its_values[[]triton-*-turned]",
+    "test_minus_infinity_in_*[[]triton-901-*", "test_loss_per_anchor[[]triton-all*", "test_an_*_is_its_values[[]triton-*-stepped]", "test_an_*_is_its_values[[]triton-*-turned]",
     "test_an_*_is_its_values[[]triton-*-expanded]", "test_an_*_is_its_values[[]triton-margin-*",
     "test_an_*_is_its_values[[]triton-contrast-[!t]*", "test_checkpointing_changes_nothing[[]triton-*",
 )  # fmt: skip

@@ -56,7 +56,7 @@ def launch(
     name, power, nonzero = FORMS[form]
     numbers = Form(name, 0.1, 1.0, 1.0, 0.2, power, nonzero)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    contrast.contrast_fwd_kernel(x, y, numbers, torch.empty((rows, STATS), dtype=acc, device="meta"))
+    contrast.contrast_fwd_kernel(x, y, numbers, torch.empty((rows, STATS), dtype=acc, device="meta"), None, None)
     gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
     grad_x, grad_y = (*gradients, None)[:2]
     contrast.contrast_bwd_kernel(

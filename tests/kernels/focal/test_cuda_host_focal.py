@@ -11,6 +11,8 @@ from focal_cases import NAMED, Case, against_reference, loss_and_grad, make, opt
 from test_focal import *  # noqa: F403
 from test_focal_bad_input import (  # noqa: F401
     test_an_infinite_logit_reaches_as_far_as_in_interpolate,
+    test_infinite_logits_that_are_right,
+    test_minus_infinity_in_the_last_cells,
     test_non_finite_logits_give_nan_and_return,
 )
 from test_focal_contract import *  # noqa: F403

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 from focal_cases import CASES, make
+from torch import Tensor
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
@@ -126,13 +128,47 @@ def test_an_infinite_logit_reaches_as_far_as_in_interpolate(
         if value == 3e38:
             logits[0, 2, y, x + 1] = -value  # their difference is infinite
         target = torch.zeros(1, *size, dtype=torch.long, device=device)
-        # of sigmoid(-inf) torch's binary cross-entropy makes NaN
-        for loss in (mk.cross_entropy,) if value == -inf else (mk.cross_entropy, mk.sigmoid_focal_loss):
+        for loss in (mk.cross_entropy, mk.sigmoid_focal_loss):
             ours, truth = (
                 loss(logits, target, reduction="none", align_corners=align_corners, backend=b)
                 for b in (backend, "reference")
             )
             assert torch.equal(ours.isfinite(), truth.isfinite()), (y, x)
+
+
+@pytest.mark.parametrize("loss", [mk.cross_entropy, mk.sigmoid_focal_loss])
+@pytest.mark.parametrize("cell", [(3, 5), (3, 2), (2, 5)], ids=["corner", "row", "column"])
+@pytest.mark.parametrize(
+    ("size", "classes"), [((8, 12), 5), ((7, 11), 5), ((16, 5), 5), ((7, 11), 901)], ids=["x2", "up", "down", "901"]
+)
+def test_minus_infinity_in_the_last_cells(
+    size: tuple[int, int], classes: int, cell: tuple[int, int], loss: Callable[..., Tensor], backend: str, device: str
+) -> None:
+    """Labels beyond the last center, and none on a center: where torch's loss is finite, so are loss and gradient."""
+    logits = torch.randn(1, classes, 4, 6, generator=torch.Generator().manual_seed(0)).to(device)
+    logits[0, 2, cell[0], cell[1]] = -torch.inf
+    target = torch.zeros(1, *size, dtype=torch.long, device=device)
+    found = []
+    for name in (backend, "reference"):
+        x = logits.clone().requires_grad_()
+        value = loss(x, target, reduction="none", backend=name)
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), x)))
+    assert found[1][0].isfinite().all()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("gamma, alpha", [(0.0, -1.0), (0.5, 0.25), (2.0, 0.25), (3.7, 0.75)])
+def test_infinite_logits_that_are_right(dense: bool, gamma: float, alpha: float, backend: str, device: str) -> None:
+    """Sigmoid form: log sigmoid(inf) = 0 for class 1, which every label names; infinite where they are wrong."""
+    sign = torch.tensor([-1.0, 1.0, -1.0], device=device).view(1, 3, 1, 1)
+    x = (torch.inf * sign).expand(1, 3, 2, 3).contiguous().requires_grad_()
+    target = (sign > 0).float().expand(1, 3, 2, 3) if dense else torch.ones(1, 2, 3, dtype=torch.long, device=device)
+    options = {"gamma": gamma, "alpha": alpha, "backend": backend}
+    loss = mk.sigmoid_focal_loss(x, target, reduction="none", **options)
+    assert torch.equal(loss, torch.zeros_like(loss))
+    assert torch.equal(*torch.autograd.grad(loss.sum(), x), torch.zeros_like(x))
+    assert mk.sigmoid_focal_loss(-x, target, reduction="sum", **options) == torch.inf
 
 
 def test_masked_logits_of_minus_infinity(backend: str, device: str) -> None:
