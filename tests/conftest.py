@@ -16,7 +16,7 @@ from places import BENCHMARKS  # noqa: E402
 from selection import selected  # noqa: E402
 
 from metricseg.memory import why_not_resident  # noqa: E402
-from metricseg_kernels.core import backends  # noqa: E402
+from metricseg_kernels.core import backends, extension  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
 
 
@@ -114,14 +114,14 @@ def exact_products() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fresh_processes() -> Iterator[object]:
     """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/memory.py)."""
-    if (reason := why_not_resident() or backends.why_not("contrast", "cpu", "cpu")) is not None:
+    if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         patch.syspath_prepend(str(BENCHMARKS.parent))
         import memory
 
-        yield memory.FreshProcesses(preload=["contrast_cases", "centers_cases"])
+        yield memory.FreshProcesses(preload=[f"{family}_cases" for family in FAMILIES])
 
 
 def device_of(backend: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,3 +44,13 @@ def draw_call(draw: Draw) -> Call:
         tensors["predictions"] = draw.labels(classes, None, *shape)
         tensors["confidence"] = draw.values(*shape)
     return Call(mk.sample_anchors, tensors, options, ())
+
+
+def large_calls() -> Iterator[tuple[str, Call]]:
+    """Many rows of many channels, for `bits`."""
+    rng = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        features = torch.randn(2, 130, 33, 47, generator=rng).to(dtype)
+        index = torch.randint(0, 2 * 33 * 47, (900,), generator=rng)
+        call = Call(mk.gather_pixels, {"features": features, "index": index}, {"normalize": True}, ("features",))
+        yield f"gather_pixels {dtype}", call

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -46,3 +47,15 @@ def draw_call(draw: Draw) -> Call:
         tensors["pull_labels"] = draw.labels(classes, ignore_index, *shape)
         options["ignore_index"] = ignore_index
     return Call(mk.center_similarity, tensors, options, ("features", "centers"))
+
+
+def large_calls() -> Iterator[tuple[str, Call]]:
+    """Several tiles of pixels and blocks of classes, none full, for `bits`."""
+    rng = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        features = torch.randn(2, 130, 33, 47, generator=rng).to(dtype)
+        for classes in (19, 150):
+            pair = {"features": features, "centers": torch.randn(classes, 130, generator=rng).to(dtype)}
+            yield f"center_similarity {classes} {dtype}", Call(mk.center_similarity, pair, {}, tuple(pair))
+            soft = {"features": features, "assignment": torch.randn(2, classes, 33, 47, generator=rng).to(dtype)}
+            yield f"class_centers {classes} {dtype}", Call(mk.class_centers, soft, {}, tuple(soft))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from fuzz import Call, Draw
+from torch import Tensor
 
 import metricseg_kernels as mk
 
@@ -46,3 +48,26 @@ def draw_call(draw: Draw) -> Call:
     options.update(temperature=draw.one_of(0.1, 1.0), base_temperature=draw.one_of(None, 0.07),
                    denominator=draw.one_of("negatives", "all"), reduction=draw.one_of("mean", "sum", "none"))  # fmt: skip
     return Call(mk.pixel_contrast_loss, tensors, options, learns)
+
+
+def large_calls() -> Iterator[tuple[str, Call]]:
+    """Several tiles and panels, none full, for `bits`."""
+    rng = torch.Generator().manual_seed(0)
+
+    def side(rows: int, name: str, labels: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        values = torch.nn.functional.normalize(torch.randn(rows, 70, generator=rng))
+        return {name: values.to(dtype), labels: torch.randint(-1, 19, (rows,), generator=rng)}
+
+    for dtype in (torch.float32, torch.bfloat16):
+        for loss, options in (
+            (mk.pixel_contrast_loss, {"temperature": 0.1}),
+            (mk.pixel_contrast_loss, {"temperature": 0.1, "denominator": "all"}),
+            (mk.pixel_contrast_loss, {"temperature": 0.01, "reduction": "none"}),
+            (mk.margin_contrast_loss, {"margin": 1.5, "average": "nonzero"}),
+            (mk.margin_contrast_loss, {"margin": 0.5, "power": 1}),
+        ):
+            x = side(2500, "anchors", "anchor_labels", dtype)
+            y = side(3100, "contrast", "contrast_labels", dtype)
+            name = f"{loss.__name__} {options} {dtype}"
+            yield f"{name} alone", Call(loss, x, options, ("anchors",))
+            yield f"{name} two sets", Call(loss, {**x, **y}, options, ("anchors", "contrast"))

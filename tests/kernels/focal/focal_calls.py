@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,3 +67,16 @@ def draw_call(draw: Draw) -> Call:
         if (weight := draw.factors(classes)) is not None:
             tensors["weight"] = weight
     return Call(function, tensors, options, ("input",))
+
+
+def large_calls() -> Iterator[tuple[str, Call]]:
+    """Several chunks of rows and columns, none full, for `bits`."""
+    rng = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for classes in (19, 150):
+            logits = torch.randn(2, classes, 33, 47, generator=rng).to(dtype)
+            target = torch.randint(-1, classes, (2, 130, 190), generator=rng) & 255
+            for align_corners in (False, True):
+                options = {"gamma": 1.5, "align_corners": align_corners}
+                call = Call(mk.focal_loss, {"input": logits, "target": target}, options, ("input",))
+                yield f"focal_loss {classes} {align_corners} {dtype}", call
