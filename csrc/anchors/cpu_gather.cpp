@@ -1,6 +1,6 @@
-// Rows of chosen pixels on the CPU, out of the feature map as it lies and back into its gradient. Forward reads each
-// channel of a pixel where it is (in NCHW a cache line for each, which no layout of the loop avoids) and writes its
-// row. Backward clears the gradient, which is nearly all of its traffic, then each pixel's owner adds up its rows.
+// Rows of chosen pixels on the CPU: out of the feature map in place, and back into its gradient. Forward reads each
+// channel of a pixel (in NCHW a cache line for each) and writes its row. Backward clears the gradient, which is nearly
+// all of its traffic; then the owner of each pixel adds up its rows. See docs/kernels/anchors.md.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -211,8 +211,8 @@ void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, dou
   run(features, index, normalize, eps, rows, norms);
 }
 
-void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
-                                   bool normalize, double eps, Tensor grad) {
+void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, bool normalize,
+                              double eps, Tensor grad) {
   const auto run = type_of(grad) == Type::f64 ? scatter<double> : scatter<float>;
   run(grad_rows, rows, norms, index, order, normalize, eps, grad);
 }

@@ -1,7 +1,7 @@
-// The choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each
-// pixel (4 bytes, kept) and counts the pixels of every cell; the counts settle how many each cell gives. A second pass,
-// over the numbers, draws each pixel's key and keeps the few below a limit under which a cell very likely has enough;
-// those are sorted. Images are shared out to torch's threads.
+// Choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each pixel
+// (4 bytes, kept) and counts the pixels of every cell. The counts settle how many each cell gives. A second pass draws
+// the key of each pixel and keeps the few below a likely limit, which are then sorted. Images are shared out to the
+// threads of torch. Derivation: docs/kernels/anchors.md.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// What the choice of anchors is made of, the same on every backend: random keys by counter, and the quotas of a slot.
-// A slot is image K + class, a cell 2 slot + group, group 0 being the preferred one. See anchors/reference.py.
+// Rules of the choice of anchors, the same on every backend: random keys by counter, and the quotas of a slot. A slot
+// is image K + class, a cell 2 slot + group, group 0 being the preferred one. See docs/kernels/anchors.md.
 #pragma once
 
 #include <cmath>

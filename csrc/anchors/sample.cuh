@@ -1,13 +1,10 @@
-// The choice of anchors on CUDA: a memset and five launches, no atomic whose order shows, no word to the host.
-//
-//   count    a thread takes a run of 16 pixels and adds to its cells' counters once per change of cell
-//   plan     one block: which slots, how many pixels of each cell, and a limit under which a cell very likely has
-//   enough collect  a thread per pixel draws its key and appends it to its cell's candidates where it is below the
-//   limit repair   a block per cell, where luck was bad: bisects the limit over the image place    a thread per
-//   candidate counts the smaller keys of its cell: its row
-//
-// Labels (8 bytes, or 1) and the group (1 byte) are read twice, where once is the least; all else is of the size of the
-// result. Candidates come in any order and leave by key, and keys are distinct: the same bits every time.
+// Choice of anchors on CUDA: a memset and five launches, without synchronization with the host.
+//   count    a thread per run of 16 pixels      plan     one block: slots, quotas, likely limits
+//   collect  a thread per pixel: its key, if it is below the limit of its cell, becomes a candidate
+//   repair   a block per cell: bisects the limit over the image if the candidates are too few or too many
+//   place    a thread per candidate: its rank among the keys of its cell is its row
+// Labels are read twice, where once is the least. Candidates arrive in any order and leave by distinct keys: the same
+// bits every time. Derivation: docs/kernels/anchors.md.
 #pragma once
 
 #include <limits>

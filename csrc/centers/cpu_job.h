@@ -1,4 +1,4 @@
-// A call of the CPU kernels in plain data: what cpu.cpp hands to the loops of each vector width (cpu_loops.h).
+// A call of the CPU kernels as plain data: cpu.cpp hands it to the loops of each vector width (cpu_loops.h).
 #pragma once
 
 #include "../common/tensor_map.h"

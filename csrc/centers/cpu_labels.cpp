@@ -1,6 +1,6 @@
 // Class sums and their gradient by label, without a product, over the whole map in its own type and layout: one read of
-// the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so that the bits do
-// not depend on the threads.
+// the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so the bits do not
+// depend on the threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Checks of the tensors that an op hands to CUDA kernels: what memory safety rests on. The user's arguments have been
-// checked before, in Python, with better words.
+// Checks of the tensors that an op hands to CUDA kernels, for memory safety. Python has checked the arguments of the
+// user before, with better messages.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

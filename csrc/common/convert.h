@@ -1,5 +1,5 @@
-// Strided runs of any floating type, read into and written from the accumulator type. Rounds to nearest even; branches
-// on no value, so that the loops become vector code without hardware conversions.
+// Strided runs of any floating type, read into and written from the accumulator type. Rounds to nearest even. No branch
+// depends on a value, so that the loops become vector code without hardware conversions.
 #pragma once
 
 #include "tensor_map.h"

@@ -1,4 +1,4 @@
-// What a launch geometry asks of a device.
+// Limits of a device that a launch geometry depends on.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What lets one formula compile for the CPU, for CUDA and for the host shim of the tests.
+// Macros that let one formula compile for the CPU, for CUDA and for the host shim of the tests.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Reductions in a fixed order, and the few device intrinsics that several families lean on.
+// Reductions in a fixed order, and the few device intrinsics that several families use.
 #pragma once
 
 #include <cmath>

@@ -1,10 +1,8 @@
-// Bilinear coordinates of one axis, in exact integer arithmetic.
-//
-// Label index d lies at cell coordinate  s = max(0, mul d + add) / den  with
-//   align_corners = false:  mul = 2h, add = h - H, den = 2H      (half-pixel centers)
-//   align_corners = true :  mul = h-1, add = 0,    den = H - 1
-// which is what F.interpolate(mode="bilinear") computes, free of its rounding. Cell c = floor(s), fraction s - c.
-// Because the division is exact, "the first label of cell c" is exact too, and neighbouring tiles never disagree.
+// Bilinear coordinates of one axis, in exact integer arithmetic. Label index d lies at cell coordinate
+//   s = max(0, mul d + add) / den
+// with mul = 2h, add = h - H, den = 2H (align_corners = false) or mul = h-1, add = 0, den = H - 1 (true), as
+// F.interpolate(mode="bilinear") computes it, without its rounding. Cell c = floor(s), fraction s - c. Because the
+// division is exact, "the first label of cell c" is exact too, and neighboring tiles never disagree.
 #pragma once
 
 #include "macros.h"

@@ -1,5 +1,5 @@
-// The focal family on the CPU: from torch's tensors to a Job, its shares to torch's threads, the partial sums in order.
-// The loops themselves are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
+// The focal family on the CPU: turns the tensors of torch into a Job, gives its shares to the threads of torch, and
+// adds the partial sums in order. The loops are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>

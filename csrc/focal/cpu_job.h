@@ -1,4 +1,4 @@
-// A call of the CPU kernels in plain data: what cpu.cpp hands to the row loops of each vector width.
+// A call of the CPU kernels as plain data: cpu.cpp hands it to the row loops of each vector width.
 #pragma once
 
 #include "../common/resize.h"

@@ -1,7 +1,7 @@
-// The losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one
-// class, the K vectors of the same pixels lie P vectors apart, and no loop over classes branches or gathers:
-// the target's entry is taken out before the exponentials are summed (so the sum is "the rest"), and put back as
-// what makes the gradient of the target come out of the same product as all others.
+// Losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one class,
+// and the K vectors of the same pixels lie P vectors apart. No loop over classes branches or gathers: the entry of the
+// target is taken out before the exponentials are summed (so the sum is that of the others), and put back such that its
+// gradient comes out of the same product as all others. Derivation: docs/kernels/focal.md.
 #pragma once
 
 #include "../common/convert.h"

@@ -1,5 +1,5 @@
-// What the two forms do with a label row: the softmax couples the classes of a pixel, the sigmoid does not.
-// Both own no memory; losses and counts gather in registers, in double where they are summed.
+// The softmax form and the sigmoid form on a label row: the softmax couples the classes of a pixel, the sigmoid does
+// not. Neither owns memory; losses and counts accumulate in registers, in double if they are summed.
 #pragma once
 
 #include "math.h"

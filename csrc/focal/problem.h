@@ -1,5 +1,5 @@
-// One call of the focal family as plain data, and the launch geometry that fits it; free of torch and of CUDA, so that
-// the tests run on the host what a device runs.
+// One call of the focal family as plain data, and the launch geometry that fits it. It depends on neither torch nor
+// CUDA, so that the tests run the same code on the host as a device does.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// Which kernels an op launches, in which order. `Device` is a CUDA stream in the extension and a fiber scheduler in the
-// tests: launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), limits().
+// Launch sequence of each op. `Device` is a CUDA stream in the extension and a fiber scheduler in the tests:
+// launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), limits().
 #pragma once
 
 #include <iterator>

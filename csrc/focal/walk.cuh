@@ -1,16 +1,10 @@
-// The tile walk that the softmax and the sigmoid form share.
-//
-// A block owns a tile of low-resolution cells (tile_y x tile_x of one image, `span` classes) and walks down the label
-// rows that reach into it, a chunk of label columns at a time. A lane belongs to one label column and holds KT of its
-// classes in registers: the two cell rows around the current label row, interpolated horizontally (z0, z1 [KT]), and
-// the gradient that they receive (g0, g1 [KT]). A label row is a blend of z0 and z1; nothing of
-// label size is stored. When the walk crosses into the next interval of cell rows, the upper row's gradient is
-// complete: it goes through shared memory, where one owner per (class, cell) folds the columns onto cells in a fixed
-// order and writes the cell; z1 becomes z0, g1 becomes g0, and the next cell row, staged in shared memory, becomes z1.
-// A cell whose columns end in a later chunk keeps its partial sum in shared memory till then.
-// Two barriers per interval, none per label row; at ratio 1 no shared memory and no barrier (Plan::direct). Labels of
-// the halo (one interval above, one to the left) are walked for their gradient only, so the pixels are visited
-// (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
+// Tile walk that the softmax and the sigmoid form share. A block owns a tile of low-resolution cells (tile_y x tile_x
+// of one image, `span` classes) and walks down the label rows that reach into it, a chunk of label columns at a time. A
+// thread belongs to one label column and holds KT of its classes in registers: the two cell rows around the current
+// label row, interpolated horizontally (z0, z1), and the gradient that they receive (g0, g1). Nothing of label size is
+// stored. At each interval of cell rows, shared memory folds the columns of g0 onto cells, one owner per (class, cell).
+// Two barriers per interval, none per label row. Labels of the halo are computed twice, (1 + 1/tile_y) (1 + 1/tile_x)
+// times in all. Derivation: docs/kernels/focal.md.
 #pragma once
 
 #include <limits>

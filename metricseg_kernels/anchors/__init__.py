@@ -1,7 +1,7 @@
-"""Which pixels take part in a pixel-to-pixel loss, and their rows out of a feature map.
+"""Choice of the pixels that take part in a pixel-to-pixel loss, and their rows out of a feature map.
 
-The choice is a pure function of labels and a seed, the same on every backend, in tensors of fixed size: the host never
-waits for the device.
+The choice is a pure function of labels and a seed. It is the same on every backend, in tensors of fixed size, without
+synchronization.
 """
 
 from __future__ import annotations

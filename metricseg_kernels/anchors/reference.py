@@ -1,6 +1,6 @@
-"""The specification of the anchors family in plain PyTorch: what every other backend must agree with, bit for bit.
+"""Specification of the anchors family in plain PyTorch: every other backend must agree with it, bit for bit.
 
-Every shape is known beforehand (no nonzero, unique, boolean index, item): on CUDA it runs without a host sync.
+Every shape is known beforehand (no nonzero, unique, boolean index, item), so on CUDA it runs without a host sync.
 """
 
 from __future__ import annotations

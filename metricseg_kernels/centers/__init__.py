@@ -1,4 +1,4 @@
-"""Pixels against class centers: the means of classes, how alike each pixel is to each of them, and losses on both."""
+"""Pixels against class centers: class means, similarity of each pixel to each center, and losses on both."""
 
 from __future__ import annotations
 

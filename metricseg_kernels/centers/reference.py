@@ -1,4 +1,4 @@
-"""The specification of the centers family in plain PyTorch: what every other backend must agree with."""
+"""Specification of the centers family in plain PyTorch: every other backend must agree with it."""
 
 from __future__ import annotations
 

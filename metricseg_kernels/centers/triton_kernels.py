@@ -1,18 +1,10 @@
 """Triton kernels of the centers family, on the products of engines/pixel_rows/triton_kernels.py.
 
-`similarity` and `soft_gradient` are P with an epilogue, which has all of a pixel's classes in registers, or a block of
-them. `gradients` is S and T in one walk: a program keeps W^T and S of BC channels while it goes over a range of pixels,
-reads each tile of features and of A's source once, and leaves its sums in a row of its own of [parts, K, C]; these rows
-are added in a fixed order. Where K has more blocks than one, a program of S takes one of them, and T is `spread`'s,
-which walks over K. A is r G (G the gradient of logits), the softmax of logits, or whether k is the label.
-`along_pixels` and `log_sums` read what is as small as the logits, and leave a number for each pixel.
-
-Bytes of center_similarity at 8x512x128x256, with F in the features and z = K / 512 F in the logits: forward F + z;
-backward 2 z for what of the gradient lies along x (G and the logits), then F + z read and F written; G again C / BC - 1
-times from L2. That is 3 F, the least, times 1.05 at K = 19 and 1.39 at K = 150, where the rows of sums add 0.05 in bf16
-and 0.02 in fp32. Products: 2 K C N each, with padding 26 and 129 Gflop for the three: 0.03 and 0.13 ms of an H100's
-tensor cores in bf16, twice that in tf32, beside 0.24 and 0.48 ms for 3 F at 3.35 TB/s. Exact fp32 products run outside
-the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bound the time.
+`similarity`, `soft_gradient`: P with an epilogue; all classes of a pixel, or a block of them, are in registers.
+`gradients`: S and T in one walk over a range of pixels; sums go to rows [parts, K, C], added in a fixed order.
+`spread`: T in a walk over K, if K has more than one block.
+`along_pixels`, `log_sums`: one number for each pixel, from inputs as small as the logits.
+Features are read once, and L2 serves the other reads. Bytes, operations and derivation: docs/kernels/centers.md.
 """
 
 import triton

@@ -1,28 +1,9 @@
-"""How the private ops of the contrast family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the contrast family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/contrast.md.
 
-Three forms are one stream of tiles with different epilogues. With s_ij = <x_i, y_j> / t, t the temperature, and
-d_ij = |x_i - y_j|, a kernel sums over each anchor's row, and this file makes losses of the sums, O(A):
-
-  form         stats of row i                                                       terms of row i
-  "negatives"  m, L, P, sum_pos softplus(n - s), sum_pos sigmoid(n - s)             c / P * sum softplus
-  "all"        m, L, P, sum_pos (n - s), -                                          c / P * sum
-  "margin"     sum_pos relu(d - m+)^p, its count, sum_neg relu(m- - d)^p, its count, -    both sums
-
-n = m / t + L is the LSE over the negatives, or over all but self; m any number near the largest <x, y> that the kernel
-likes (a maximum, a bound), L = log sum exp((<x, y> - m) / t). Apart, and m before the division, they keep the digits
-that n loses where s is large. L = -inf: no such pair.
-
-Backward recomputes the tiles from four coefficients a row, dX = W Y and dY = W^T X:
-
-  "negatives"  (m, b, a, L)     W = b exp(s - m / t) on negatives, -a sigmoid(m / t - s + L) on positives
-  "all"        (m, b, a, L)     W = b exp(s - m / t) on all but self, less a on positives
-  "margin"     (a, b, 0, 0)     W = a p relu(d - m+)^(p-1) / d on positives, -b p relu(m- - d)^(p-1) / d on negatives,
-                                and dX_i = sum_j W_ij (x_i - y_j), dY_j = sum_i W_ij (y_j - x_i)
-
-Stats and coefficients are in the order of the sorted rows, gradients in that of the features. The kernels of a backend,
-Python functions of one signature each, which fill what they are given:
-  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    the gradients are those of the summed terms, which backward
-                                                            scales: from the same stream, see `gradient_in_forward`
+The forms "negatives", "all" and "margin" are epilogues of one stream of tiles. Forward leaves STATS sums a row, and
+this file makes losses of them. Backward recomputes the tiles from COEFFICIENTS numbers a row. Both are in the order of
+the sorted rows. The functions of a backend fill what they are given:
+  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    gradients of the summed terms, if forward makes them
   contrast_bwd_kernel(x, y, form, coefficients, grad_x, grad_y)
 """
 

@@ -1,6 +1,6 @@
-"""The specification of the contrast family in plain PyTorch: what every other backend must agree with.
+"""Specification of the contrast family in plain PyTorch: every other backend must agree with it.
 
-It materialises the matrix of all pairs and is differentiable any number of times.
+It materializes the matrix of all pairs and is differentiable any number of times.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels of the contrast family: see triton_kernels.py."""
+"""Launchers of the Triton kernels of the contrast family: see triton_kernels/kernels.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for a gradient, and scaling one that forward has made."""
+"""Allocation of a gradient, and scaling of one that forward has made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels against numbers: what is ignored, what is a class, and errors about the rest.
+"""Comparison of labels with numbers: ignored pixels, classes, and errors about the rest.
 
 uint8 labels are compared with numbers that uint8 does not hold; PyTorch would wrap those.
 """

@@ -1,12 +1,10 @@
-"""How the private ops of the focal family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the focal family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/focal.md.
 
-Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
+Kernels (one per backend, same signature) fill tensors that this file allocates, so launcher and fake cannot differ.
   focal_kernel          logits -> any of (loss, totals, argmax, gradient), in one pass
   sigmoid_focal_kernel  the same for the one-vs-rest form
   kth_largest_kernel    the order statistic that OHEM needs
-The ops in front of them are functional. A scalar loss with a gradient wanted takes both from one pass: the forward op
-returns the gradient of the *sum*, of order one whatever the number of pixels, and backward multiplies it by
-grad_loss (1 / normalizer, loss scale and all) in the accumulator dtype.
+If a scalar loss needs a gradient, forward returns that of the sum, and backward multiplies it by grad_loss.
 """
 
 from __future__ import annotations

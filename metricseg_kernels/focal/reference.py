@@ -1,6 +1,6 @@
-"""The specification of the focal family in plain PyTorch: what every other backend must agree with.
+"""Specification of the focal family in plain PyTorch: every other backend must agree with it.
 
-It materialises the logits at label resolution and is differentiable any number of times.
+It materializes the logits at label resolution and is differentiable any number of times.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The formulas of op.py's three forms on tiles: epilogues of the walk in engines/row_pairs/triton_kernels.py.
+"""Formulas of the three forms on tiles: epilogues of the walk in engines/row_pairs/triton_kernels.py.
 
 `row` is a `Row`, `kind` the launch's `Kind` (triton.py), `numbers` are the form's constants: (1 / t, bound), or
-(margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products.
+(margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products. The formulas are derived
+in docs/kernels/contrast.md.
 """
 
 from typing import Any, NamedTuple

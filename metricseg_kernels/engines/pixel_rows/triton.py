@@ -1,4 +1,4 @@
-"""Maps, rows and tiles of the Triton products with pixels (triton_kernels.py): what launchers have in common."""
+"""Maps, rows and tiles of the Triton products with pixels: host code that launchers share."""
 
 from __future__ import annotations
 

@@ -1,21 +1,10 @@
-"""The stream of products in Triton where one side is the pixels of feature maps: the other side is a few rows.
-
-Pixels x_n [C], read where they lie in maps [B, C, h, w] of any strides, meet rows w_k [C]:
+"""Products of the pixels of feature maps with a few rows w_k [C], in Triton. Maps [B, C, h, w] are read in place.
 
   P = X W^T    [N, K]   a program owns BN pixels and walks over C, chunk by chunk: `multiply`
   S = X A      [C, K]   a program owns BC channels and walks over pixels
   T = W^T A    [C, N]   beside S in that walk, or for BN pixels alone in a walk over K
-
-P goes to an op's epilogue before anything of it is stored; A [K, N] is no tensor, an op makes a tile of it [k, BN] in
-registers. P has the pixels as the rows of the tensor cores' tile, S and T the channels, so that few classes fill few
-columns, in blocks whose widths are powers of two: 150 costs 128 + 32. Padding in K, C and N is 0 in operands, and a
-pixel meets no other one in P and T, so what is not finite stays where it is.
-
-sm_90 takes 16-bit operands from shared memory as they lie, those of tf32 only where the product sums along what lies
-side by side: else they go through registers, and are rounded there. Where it takes them as they are, it cuts them off.
-
-Bytes: P reads the maps once, and once more through L2 for each further block of K, whose programs are neighbours; S
-and T together read them once, and A's sources C / BC times through L2: the programs of these pixels are neighbours.
+P goes to an epilogue before it is stored; an op makes tiles of A [k, BN] in registers. Padding in K, C and N is 0.
+Operand layouts, bytes and limits: docs/kernels/centers.md.
 """
 
 import triton

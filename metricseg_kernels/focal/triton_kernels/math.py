@@ -1,8 +1,8 @@
-"""The formulas of the focal family on blocks of lanes, as csrc/focal/math.h has them for one pixel.
+"""Formulas of the focal family on blocks of lanes, as csrc/focal/math.h has them for one pixel.
 
 A lane is a label pixel, [P]. Its classes come as a tuple of [k, P] blocks, so that their number need not be rounded up
-to one power of two. ks holds their indices as [k, 1] blocks, counted from the first class k0 of a chunk, as are
-`label` and `count`, the number of classes from k0 on. Padding (index >= count) has the logit -inf.
+to one power of two. ks holds their indices as [k, 1] blocks, counted from the first class k0 of a chunk. `label` and
+`count`, the number of classes from k0 on, are counted likewise. Padding (index >= count) has the logit -inf.
 """
 
 from typing import Any, NamedTuple

@@ -1,24 +1,10 @@
 """Triton kernels of the focal family: one tile walk, four epilogues.
 
 Grid: (image x tile of cells, class chunk, part of a very wide cell). A program owns CH rows x (C - 1) columns of cells
-and walks down its cell intervals: interval (y, x) holds the labels between the centers of cells (y, x) and
-(y+1, x+1), numbered from -1, so that every label has one interval and, with a power-of-two ratio, every interval the
-same number R of label columns. The P = C R lanes are label columns. A row of cells is loaded and interpolated
-horizontally once, [K, P], for the R label rows above it and the R below; each of them costs a blend of two rows and two
-multiply-adds of gradient per class. One thread holds all classes of a lane (up to 24; blocks of 16 + 2 + 1 make K = 19
-without padding), so the softmax's reductions are register arithmetic. Registers hold two rows of logits, two of
-gradient and one of exponentials. Shared memory (2 KB) only folds a finished gradient row from label columns to cells: R
-lanes summed, right shares moved one cell over.
-
-Intervals at the edge of two tiles are walked by both: each uses their gradient, the owner counts their loss. So there
-are no atomics, sums have a fixed order, and (1 + 1/CH)(1 + 1/C) of the exponentials are computed.
-
-Bytes: labels, logits and gradient once, and the halo's share of the logits, mostly from L2: the least possible to
-about a tenth. More classes than one pass holds (K > 64) go in two: "statistics" walks a tile chunk by chunk of classes
-with an online softmax and leaves three numbers per label pixel, "given" recomputes the exponentials per chunk; these 12
-bytes per label pixel are less than the bf16 logits themselves at K = 150 and ratio 4.
-
-Compiled for sm_90 by Triton 3.6, K = 19 takes 485 instructions per warp and label row and 825 more per row of cells.
+and walks down its intervals, the labels between four cell centers. Its P = C R lanes are label columns.
+One thread holds all classes of a lane, so the reductions of the softmax are register arithmetic. In exchange,
+intervals at the edge of two tiles are computed twice: there are no atomics, and sums have a fixed order.
+Derivation, bytes and limits: docs/kernels/focal.md.
 """
 
 import triton
