@@ -34,7 +34,7 @@ BATCH = 8
 
 
 def eager_focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """What training code does without a kernel: upsample, cross-entropy, reweigh. Logits [B, K, h, w], labels [B, H,
+    """Focal loss without a kernel: upsample, cross-entropy, reweigh. Logits [B, K, h, w], labels [B, H,
     W]."""
     full = F.interpolate(logits, labels.shape[-2:], mode="bilinear")  # [B, K, H, W]
     ce = F.cross_entropy(full, labels.long(), ignore_index=IGNORE, reduction="none")
@@ -43,7 +43,7 @@ def eager_focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
 
 @dataclass
 class Result:
-    """One run: what the table, the curve and the panel show."""
+    """One run: the values of the table, the curve and the panel."""
 
     name: str
     losses: list[float] = field(default_factory=list)

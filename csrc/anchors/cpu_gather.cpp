@@ -29,7 +29,7 @@ constexpr int64_t kBytes = int64_t(1) << 20;  // a share of the gradient
 
 const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
 
-// Where pixel i of [B, C, h, w] has its channel 0; null out of range.
+// Address of channel 0 of pixel i of [B, C, h, w]; null out of range.
 struct Pixels {
   Map map;
   int64_t batch, height, width;
@@ -43,7 +43,7 @@ struct Pixels {
   }
 };
 
-// move(pixel, channel) for the pixels of a tile: channels first where they lie together, else pixels first.
+// move(pixel, channel) for the pixels of a tile: channels first if they are contiguous, else pixels first.
 template <typename F>
 void sweep_tile(int64_t pixels, int64_t channels, bool channels_first, const F& move) {
   if (channels_first) {
@@ -145,7 +145,7 @@ void gather(const Tensor& features, const Tensor& index, bool normalize, double 
 }
 
 // G = sum of the gradients of the rows [begin, end) of one pixel, in the order of `order`; then through the
-// normalisation: (G - y <y, G>) / |x|, or G / eps where |x| < eps, or 0 where |x| = 0.
+// normalization: (G - y <y, G>) / |x|, or G / eps if |x| < eps, or 0 if |x| = 0.
 template <typename T>
 void pixel_gradient(const Map& grad_rows, const Map& rows, const T* norms, const int64_t* order, int64_t begin,
                     int64_t end, bool normalize, T eps, int64_t channels, T* sum, T* row) {

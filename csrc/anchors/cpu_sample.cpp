@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 constexpr double kDeviations = 3.0;  // a miss, once in hundreds of calls, costs one more walk over an image
 
 struct Job {
-  Map labels, first;  // [B, h, w]; first is uint8, absent where all pixels are in group 0
+  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
   int64_t images, height, width, classes, ignore_index;
   Keys keys;
 };
@@ -103,7 +103,7 @@ Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
                           : job.labels.type == Type::i32 ? number_image<int32_t>
                                                          : number_image<int64_t>;
       seen[image] = number(job, image, mine);
-      // two counters for each cell, or neighbours wait for each other
+      // two counters for each cell: an increment does not depend on that of the neighbor
       int64_t* even = counts.data() + image * width;
       std::fill(other.begin(), other.end(), 0);
       int64_t i = 0;
@@ -120,7 +120,7 @@ Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
   return all;
 }
 
-// plan [B, 2 K + 1]: what each cell gives, and where it goes. -> rows in use
+// plan [B, 2 K + 1]: number of pixels of each cell, and their place. -> rows in use
 int64_t settle_quotas(const Job& job, const Rules& rules, const Keys& slot_keys, const std::vector<int64_t>& counts,
                       std::vector<Cell>& plan) {
   struct Slot {

@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(256) gather_kernel(Rows<T> r) {
   });
 }
 
-// G = sum of the gradients of the rows of a pixel; then through the normalisation: (G - y <y, G>) / |x|, or G / eps
-// where |x| < eps, or 0 where |x| = 0.
+// G = sum of the gradients of the rows of a pixel; then through the normalization: (G - y <y, G>) / |x|, or G / eps
+// if |x| < eps, or 0 if |x| = 0.
 template <typename T>
 __global__ void __launch_bounds__(256) scatter_kernel(Rows<T> r) {
   const int64_t first = blockIdx.x, pixel = r.index[first];

@@ -38,7 +38,7 @@ const T* data_of(const Tensor& tensor) {
 template <typename T>
 using Values = decltype(aligned_values<T>(0));
 
-// Rows [sets, K, C], packed as they are and turned over, for both products.
+// Rows [sets, K, C], packed plain and transposed, for both products.
 template <typename T>
 struct Packed {
   Values<T> rows, turned;

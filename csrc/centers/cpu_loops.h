@@ -37,7 +37,7 @@ class Tiles {
   T* const a_tiles;              // [panel / N, K to whole blocks, N]
   T* const products;             // [C or K to whole blocks, N]
   T* const lengths;              // [panel] |x_i|
-  T* const inverses;             // [panel] 1 / max(|x_i|, eps), 0 for 0; 1 where the direction does not matter
+  T* const inverses;             // [panel] 1 / max(|x_i|, eps), 0 for 0; 1 if the direction does not matter
 
  public:
   METRICSEG_HD Tiles(const Job<T>& job, int64_t image, T* scratch)

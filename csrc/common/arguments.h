@@ -22,7 +22,7 @@ constexpr ScalarType kTypeOf = std::is_same_v<T, double>    ? ScalarType::Double
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
-// Null where absent; else on the input's device, of this dtype, and contiguous if it has to be.
+// Null if absent; else on the input's device, of this dtype, and contiguous if it has to be.
 template <typename T>
 T* pointer(const Optional& t, const Tensor& input, ScalarType type, const char* name, bool contiguous = true) {
   if (!t) return nullptr;

@@ -7,7 +7,7 @@ namespace metricseg {
 
 struct DeviceLimits {
   int multiprocessors;
-  int64_t shared;  // bytes a block may ask for
+  int64_t shared;  // bytes available to a block
 };
 
 }  // namespace metricseg

@@ -12,7 +12,7 @@
 
 namespace metricseg {
 
-// c ? a : b, also where a formula runs on a vector of pixels.
+// c ? a : b, also for formulas on a vector of pixels.
 template <typename T>
 METRICSEG_HD T select(bool c, T a, T b) {
   return c ? a : b;

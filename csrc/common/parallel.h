@@ -20,7 +20,7 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
-// Uninitialised memory on a cache line's border.
+// Uninitialized memory on a cache line's border.
 template <typename T>
 std::unique_ptr<T[], Free> aligned_values(int64_t count) {
   const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;

@@ -30,7 +30,7 @@ struct Axis {
 
   METRICSEG_HD int64_t cell(int64_t label) const { return numerator(label) / den; }
 
-  // The right-hand (or lower) neighbour; the last cell is its own.
+  // The right-hand (or lower) neighbor; the last cell is its own.
   METRICSEG_HD int64_t next(int64_t cell) const { return cell + 1 < cells ? cell + 1 : cell; }
 
   template <typename T>
@@ -38,7 +38,7 @@ struct Axis {
     return static_cast<T>(numerator(label) % den) / static_cast<T>(den);
   }
 
-  // The first label whose cell is >= c; `labels` where there is none. Labels of cell c: [first(c), first(c + 1)).
+  // The first label whose cell is >= c; `labels` if there is none. Labels of cell c: [first(c), first(c + 1)).
   METRICSEG_HD int64_t first(int64_t c) const {
     if (c <= 0) return 0;
     if (mul == 0 || c >= cells) return labels;

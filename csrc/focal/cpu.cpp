@@ -74,7 +74,7 @@ struct SlotTable {
 
 bool collapses(const Map& map, int64_t w) { return !map || map.y == w * map.x; }
 
-// Without interpolation an image is one long row, where every tensor allows it.
+// Without interpolation an image is one long row, if every tensor allows it.
 template <typename T>
 void collapse(Job<T>& job) {
   if (!job.identity() || job.w == 0) return;
@@ -85,7 +85,7 @@ void collapse(Job<T>& job) {
   job.h = job.H = 1;
 }
 
-// Nothing to learn from: B, H or W is 0.
+// For an empty input: B, H or W is 0.
 template <typename T>
 void clear_gradient(const Job<T>& job, const Maybe& grad) {
   if (grad.has_value()) std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);

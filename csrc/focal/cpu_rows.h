@@ -188,7 +188,7 @@ class Interpolated {
     }
   }
 
-  // The slots of one vector of cells; offset: where their pixels begin.
+  // The slots of one vector of cells; offset: of their first pixel.
   template <int R>
   void fold_cells(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P, int64_t offset) {
     const V zero(T(0)), one(T(1));
@@ -219,7 +219,7 @@ class Interpolated {
     }
   }
 
-  // Gradient of N cells, and what goes to their left-hand and right-hand neighbours.
+  // Gradient of N cells, and the shares of their left-hand and right-hand neighbors.
   struct Cells {
     V center, left, right;
 

@@ -85,7 +85,7 @@ Problem<T> describe(const Tensor& input, const Tensor& target, const Optional& g
   return p;
 }
 
-// The place for the summed loss, where it is the sum that is wanted.
+// Pointer to the summed loss; null if a map is wanted.
 template <typename T>
 T* sum_of(const Optional& loss, const Tensor& input) {
   return loss && loss->dim() == 0 ? pointer<T>(loss, input, kTypeOf<T>, "loss") : nullptr;

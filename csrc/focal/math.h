@@ -72,7 +72,7 @@ METRICSEG_HD SoftmaxPixel<V> softmax_pixel(V sum, V rest, V target_gap, V weight
   const V p = exp(-out.nll);
   const V f = power(u, c.gamma);
   out.loss = f * ce;
-  // g u^(g-1) p S; where u is below the normal numbers or p is 0, the limit is 0
+  // g u^(g-1) p S; if u is below the normal numbers or p is 0, the limit is 0
   const V decay = select(p == zero, zero, p * ce);
   const V slope = select(u < V(Smallest<T>::normal), zero, V(c.gamma) * power(u, c.gamma - T(1)) * decay);
   out.a = f * V(T(1) - c.smoothing) * weight + slope;

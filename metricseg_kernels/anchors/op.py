@@ -39,14 +39,14 @@ kernels = functools.partial(backends.kernels, "anchors")  # (backend) -> module
 
 
 def check_labels(bad: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(bad.device):
         count, example = bad.tolist()
         labels_in_range(count, example, num_classes, ignore_index, name="labels")
 
 
 def check_index(index: Tensor, pixels: int) -> None:
-    """Raises the ValueError for indices out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for indices out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(index.device) and index.numel():
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < -1 or high >= pixels:

@@ -35,7 +35,7 @@ def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor |
 
 
 def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
-    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(labels.device):
         bad = is_bad(labels, classes, ignore_index)
         if bad.any():

@@ -41,7 +41,7 @@ def inverse(norm):
 
 @triton.jit
 def store_tile(map, b, k, n, K, N, values):
-    """Of values [k, n]."""
+    """Store values [k, n]."""
     tl.store(pointers(map, b, k, n), values.to(map.data.dtype.element_ty), mask=(k < K)[:, None] & (n < N)[None, :])
 
 
@@ -94,13 +94,13 @@ def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
         top = tl.maximum(top, tl.max(z, 0))
         shift = tl.where(top == float("-inf"), 0.0, top)
         total = total * exp(before - shift) + tl.sum(exp(z - shift[None, :]), 0)
-    # of nothing but -inf the softmax is NaN, as PyTorch has it
+    # if all logits are -inf the softmax is NaN, as in PyTorch
     tl.store(out + b.to(tl.int64) * N + n, tl.log(total) + top, mask=n < N)
 
 
 @triton.jit
 def load_pixels(a, b, n, K, N, ignore_index, tile):
-    """What A is made with at pixels n [n]: r, log-sum-exps, or labels."""
+    """Inputs of A at pixels n [n]: r, log-sum-exps, or labels."""
     if a.kind == "hard":
         return load_labels(a.map, b, n, K, N, ignore_index)
     elif a.pixels is None:
@@ -125,7 +125,7 @@ def weigh(a, at, b, n, k, K, N, tile):
 
 @triton.jit
 def load_own(a, b, n, K, N, ignore_index):
-    """Of pixels n: (label, O), (-1, 0) where none is."""
+    """(label, O) of pixels n; (-1, 0) without a label."""
     label = load_labels(a.labels, b, n, K, N, ignore_index)
     p_grad = a.grad_own.data + tl.cast(b, tl.int64) * a.grad_own.b + pixel_offsets(a.grad_own, n)
     return label, tl.load(p_grad, mask=label >= 0, other=0.0)
@@ -135,7 +135,7 @@ def load_own(a, b, n, K, N, ignore_index):
 def along_pixels(
     a, logits, own, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
 ):
-    """What of dx = t - out x lies along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
+    """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
     total = tl.zeros((BK, BN), ACC)
@@ -173,7 +173,7 @@ def make_gradient(moved, values, along, b, n, N):
 def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_tiles, N, parts, chunks, tile,
               STAGES: tl.constexpr):  # fmt: skip
     """S of BC channels over a part of a group's pixels, out [groups parts, K, C], with sum_n A_kn, mass [groups parts,
-    K]; and T at these pixels, grad [B, C, N], where one block holds all of K. A group is an image, or all."""
+    K]; and T at these pixels, grad [B, C, N], if one block holds all of K. A group is an image, or all."""
     chunk, part, block = tl.program_id(0) % chunks, tl.program_id(0) // chunks, tl.program_id(1)
     K, C, group = rows.K, rows.C, part // parts
     c = chunk * tile.BC + tl.arange(0, tile.BC)
@@ -194,7 +194,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
         if x.data is not None:
             values = load_tile(x, b, c, n, C, N)
             if a.kind == "hard":
-                # what has no label may be NaN
+                # pixels without a label may be NaN
                 columns = operand(tl.where((at >= 0)[None, :], values, 0.0), tile)
             elif x.channels_last:
                 columns = operand(values, tile)
@@ -260,7 +260,7 @@ def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
 
 @triton.jit(do_not_specialize=VARYING)
 def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, tile, PASS: tl.constexpr):
-    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d, in an "only" pass; where K has more blocks than one, a "first"
+    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d, in an "only" pass; if K has more blocks than one, a "first"
     leaves each block's share of the sum in means [blocks, B, N], and a "second" reads their total [B, N]."""
     block, b, n = locate(blocks, tiles, tile.BN)
     ks = class_blocks(block * tile.BK, tile)

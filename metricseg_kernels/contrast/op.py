@@ -22,14 +22,14 @@ from ..engines.row_pairs.rows import Rows
 
 STATS = 5
 COEFFICIENTS = 4
-SIDES = (  # the fields of two Rows; without the second, x meets itself
+SIDES = (  # the fields of two Rows; without the second, x is compared with itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
     "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
 )
 
 
 class Form(NamedTuple):
-    """Which loss, and its constants."""
+    """Name of a loss, and its constants."""
 
     name: str  # "negatives", "all" or "margin"
     temperature: float = 1.0
@@ -41,12 +41,12 @@ class Form(NamedTuple):
 
     @classmethod
     def unpack(cls, name: str, numbers: list[float]) -> Form:
-        """From what a schema can carry."""
+        """A form from the values that a schema can carry."""
         temperature, scale, margin, positive_margin, power, nonzero = numbers
         return cls(name, temperature, scale, margin, positive_margin, int(power), bool(nonzero))
 
     def pack(self) -> tuple[str, list[float]]:
-        """For a schema."""
+        """Values that a schema can carry."""
         return self[0], [float(v) for v in self[1:]]
 
 
@@ -54,10 +54,10 @@ kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
 
 def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
-    """Whether forward also computes the gradients: for two sets, because one product then serves both directions.
+    """Whether forward also computes the gradients. It does for two sets: one product then serves both directions.
 
-    A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalisers that only the end
-    of the pass knows, and in float16 the gradient of a sum could leave the range.
+    A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalizers that are complete
+    only at the end of the pass, and in float16 the gradient of a sum could leave the range.
     """
     if other is None or form.name == "margin" or features.dtype == torch.float16:
         return False
@@ -74,14 +74,14 @@ def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
-    """[R, COEFFICIENTS], see above; grad_terms [R, 2] or [2]."""
+    """[R, COEFFICIENTS], see docs/kernels/contrast.md; grad_terms [R, 2] or [2]."""
     grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
     a, b = grad_terms.unbind(1)
     zero = torch.zeros_like(a)
     if form.name == "margin":
         return torch.stack([a, b, zero, zero], 1)
     m, log_sum, count, _, sigmoids = stats.unbind(1)
-    # a row without a positive, or without a pair in its denominator, moves nobody: exp(s - inf) = 0
+    # a row without a positive, or without a pair in its denominator, contributes no gradient: exp(s - inf) = 0
     live = (count > 0) & ~torch.isneginf(log_sum)
     step = a * (form.scale / form.temperature)
     a = torch.where(live, step / count, 0.0)

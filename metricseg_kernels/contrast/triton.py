@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 class Coefs(NamedTuple):
-    """Coefficients of rows [R], see op.py; u = b exp((bound - m) / t)."""
+    """Coefficients of rows [R], see docs/kernels/contrast.md; u = b exp((bound - m) / t)."""
 
     m: Tensor
     b: Tensor

@@ -12,14 +12,14 @@ import triton.language as tl
 
 from ...core.triton_kernels import round_to_tf32
 
-# Kernel arguments that follow the size of a batch or a call's settings: no value of theirs is worth a kernel of its
-# own. N and the strides stay out of it: where 16 divides them, loads and stores are as wide as they can be.
+# Kernel arguments that depend on the size of a batch or the settings of a call: no specialization for their values.
+# N and the strides are specialized: if 16 divides them, loads and stores are as wide as possible.
 VARYING = ["tiles", "group_tiles", "parts", "chunks", "blocks", "pixels", "ignore_index"]
 
 
 @triton.jit
 def pixel_offsets(map, n):
-    """Of pixels n of an image; `map` has one stride for them where its rows lie one behind the other."""
+    """Offsets of pixels n of an image; `map` has one stride for them if its rows follow each other in memory."""
     if map.y is None:
         return n.to(tl.int64) * map.x
     else:
@@ -28,7 +28,7 @@ def pixel_offsets(map, n):
 
 @triton.jit
 def pointers(map, b, c, n):
-    """Of channels c [c] and pixels n [n] of image b: [c, n]."""
+    """Pointers [c, n] to channels c [c] and pixels n [n] of image b."""
     p_image = map.data + tl.cast(b, tl.int64) * map.b
     return p_image + c.to(tl.int64)[:, None] * map.c + pixel_offsets(map, n)[None, :]
 
@@ -77,7 +77,7 @@ def zero_blocks(rows: tl.constexpr, tile):
 
 @triton.jit
 def operand(values, tile):
-    """As a product takes them."""
+    """Values as the operand of a product."""
     if tile.PRECISION == "tf32":
         return round_to_tf32(values.to(tl.float32))
     else:
@@ -91,7 +91,7 @@ def dot(a, b, sums, tile):
 
 @triton.jit
 def multiply(x, rows, b, n, N, ks, tile, SQUARES: tl.constexpr):
-    """(<x_n, w_k> [BN, k] for each block, |x_n|^2 [BN] where asked for)."""
+    """(<x_n, w_k> [BN, k] for each block, |x_n|^2 [BN] with SQUARES)."""
     c = tl.arange(0, tile.BC)
     sums = zero_blocks(tile.BN, tile)
     squares = tl.zeros((tile.BC, tile.BN), tile.ACC)

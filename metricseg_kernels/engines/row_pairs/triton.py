@@ -87,7 +87,7 @@ class Tile(NamedTuple):
 
 
 class LaunchConfig(NamedTuple):
-    """How products of some rows are launched."""
+    """Launch plan for products of some rows."""
 
     tile: Tile
     shape: TileShape

@@ -86,13 +86,13 @@ def weight_sum(weight, count, KALL: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def finite(m):
-    """The reference point of exponentials: m, but 0 where every logit is -inf."""
+    """The reference point of exponentials: m, but 0 if every logit is -inf."""
     return tl.where(m == float("-inf"), 0.0, m)
 
 
 @triton.jit
 def take_classes(z, ks, label, opaque, row_max, others, target_logit):
-    """Takes the classes of z into the first three of RowStats.
+    """Add the classes of z to the first three of RowStats.
 
     -> (row_max, others, target_logit, blocks of exp(z_k - row_max) with 0 at the label). Before any class: -inf, 0,
     -inf. `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one

@@ -18,7 +18,7 @@ def no_totals(P: tl.constexpr):
 
 @triton.jit
 def add_totals(totals, value, valid, w_t, correct, bad, raw):
-    """Takes in one label row, whose masks hold only pixels that this program counts."""
+    """Add one label row, whose masks hold only pixels that this program counts."""
     return (
         totals[0] + value.to(tl.float64),
         totals[1] + valid.to(tl.int32),

@@ -47,7 +47,7 @@ from .tiles import (
 
 @triton.jit
 def finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind):
-    """From complete statistics to loss, totals and RowCoefs."""
+    """Loss, totals and RowCoefs from complete statistics."""
     valid, bad = labels.valid, labels.bad
     w_t = tl.full(bad.shape, 1.0, kind.ACC)
     if io.weight is not None:
@@ -154,7 +154,7 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
     """Epilogue "sigmoid": every class by itself. -> (totals, v, RowCoefs), dl/dz_k = v_k."""
     inside, mine = pixels.inside, pixels.mine
     nowhere = tl.zeros(inside.shape, tl.int32)
-    if kind.DENSE:  # a pixel is ignored where its first channel says so
+    if kind.DENSE:  # a pixel is ignored if its first channel is ignore_index
         first = load_pixels(io.target, params.target, pixels).to(kind.ACC)
         valid = inside & (first != params.ignore_index.to(kind.ACC))
         labels = Labels(valid=valid, bad=inside != inside, label=nowhere, raw=nowhere)
@@ -197,16 +197,16 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
 
 @triton.jit
 def tile(io, params, k0, at, w_all, totals, kind):
-    """Walks the chunk of classes that begins at k0 down the intervals [y_begin, y_end) of a tile."""
+    """Walk the chunk of classes that begins at k0 down the intervals [y_begin, y_end) of a tile."""
     rows, cols = params.rows, params.cols
     count = params.classes - k0
-    # The logit of no class: -inf, but finite where a factor may be 0
+    # The logit of no class: -inf, but finite if a factor may be 0
     PADDING: tl.constexpr = -1e38 if kind.BLEND_Y or kind.BLEND_X else float("-inf")
     s_b, s_k, s_y, s_x = params.input
     p_image = io.input + at.image * s_b + tl.cast(k0, tl.int64) * s_k
     ks = class_blocks(kind.KS)
     lo = first_label(rows, at.y_begin)
-    # A label index is never negative, but the compiler can't know. With this 0 in a stride it does not keep an address
+    # A label index is never negative, but the compiler can't infer that. With this 0 in a stride it keeps no address
     # per class in registers across the loop; with it in a row's address, it can't take that for aligned.
     opaque = (lo < 0).to(tl.int32)
     # Interval -1 weighs its upper row by 0. That is row 1, as in F.interpolate, whose 0 * inf is NaN there too.
