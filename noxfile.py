@@ -30,8 +30,11 @@ STACKS = ROOT / ".venv-stacks"
 INPUTS = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "noxfile.py"))
 ENVIRONMENTS = STACKS / hashlib.sha256(INPUTS).hexdigest()[:12]
 LAUNCHES = STACKS / "launches"  # what the `ttsem` session recorded
+WHEELS = STACKS / "wheels"  # what the `wheel` session built
+SANITIZED = STACKS / "sanitized"  # the extension of the `sanitize` session
 
 PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
+FAMILIES = sorted(path.parent.name for path in (ROOT / "tests/kernels").glob("*/*_calls.py"))
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
 TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools>=77")
 
@@ -40,7 +43,7 @@ nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "venv"
 
 for stale in STACKS.glob("*") if STACKS.exists() else ():
-    if stale not in (ENVIRONMENTS, LAUNCHES):
+    if stale not in (ENVIRONMENTS, LAUNCHES, WHEELS, SANITIZED):
         shutil.rmtree(stale, ignore_errors=True)
 if shutil.which("pyenv"):  # its shims run a version only if it is named
     versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
@@ -78,7 +81,7 @@ def install(session: nox.Session, *arguments: str) -> None:
 
 def environment(*ahead: Path, **more: str) -> dict[str, str]:
     """One thread a process; this checkout, and what is named, ahead of what is installed."""
-    paths = [str(path) for path in (*ahead, ROOT, ROOT / "tests")]
+    paths = [str(path) for path in (*ahead, ROOT, ROOT / "tests" / "support")]
     return {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
 
 
@@ -116,13 +119,56 @@ def ttsem(session: nox.Session) -> None:
 def wheel(session: nox.Session) -> None:
     """sdist and wheel with all kernels, in an empty environment; audits of both stable ABIs."""
     install(session, "torch==2.14.1", "numpy", "abi3audit", "torch-abi-audit", *TESTING)
-    pytest(session, "tests/test_install.py", "-m", "slow")
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    WHEELS.mkdir()
+    pytest(session, "tests/build/test_install.py", "-m", "slow", METRICSEG_WHEELS=str(WHEELS))
+
+
+@nox.session
+@nox.parametrize("python", [nox.param(interpreter(version), id=version) for version in ("3.10", "3.13")])
+def wheel_on(session: nox.Session) -> None:
+    """The wheel that the session `wheel` built on 3.12, installed and run away from this checkout."""
+    wheels = [str(path) for path in WHEELS.glob("*.whl")]
+    if not wheels:
+        give_up(session, "the session wheel has built none")
+    install(session, "torch==2.14.1", "numpy", "pytest")
+    install(session, "--force-reinstall", "--no-deps", *wheels)
+    session.chdir(session.create_tmp())
+    alone = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    session.run("python", "-m", "metricseg_kernels", env=alone)
+    for family in FAMILIES:
+        session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
+
+
+def compiler_library(session: nox.Session, name: str) -> str:
+    command = [os.environ.get("CXX", "c++"), f"-print-file-name={name}"]
+    path = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which(command[0]) else ""
+    if not os.path.isabs(path):
+        give_up(session, f"{command[0]} has no {name}")
+    return path
+
+
+@nox.session(venv_backend="none")
+def sanitize(session: nox.Session) -> None:
+    """Random calls of the CPU kernels under the address and undefined-behavior sanitizers, in the development
+    environment and at each vector width of this machine."""
+    libraries = [compiler_library(session, name) for name in ("libasan.so", "libstdc++.so")]
+    build = ("--build-base", str(SANITIZED), "--build-lib", str(SANITIZED / "lib"))
+    options = {"METRICSEG_SANITIZE": "1", "METRICSEG_BUILD_CUDA": "0"}
+    session.run(sys.executable, "setup.py", "-q", "build", *build, env=environment(**options))
+    # torch reports leaks of its own; libstdc++ must be there when libasan looks for the functions that throw
+    preload = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    for width in ("avx512", "avx2", "baseline"):
+        for family in FAMILIES:
+            # by its path, since -m looks for packages in this folder first
+            session.run(sys.executable, "tests/support/fuzz.py", family, "500",
+                        env=environment(SANITIZED / "lib", METRICSEG_SIMD=width, **preload))  # fmt: skip
 
 
 @nox.session(venv_backend="none", tags=["ci"])
 @nox.parametrize("triton", TRITONS)
 def compile(session: nox.Session, triton: str) -> None:
-    """The launches of tests/launches, on sm_80 and sm_90, within their budgets."""
+    """The launches of every family's table, on sm_80 and sm_90, within their budgets."""
     every = "1" if triton == TRITONS[0] else os.environ.get("METRICSEG_LAUNCHES", "1")
     compile_launches(session, triton, "-k", "not recorded", METRICSEG_LAUNCHES=every)
 
@@ -144,5 +190,5 @@ def compile_launches(session: nox.Session, triton: str, *arguments: str, **varia
         shutil.rmtree(partial, ignore_errors=True)
         install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
         partial.rename(folder)
-    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/test_triton_compile.py", *arguments,
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/kernels/test_triton_compile.py", *arguments,
                 env=environment(folder, **variables))  # fmt: skip

@@ -34,6 +34,9 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", STABLE_ABI]
 NVCC_FLAGS = ["-O3", "-Xcompiler", "-fvisibility=hidden", STABLE_ABI]
 LINK_FLAGS = ["-Wl,--strip-all"] if sys.platform == "linux" else []
+if os.environ.get("METRICSEG_SANITIZE") == "1":
+    LINK_FLAGS = ["-fsanitize=address,undefined,float-cast-overflow"]
+    CXX_FLAGS += [*LINK_FLAGS, "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv", "-O1", "-g1"]
 CUDA_PLACES = ("/usr/local/cuda", "/opt/cuda", os.environ.get("CONDA_PREFIX", ""))
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from places import BENCHMARKS  # noqa: E402
 from selection import selected  # noqa: E402
 
 from metricseg.memory import why_not_resident  # noqa: E402
-from metricseg_kernels.core import backends  # noqa: E402
+from metricseg_kernels.core import backends, extension  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def _patch_interpreter_once_per_launch() -> None:
@@ -116,14 +114,14 @@ def exact_products() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def fresh_processes() -> Iterator[object]:
     """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/memory.py)."""
-    if (reason := why_not_resident() or backends.why_not("contrast", "cpu", "cpu")) is not None:
+    if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         patch.syspath_prepend(str(BENCHMARKS.parent))
         import memory
 
-        yield memory.FreshProcesses(preload=["contrast_cases", "centers_cases"])
+        yield memory.FreshProcesses(preload=[f"{family}_cases" for family in FAMILIES])
 
 
 def device_of(backend: str) -> str:

@@ -152,7 +152,9 @@ METRICSEG_HD Lanes<float> exp_below_zero(Lanes<float> x) {
   q = q * r + L(0x1.555492p-3f);
   q = q * r + L(0x1.fffffcp-2f);
   const L e = (q * r + L(1.f)) * r + L(1.f);
-  const L::Bits power = ((L::Bits)shifted.v << 23) + 0x3f800000;  // 2^n
+  // 2^n, in unsigned numbers: those of an x that is far below may overflow
+  typedef uint32_t Word __attribute__((vector_size(METRICSEG_SIMD_BYTES)));
+  const Word power = ((Word)shifted.v << 23) + 0x3f800000u;
   return select(x < L(-87.3365f), L(0.f), e * L((L::Values)power));
 }
 

@@ -47,7 +47,7 @@ struct SlotTable {
     column.resize(count);
     x.assign(count * lanes, -1);
     neighbour.assign(count * lanes, T(0));
-    right.assign(count * lanes, T(1));
+    right.assign(count * lanes, T(-1));
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t s = first[g]; s < first[g + 1]; ++s) column[s] = static_cast<int32_t>(g * lanes);
     }
@@ -88,7 +88,8 @@ void collapse(Job<T>& job) {
 // For an empty input: B, H or W is 0.
 template <typename T>
 void clear_gradient(const Job<T>& job, const Maybe& grad) {
-  if (grad.has_value()) std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
+  if (!grad.has_value() || grad->numel() == 0) return;
+  std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
 }
 
 template <typename T>

@@ -76,11 +76,9 @@ class Interpolated {
   void load(int64_t image, int64_t y, T* row) const {
     for (int64_t k = 0; k < K; ++k) {
       T* cells = row + k * stride;
-      std::memset(cells, 0, sizeof(T) * stride);
+      std::memset(cells, 0, sizeof(T) * stride);  // beyond the last cell too, which is blended with its neighbor
       cells += kMaxLanes;
       read(job.input.type, job.input.at(image, k, y, 0), job.input.x, job.w, cells);
-      cells[-1] = cells[0];
-      cells[job.w] = cells[job.w - 1];
     }
   }
 
@@ -151,7 +149,8 @@ class Interpolated {
   template <int R>
   void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
     const V one(T(1)), side = V::load(job.slots.neighbour + slot * N);
-    const Mask<T> right = V::load(job.slots.right + slot * N) > V(T(0));
+    const V place = V::load(job.slots.right + slot * N), zero(T(0));
+    const Mask<T> right = place > zero, used = place >= zero;
     const bool blend_columns = job.slots.blend;
     V fraction[R], rest[R], m[R];
     for (int r = 0; r < R; ++r) {
@@ -164,9 +163,12 @@ class Interpolated {
     for (int64_t k = 0; k < K; ++k, a += stride, b += stride, out += P * N) {
       V upper = V::load(a), under = V::load(b);
       if (blend_columns) {
-        // (1 - f) c + f n, as F.interpolate has it: n - c could be inf - inf, or overflow
+        // (1 - f) c + f n, as F.interpolate has it: n - c could be inf - inf, or overflow. Idle lanes hold 0: the
+        // gradient of a NaN in them would reach their cells.
         upper = (one - side) * upper + side * select(right, V::load(a + 1), V::load(a - 1));
         under = (one - side) * under + side * select(right, V::load(b + 1), V::load(b - 1));
+        upper = select(used, upper, zero);
+        under = select(used, under, zero);
       }
       for (int r = 0; r < R; ++r) {
         const V value = blend_rows ? rest[r] * upper + fraction[r] * under : upper;

@@ -63,8 +63,9 @@ struct Sampler {
     for (int i = 0; i < 2; ++i) {
       for (int j = 0; j < 2; ++j) corner[i][j] = p.input_stride.at(image, 0, cy[i], cx[j]);
     }
-    fy = cy[0] == cy[1] ? T(0) : p.y.template fraction<T>(y);
-    fx = cx[0] == cx[1] ? T(0) : p.x.template fraction<T>(x);
+    // beyond the last cell both are alike, and 0 would make NaN of an infinity
+    fy = cy[0] == cy[1] ? T(0.5) : p.y.template fraction<T>(y);
+    fx = cx[0] == cx[1] ? T(0.5) : p.x.template fraction<T>(x);
   }
   template <typename Stored>
   __device__ __forceinline__ T operator()(const Stored* input, int64_t k) const {

@@ -100,8 +100,9 @@ METRICSEG_HD SigmoidElement<V> sigmoid_element(V x, V t, T gamma, T alpha) {
   const V inv = one / (one + e);
   const V s = select(x >= zero, inv, e * inv);      // sigmoid(x)
   const V s_neg = select(x >= zero, e * inv, inv);  // 1 - sigmoid(x)
-  // max(x, 0) - t x, in the form that is exact for t = 0 and t = 1
-  const V linear = select(x >= zero, (one - t) * x, -t * x);
+  // max(x, 0) - t x, in the form that is exact for t = 0 and t = 1, and 0 there for the infinite x that is right
+  const V off = select(x >= zero, one - t, t);
+  const V linear = select(off == zero, zero, off * fabs(x));
   const V ce = linear + log1p(e);
   const V v = s * (one - t) + s_neg * t;
   const V alpha_t = alpha >= T(0) ? V(alpha) * t + V(T(1) - alpha) * (one - t) : one;

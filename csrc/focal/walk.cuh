@@ -88,7 +88,7 @@ struct Lane {
   int slot;         // its place in the staged gradient
   bool active;      // whether it has a label column in this chunk
   bool owned;       // whether that column's cell belongs to the tile: it then counts the loss
-  T fx;
+  T fx;             // weight of the right one in a blend; `fold_row` has its own
 };
 
 template <typename T>
@@ -108,7 +108,8 @@ __device__ __forceinline__ Lane<T> lane_at(const Problem<T>& p, const Plan& plan
   lane.left = cell - chunk.cell0;
   lane.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
   lane.slot = column + plan.skew * lane.left;
-  lane.fx = lane.right == lane.left ? T(0) : axis.fraction<T>(lane.x);
+  // beyond the last cell both are alike, and 0 would make NaN of an infinity
+  lane.fx = lane.right == lane.left ? T(0.5) : axis.fraction<T>(lane.x);
   return lane;
 }
 
@@ -378,6 +379,10 @@ __device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>&
       read_row(room, plan, p.x, lane, z1);
     } else if (cell < tile.y1) {
       load_row(p, tile, lane, entering, z1);
+    }
+    if (cell + 1 >= p.y.cells) {  // weighed by 0, which would make NaN of an infinity
+#pragma unroll
+      for (int k = 0; k < KT; ++k) z1[k] = T(0);
     }
     for (; y < y_end && at.cell == cell; ++y, at.step(p.y)) {
       const int ahead = form.fetch(lane, y + 1, y_end);  // the load returns while this row is worked on

@@ -105,8 +105,8 @@ def sigmoid_focal(
         t = torch.zeros_like(x).scatter(1, labels[:, None], 1.0)
         valid, bad = pixel_valid[:, None], pixel_bad[:, None]
         n_valid, n_bad, example = count_labels(pixel_valid, pixel_bad, target)
-    # ce = softplus(x) - t x,  v = 1 - p_t = s (1-t) + (1-s) t,  l = alpha_t v^g ce
-    ce = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    # ce = -t log s - (1-t) log (1-s),  v = 1 - p_t = s (1-t) + (1-s) t,  l = alpha_t v^g ce; no 0 * inf in ce
+    ce = torch.where(t > 0, -t * F.logsigmoid(x), 0.0) + torch.where(t < 1, (t - 1) * F.logsigmoid(-x), 0.0)
     v = x.sigmoid() * (1 - t) + (-x).sigmoid() * t
     loss = ce
     if gamma:

@@ -219,7 +219,8 @@ def sigmoid_of_target(x, t, params, POWER: tl.constexpr, ALPHA: tl.constexpr):
     inv = 1.0 / (1.0 + e)
     s = tl.where(x >= 0, inv, e * inv)
     s_neg = tl.where(x >= 0, e * inv, inv)
-    ce = tl.where(x >= 0, (1.0 - t) * x, -t * x) + log1p(e)
+    off = tl.where(x >= 0, 1.0 - t, t)
+    ce = tl.where(off == 0.0, 0.0, off * tl.abs(x)) + log1p(e)
     v = s * (1.0 - t) + s_neg * t
     # dl/dx = alpha_t [ v^g (s - t) + g v^(g-1) ce (1 - 2t) s (1-s) ]
     f = power(v, params.gamma, POWER)

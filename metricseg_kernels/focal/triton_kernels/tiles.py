@@ -153,6 +153,7 @@ def load_row(row, s_k, s_x, ks, count, at, BLEND: tl.constexpr, PADDING: tl.cons
     accesses, since no address has a known alignment. It has no effect on an argument of a function.
     """
     out = ()
+    share = tl.where(at.left == at.right, 0.5, at.fx).to(ACC)  # beyond the last cell 0 would make NaN of an infinity
     for i in tl.static_range(len(ks)):
         known = ks[i] < count
         p_class = row + tl.cast(ks[i], tl.int64) * tl.cast(s_k, tl.int64)
@@ -160,7 +161,7 @@ def load_row(row, s_k, s_x, ks, count, at, BLEND: tl.constexpr, PADDING: tl.cons
         if BLEND:
             p_right = tl.max_contiguous(p_class + at.right * s_x, (1, 2))
             z_right = tl.load(p_right, mask=known, other=0.0).to(ACC)
-            z = (1.0 - at.fx) * z + at.fx * z_right
+            z = (1.0 - share) * z + share * z_right
         out += (tl.where(known, z, PADDING),)
     return out
 

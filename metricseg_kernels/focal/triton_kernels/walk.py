@@ -234,7 +234,8 @@ def tile(io, params, k0, at, w_all, totals, kind):
             fy = fraction(rows, Y, y, kind.ACC)
             z = top
             if kind.BLEND_Y:
-                z = blend(top, bottom, fy)
+                # beyond the last row of cells both are alike, and 0 would make NaN of an infinity
+                z = blend(top, bottom, tl.where(y + 1 < rows.cells, fy, 0.5).to(kind.ACC))
             if kind.PHASE == "statistics":
                 totals = statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind)
             else:
@@ -302,7 +303,8 @@ def tile_geometry(params, height, with_grad: tl.constexpr, kind):
         y_end=y_end,
         left=tl.minimum(tl.where(x < 0, 1, x), cols.cells - 1)[None, :],  # interval -1: see `tile`
         right=tl.minimum(x + 1, cols.cells - 1)[None, :],
-        fx=tl.where(inside, fraction(cols, X, x, kind.ACC), 0.0)[None, :],
+        # not 0 for an idle lane: a NaN in it would reach its cells
+        fx=tl.where(inside, fraction(cols, X, x, kind.ACC), 0.5)[None, :],
         X=X,
         inside=inside,
         y_counts=tl.where(lane // R >= tl.where(i_x == 0, 0, HALO_X), y_mine, y_end),

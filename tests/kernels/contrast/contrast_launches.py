@@ -1,0 +1,69 @@
+"""What users of the contrast family launch: any two values of two axes occur together in one of the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from launches import ARITHMETIC, Call, pairs
+
+# (name, power, whether only nonzero terms count)
+FORMS = {"negatives": ("negatives", 1, False), "all": ("all", 1, False), "margin": ("margin", 2, False),
+         "hinge": ("margin", 1, True)}  # fmt: skip
+AXES = {
+    "depth": (256, 64, 128, 512, 96, 32),
+    "dtype": tuple(ARITHMETIC),
+    "form": tuple(FORMS),
+    "sets": ("one", "two"),
+    "wanted": ("both", "anchors"),
+    "ids": (False, True),
+}
+ROWS, BANK = 4096, 190_000  # few anchors against a bank are walked in parts
+
+
+def calls() -> Iterator[Call]:
+    for choice in pairs(AXES):
+        yield make_call(**choice)
+    yield make_call(64, "bf16", "negatives", "one", rows=262_144)  # walked whole
+    yield make_call(64, "tf32", "all", "one", rows=262_144)
+    yield make_call(256, "bf16", "negatives", "two", wanted="contrast", rows=1024, columns=BANK)
+    yield make_call(256, "bf16", "margin", "one", rows=32_768)
+    yield make_call(130, "bf16", "negatives", "one", strided=True)
+
+
+def make_call(depth: int, dtype: str, form: str, sets: str, wanted: str = "both", ids: bool = False, rows: int = ROWS,
+              columns: int = 2 * ROWS, strided: bool = False) -> Call:  # fmt: skip
+    storage, precision, tensor_cores, may_spill = ARITHMETIC[dtype]
+    run = partial(launch, depth, storage, form, rows, columns if sets == "two" else None, wanted, ids, strided)
+    name = f"{form}-{depth}-{dtype}-{sets}-{wanted}-{rows}" + "-ids" * ids + "-strided" * strided
+    return Call(name, run, precision, may_spill, tensor_cores)
+
+
+def launch(
+    depth: int, dtype: torch.dtype, form: str, rows: int, columns: int | None, wanted: str, ids: bool, strided: bool
+) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+    from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form
+    from metricseg_kernels.engines.row_pairs.rows import Rows
+
+    def side(count: int) -> Rows:
+        features = torch.empty((count * (1 + strided), depth), dtype=dtype, device="meta")[:: 1 + strided]
+        groups = torch.empty(count, dtype=torch.int32, device="meta")
+        return Rows(features, torch.empty(count, dtype=torch.int64, device="meta"), groups, groups if ids else None)
+
+    x, y = side(rows), None if columns is None else side(columns)
+    name, power, nonzero = FORMS[form]
+    numbers = Form(name, 0.1, 1.0, 1.0, 0.2, power, nonzero)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    contrast.contrast_fwd_kernel(x, y, numbers, torch.empty((rows, STATS), dtype=acc, device="meta"), None, None)
+    gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
+    grad_x, grad_y = (*gradients, None)[:2]
+    contrast.contrast_bwd_kernel(
+        x,
+        y,
+        numbers,
+        torch.empty((rows, COEFFICIENTS), dtype=acc, device="meta"),
+        None if wanted == "contrast" else grad_x,
+        None if wanted == "anchors" else grad_y,
+    )

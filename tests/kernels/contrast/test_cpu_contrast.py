@@ -1,0 +1,115 @@
+"""What only the cpu backend of contrast has: tiles, panels, sets that are not copied, vector widths."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, learning, make, options
+
+import metricseg_kernels as mk
+from metricseg_kernels.contrast import cpu
+from metricseg_kernels.core import backends
+from metricseg_kernels.engines.row_pairs import cpu as panels
+
+pytestmark = pytest.mark.skipif(
+    backends.why_not("contrast", "cpu", "cpu") is not None, reason=str(backends.why_not("contrast", "cpu", "cpu"))
+)
+
+
+@pytest.mark.parametrize("sorted_bytes", [panels.SORTED_BYTES, 0], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.parametrize("form", FORMS)
+def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cases are smaller than a tile; here a tile is smaller than the cases."""
+    if case.columns is None and sorted_bytes == 0:
+        pytest.skip("a set with itself is always sorted")
+    monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
+    monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
+    for dtype in (torch.float64, torch.float32):
+        against_reference(form, case, dtype, "cpu", "cpu")
+
+
+def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums, and then the gradient, from the tiles on and above the diagonal; positives from those with any."""
+    monkeypatch.setattr(panels, "BLOCK", 16)
+    formed: list[tuple[int, int]] = []
+    tile = panels.Products.tile
+    monkeypatch.setattr(panels.Products, "tile", lambda self, x0, y0: formed.append((x0, y0)) or tile(self, x0, y0))
+    x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1).requires_grad_()
+    labels = torch.arange(160) % 10
+    loss = mk.pixel_contrast_loss(x, labels, backend="cpu")
+    diagonal = [(i, i) for i in range(0, 160, 16)]
+    upper = [(i, j) for i in range(0, 160, 16) for j in range(i, 160, 16)]
+    assert [t for t in upper if t not in diagonal] == [t for t in formed[: len(upper) - 10]]  # a class to a tile
+    assert formed[len(upper) - 10 :] == diagonal
+    formed.clear()
+    loss.backward()
+    assert formed == upper
+
+
+@pytest.mark.parametrize("columns", [None, 190], ids=["self", "two-sets"])
+@pytest.mark.parametrize("average", ["pairs", "nonzero"])
+def test_classes_beyond_the_margin_are_left_alone(
+    average: str, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "BLOCK", 16)
+    rng = torch.Generator().manual_seed(0)
+    centers = 3 * torch.randn(6, 8, generator=rng, dtype=torch.float64)
+
+    def rows(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.randint(-1, 6, (n,), generator=rng)
+        return centers[labels] + 0.1 * torch.randn(n, 8, generator=rng, dtype=torch.float64), labels
+
+    x, y = rows(150), rows(columns) if columns else (None, None)
+    answers = []
+    far = cpu.Stream.far
+    monkeypatch.setattr(cpu.Stream, "far", lambda *a: answers.append(far(*a)) or answers[-1])
+    found = []
+    for backend in ("reference", "cpu"):
+        leaves = [t.clone().requires_grad_() for t in (x[0], y[0]) if t is not None]
+        loss = mk.margin_contrast_loss(
+            leaves[0], x[1], leaves[1] if columns else None, y[1], average=average, backend=backend
+        )
+        found.append([loss, *torch.autograd.grad(loss, leaves)])
+    assert sum(answers) > 30
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_rows_of_any_norm_beside_a_row_that_moves_nobody() -> None:
+    """One bound serves all rows of a set with itself, also where some have no positive."""
+    case = NAMED["some-ignored"]
+    sets = make(case, torch.float64)
+    labels = sets.anchor_labels.clone()
+    labels[:5] = torch.arange(100, 105)
+    found = []
+    for backend in ("reference", "cpu"):
+        s = learning(sets._replace(anchor_labels=labels))
+        loss = call("negatives", s, **options(case, "negatives"), backend=backend)
+        found.append(torch.autograd.grad(loss, s.anchors)[0])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
+    assert found[0][:5].any()
+
+
+def compare_all() -> None:
+    """Every case of the table in the vector width that METRICSEG_SIMD names."""
+    for form in FORMS:
+        for case in CASES:
+            for dtype in (torch.float32, torch.float64):
+                against_reference(form, case, dtype, "cpu", "cpu")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one width only")
+@pytest.mark.parametrize("width", ["avx2", "baseline"])
+def test_narrower_vectors(width: str) -> None:
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "METRICSEG_SIMD": width, "PYTHONPATH": path}
+    command = [sys.executable, "-c", "import test_cpu_contrast; test_cpu_contrast.compare_all()"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr

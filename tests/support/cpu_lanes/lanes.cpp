@@ -1,0 +1,57 @@
+// The vector functions and conversions of one width, on plain arrays, for tests/test_cpu_lanes.py.
+#include "../../../csrc/common/simd_begin.h"
+
+#include "../../../csrc/common/convert.h"
+#include "../../../csrc/common/lanes.h"
+
+#include "../../../csrc/common/simd_end.h"
+
+#if METRICSEG_SIMD_BYTES == 64
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#elif METRICSEG_SIMD_BYTES == 32
+#define TARGET __attribute__((target("avx2,fma")))
+#else
+#define TARGET
+#endif
+
+using namespace metricseg::METRICSEG_SIMD;
+using V = Lanes<float>;
+
+// out[i] = f(x[i]) for i < n, n a multiple of 16
+#define EXPORT(name, call)                                         \
+  extern "C" TARGET void name(const float* x, float* out, int n) { \
+    for (int i = 0; i < n; i += V::count) {                        \
+      const V v = V::load(x + i);                                  \
+      (call).store(out + i);                                       \
+    }                                                              \
+  }
+
+EXPORT(lanes_exp, exp(v))
+EXPORT(lanes_exp_below_zero, exp_below_zero(v))
+EXPORT(lanes_log1p, log1p(v))
+EXPORT(lanes_square_root, pow(v, V(0.5f)))
+EXPORT(lanes_fifth_power, pow(v, V(5.f)))
+EXPORT(lanes_shift_down, shift<1>(v))
+EXPORT(lanes_shift_up, shift<-1>(v))
+
+extern "C" int lanes_count() { return V::count; }
+extern "C" int lanes_run_here() {
+#if METRICSEG_SIMD_BYTES == 64
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif METRICSEG_SIMD_BYTES == 32
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return 1;
+#endif
+}
+extern "C" void widen_bf16(const uint16_t* x, float* out, int n) {
+  read_as(reinterpret_cast<const BFloat16*>(x), 1, n, out);
+}
+extern "C" void widen_f16(const uint16_t* x, float* out, int n) {
+  read_as(reinterpret_cast<const Float16*>(x), 1, n, out);
+}
+extern "C" void narrow_bf16(const float* x, uint16_t* out, int n) {
+  write_as(x, 1, n, reinterpret_cast<BFloat16*>(out));
+}
+extern "C" void narrow_f16(const float* x, uint16_t* out, int n) { write_as(x, 1, n, reinterpret_cast<Float16*>(out)); }
