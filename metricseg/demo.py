@@ -1,9 +1,9 @@
-"""Trains one small network twice on generated scenes, with eager PyTorch's focal loss and with ours, and compares them.
+"""Train one small network twice on generated scenes, with the eager focal loss and with this one, and compare them.
 
 python -m metricseg.demo --out demo_out
 
 Both runs have the same seed, weights and batches. Eager: logits upsampled by `F.interpolate`, then softmax focal
-loss. Ours: the same loss of the low-resolution logits, interpolated inside the kernel. Writes `panel.png`,
+loss. metricseg: the same loss of the low-resolution logits, interpolated inside the kernel. Writes `panel.png`,
 `curve.png` and `summary.json`.
 """
 

@@ -33,7 +33,7 @@ def why_not_resident() -> str | None:
 
 
 def resident_peak(work: Work) -> int:
-    """Bytes that the resident set grows during `work`, at its highest."""
+    """Peak growth of the resident set during `work`, in bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _status("VmRSS")
@@ -43,7 +43,7 @@ def resident_peak(work: Work) -> int:
 
 
 def cuda_peak(work: Work) -> int:
-    """Bytes that the allocator hands out during `work`, at their highest, beyond those handed out before."""
+    """Peak of the bytes that the allocator has in use during `work`, beyond those in use before."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

@@ -101,7 +101,7 @@ class SegmentationTask(L.LightningModule):
         torch.manual_seed(seeded(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Images [B, 3, H, W] and labels [B, H, W] to the loss."""
+        """The loss of images [B, 3, H, W] and labels [B, H, W]."""
         images, labels = batch
         images = images.contiguous(memory_format=self.format)
         if isinstance(self.loss, Terms):
@@ -114,7 +114,7 @@ class SegmentationTask(L.LightningModule):
         return loss
 
     def predict_labels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images [B, 3, H, W] to class indices [B, *size], int64."""
+        """Class indices [B, *size], int64, of images [B, 3, H, W]."""
         images = images.contiguous(memory_format=self.format)
         return predict_probabilities(self.model, images, size, self.scales, self.flip).argmax(1)
 

@@ -51,7 +51,7 @@ class ValidationPictures(L.Callback):
             warnings.warn(f"{type(self).__name__} draws nothing this time: {error!r}", stacklevel=3)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning's hook: forgets an earlier validation's pictures."""
+        """Lightning's hook: remove the pictures of an earlier validation."""
         self.shown.clear()
 
     def on_validation_batch_end(
@@ -63,7 +63,7 @@ class ValidationPictures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Lightning's hook: keeps the first pictures with what is drawn of them."""
+        """Lightning's hook: keep the first pictures with the parts to draw of them."""
         model: Any = pl_module.model
         wanted = self.pictures - len(self.shown)
         if wanted <= 0 or not trainer.is_global_zero or not set(self.needs) <= set(model.offers):
@@ -75,7 +75,7 @@ class ValidationPictures(L.Callback):
             self.shown += each_picture(images, labels, found, self.needs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning's hook: draws."""
+        """Lightning's hook: draw."""
         if not self.shown:
             return
         with self.warn_of_errors():

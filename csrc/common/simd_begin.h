@@ -9,7 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#define METRICSEG_SIMD_REGION  // open; lanes.h insists on it
+#define METRICSEG_SIMD_REGION  // open; lanes.h requires it
 
 #define METRICSEG_SIMD_IS_avx512 64
 #define METRICSEG_SIMD_IS_avx2 32

@@ -120,7 +120,7 @@ Partial execute(Job<T>& job, bool softmax) {
   job.units = job.images * job.h * (direct ? (job.w + tile - 1) / tile : 1);
   std::vector<Partial> partials(job.units);
   job.partials = partials.data();
-  // a share of the work pays for waking a thread from some 30,000 exponentials on
+  // a thread pays off from some 30,000 exponentials on
   const int64_t pixels = job.images * job.H * job.W, per_unit = pixels * job.classes / (job.units > 0 ? job.units : 1);
   const Worker<T> worker = workers().worker(softmax, T());
   parallel(job.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {

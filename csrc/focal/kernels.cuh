@@ -63,7 +63,7 @@ struct Sampler {
     for (int i = 0; i < 2; ++i) {
       for (int j = 0; j < 2; ++j) corner[i][j] = p.input_stride.at(image, 0, cy[i], cx[j]);
     }
-    // beyond the last cell both are alike, and 0 would make NaN of an infinity
+    // beyond the last cell both are equal, and 0 would make NaN of an infinity
     fy = cy[0] == cy[1] ? T(0.5) : p.y.template fraction<T>(y);
     fx = cx[0] == cx[1] ? T(0.5) : p.x.template fraction<T>(x);
   }

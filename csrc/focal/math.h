@@ -35,7 +35,7 @@ struct SoftmaxPixel {
   V b;     // coefficient of (W q_k - w_k); 0 without smoothing
 };
 
-// u^gamma with the exponents that people use spelled out.
+// u^gamma, with special cases for the common exponents 0, 1 and 2.
 template <typename V, typename T>
 METRICSEG_HD V power(V u, T gamma) {
   using std::pow;

@@ -16,7 +16,7 @@
 
 namespace metricseg::focal {
 
-// Tile and chunk live in shared memory, like all values shared by a block, because registers limit the walk.
+// Tile and chunk are kept in shared memory, like all values common to a block: registers limit the walk.
 struct Tile {
   int64_t image;
   int class0;
@@ -108,7 +108,7 @@ __device__ __forceinline__ Lane<T> lane_at(const Problem<T>& p, const Plan& plan
   lane.left = cell - chunk.cell0;
   lane.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
   lane.slot = column + plan.skew * lane.left;
-  // beyond the last cell both are alike, and 0 would make NaN of an infinity
+  // beyond the last cell both are equal, and 0 would make NaN of an infinity
   lane.fx = lane.right == lane.left ? T(0.5) : axis.fraction<T>(lane.x);
   return lane;
 }
@@ -153,7 +153,7 @@ __device__ __forceinline__ void blend(const Axis& axis, const T (&a)[KT], const 
   }
 }
 
-// Four classes side by side: what shared memory hands out in one instruction.
+// Four classes side by side: one 16-byte access of shared memory in fp32.
 template <typename T>
 struct alignas(16) Quad {
   T v[4];

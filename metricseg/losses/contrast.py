@@ -171,7 +171,7 @@ class PixelContrastLoss(ContrastLoss):
 
     ContrastiveSeg's configuration maps to the arguments of the same names: temperature, base_temperature, max_samples,
     max_views, warmup_iters, loss_weight, with_memory, memory_size, pixel_update_freq, proj_dim; `ce_ignore_index` is
-    `ignore_index` and `num_classes` stands in its `data` section; `stride`, `use_rmi` and `use_lovasz` speak of the
+    `ignore_index` and `num_classes` stands in its `data` section; `stride`, `use_rmi` and `use_lovasz` belong to the
     network and the other loss. `predict` is `seg.argmax(1)`, or `seg` itself.
 
     Args:

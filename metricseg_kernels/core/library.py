@@ -1,4 +1,4 @@
-"""The one op library: schemas live here in Python, the extension adds implementations only."""
+"""The op library. Schemas are defined in Python, and the extension adds implementations only."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 @triton.jit
 def in_base(v):
-    """Exponents are of base 2 in fp32, of e in fp64."""
+    """v as an exponent of base 2 in fp32, of e in fp64."""
     if v.dtype == tl.float32:
         return v * LOG2E
     else:

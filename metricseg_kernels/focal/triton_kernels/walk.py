@@ -234,7 +234,7 @@ def tile(io, params, k0, at, w_all, totals, kind):
             fy = fraction(rows, Y, y, kind.ACC)
             z = top
             if kind.BLEND_Y:
-                # beyond the last row of cells both are alike, and 0 would make NaN of an infinity
+                # beyond the last row of cells both are equal, and 0 would make NaN of an infinity
                 z = blend(top, bottom, tl.where(y + 1 < rows.cells, fy, 0.5).to(kind.ACC))
             if kind.PHASE == "statistics":
                 totals = statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind)
