@@ -1,6 +1,6 @@
-// Rows of chosen pixels on the CPU, out of the feature map as it lies and back into its gradient. Forward reads each
-// channel of a pixel where it is (in NCHW a cache line for each, which no layout of the loop avoids) and writes its
-// row. Backward clears the gradient, which is nearly all of its traffic, then each pixel's owner adds up its rows.
+// Rows of chosen pixels on the CPU: out of the feature map in place, and back into its gradient. Forward reads each
+// channel of a pixel (in NCHW a cache line for each) and writes its row. Backward clears the gradient, which is nearly
+// all of its traffic; then the owner of each pixel adds up its rows. See docs/kernels/anchors.md.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -29,7 +29,7 @@ constexpr int64_t kBytes = int64_t(1) << 20;  // a share of the gradient
 
 const int64_t* integers(const Tensor& tensor) { return static_cast<const int64_t*>(tensor.const_data_ptr()); }
 
-// Where pixel i of [B, C, h, w] has its channel 0; null out of range.
+// Address of channel 0 of pixel i of [B, C, h, w]; null out of range.
 struct Pixels {
   Map map;
   int64_t batch, height, width;
@@ -43,7 +43,7 @@ struct Pixels {
   }
 };
 
-// move(pixel, channel) for the pixels of a tile: channels first where they lie together, else pixels first.
+// move(pixel, channel) for the pixels of a tile: channels first if they are contiguous, else pixels first.
 template <typename F>
 void sweep_tile(int64_t pixels, int64_t channels, bool channels_first, const F& move) {
   if (channels_first) {
@@ -145,7 +145,7 @@ void gather(const Tensor& features, const Tensor& index, bool normalize, double 
 }
 
 // G = sum of the gradients of the rows [begin, end) of one pixel, in the order of `order`; then through the
-// normalisation: (G - y <y, G>) / |x|, or G / eps where |x| < eps, or 0 where |x| = 0.
+// normalization: (G - y <y, G>) / |x|, or G / eps if |x| < eps, or 0 if |x| = 0.
 template <typename T>
 void pixel_gradient(const Map& grad_rows, const Map& rows, const T* norms, const int64_t* order, int64_t begin,
                     int64_t end, bool normalize, T eps, int64_t channels, T* sum, T* row) {
@@ -211,8 +211,8 @@ void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, dou
   run(features, index, normalize, eps, rows, norms);
 }
 
-void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
-                                   bool normalize, double eps, Tensor grad) {
+void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, bool normalize,
+                              double eps, Tensor grad) {
   const auto run = type_of(grad) == Type::f64 ? scatter<double> : scatter<float>;
   run(grad_rows, rows, norms, index, order, normalize, eps, grad);
 }

@@ -1,7 +1,7 @@
-// The choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each
-// pixel (4 bytes, kept) and counts the pixels of every cell; the counts settle how many each cell gives. A second pass,
-// over the numbers, draws each pixel's key and keeps the few below a limit under which a cell very likely has enough;
-// those are sorted. Images are shared out to torch's threads.
+// Choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each pixel
+// (4 bytes, kept) and counts the pixels of every cell. The counts settle how many each cell gives. A second pass draws
+// the key of each pixel and keeps the few below a likely limit, which are then sorted. Images are shared out to the
+// threads of torch. Derivation: docs/kernels/anchors.md.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -22,7 +22,7 @@ using torch::stable::Tensor;
 constexpr double kDeviations = 3.0;  // a miss, once in hundreds of calls, costs one more walk over an image
 
 struct Job {
-  Map labels, first;  // [B, h, w]; first is uint8, absent where all pixels are in group 0
+  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
   int64_t images, height, width, classes, ignore_index;
   Keys keys;
 };
@@ -103,7 +103,7 @@ Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
                           : job.labels.type == Type::i32 ? number_image<int32_t>
                                                          : number_image<int64_t>;
       seen[image] = number(job, image, mine);
-      // two counters for each cell, or neighbours wait for each other
+      // two counters for each cell: an increment does not depend on that of the neighbor
       int64_t* even = counts.data() + image * width;
       std::fill(other.begin(), other.end(), 0);
       int64_t i = 0;
@@ -120,7 +120,7 @@ Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
   return all;
 }
 
-// plan [B, 2 K + 1]: what each cell gives, and where it goes. -> rows in use
+// plan [B, 2 K + 1]: number of pixels of each cell, and their place. -> rows in use
 int64_t settle_quotas(const Job& job, const Rules& rules, const Keys& slot_keys, const std::vector<int64_t>& counts,
                       std::vector<Cell>& plan) {
   struct Slot {

@@ -1,5 +1,5 @@
-// The raw kernels of the anchors family on CUDA tensors: checks, then the launches of run.cuh on torch's stream. The
-// caller (metricseg_kernels/anchors/op.py) has checked the user's arguments and allocated the outputs.
+// Raw kernels of the anchors family on CUDA tensors: checks, then the launches of run.cuh on the stream of torch. The
+// caller (metricseg_kernels/anchors/op.py) has checked the arguments of the user and allocated the outputs.
 
 #include "../common/arguments.h"
 #include "../common/launch.h"
@@ -114,8 +114,8 @@ void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, dou
   (is_double(features) ? run_gather<double> : run_gather<float>)(features, index, normalize, eps, rows, norms);
 }
 
-void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order,
-                                   bool normalize, double eps, Tensor grad) {
+void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, bool normalize,
+                              double eps, Tensor grad) {
   (is_double(grad) ? run_backward<double> : run_backward<float>)(grad_rows, rows, norms, index, order, normalize, eps,
                                                                  grad);
 }

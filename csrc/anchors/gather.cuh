@@ -1,8 +1,7 @@
-// Rows of chosen pixels on CUDA, out of a feature map as it lies and back into its gradient. A block takes a row, its
-// threads the channels: twice, once for the norm and once, from cache, for the quotient. Forward moves C sectors of 32
-// bytes a row out of NCHW (C elements out of channels-last) and writes the row. Backward finds the indices sorted: the
-// block at the first of a run of equal ones adds up the rows of the run, so that each pixel has one owner, and no
-// atomic is needed; before it the gradient is cleared, which is nearly all of its traffic.
+// Rows of chosen pixels on CUDA: out of a feature map in place, and back into its gradient. A block takes a row, its
+// threads the channels. They read it twice: for the norm and, from cache, for the quotient. Backward finds the indices
+// sorted; the block at the first of a run of equal ones adds up the rows of the run, so no atomic is needed. Traffic:
+// docs/kernels/anchors.md.
 #pragma once
 
 #include <type_traits>
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(256) gather_kernel(Rows<T> r) {
   });
 }
 
-// G = sum of the gradients of the rows of a pixel; then through the normalisation: (G - y <y, G>) / |x|, or G / eps
-// where |x| < eps, or 0 where |x| = 0.
+// G = sum of the gradients of the rows of a pixel; then through the normalization: (G - y <y, G>) / |x|, or G / eps
+// if |x| < eps, or 0 if |x| = 0.
 template <typename T>
 __global__ void __launch_bounds__(256) scatter_kernel(Rows<T> r) {
   const int64_t first = blockIdx.x, pixel = r.index[first];

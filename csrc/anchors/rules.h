@@ -1,5 +1,5 @@
-// What the choice of anchors is made of, the same on every backend: random keys by counter, and the quotas of a slot.
-// A slot is image K + class, a cell 2 slot + group, group 0 being the preferred one. See anchors/reference.py.
+// Rules of the choice of anchors, the same on every backend: random keys by counter, and the quotas of a slot. A slot
+// is image K + class, a cell 2 slot + group, group 0 being the preferred one. See docs/kernels/anchors.md.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace metricseg::anchors {
 
-// The finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+// The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
 METRICSEG_HD uint64_t mix(uint64_t z) {
   z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
   z = (z ^ z >> 27) * 0x94d049bb133111ebu;
@@ -31,7 +31,7 @@ struct Keys {
 
 struct Rules {
   int64_t max_samples, max_views, min_pixels;
-  bool half;  // of the views from group 0, where both groups have enough; else as many as it has
+  bool half;  // of the views from group 0, if both groups have enough; else as many as it has
 
   METRICSEG_HD bool open(int64_t have_0, int64_t have_1) const { return have_0 + have_1 > min_pixels; }
 
@@ -41,7 +41,7 @@ struct Rules {
     return even < 1 ? 1 : even < max_views ? even : max_views;
   }
 
-  // How many of a slot's views come from group 0; group 1 gives the rest, as far as it can.
+  // Number of views of a slot from group 0; group 1 gives the rest, as far as it can.
   METRICSEG_HD int64_t first(int64_t have_0, int64_t have_1, int64_t views) const {
     const int64_t lacking = views - have_1;
     const int64_t wanted = !half ? views : lacking > views / 2 ? lacking : views / 2;
@@ -49,8 +49,8 @@ struct Rules {
   }
 };
 
-// The largest key of those n of `have` uniform keys that are smallest, and of some more: so many standard deviations of
-// bad luck it takes to find fewer than n below it. Whoever uses it counts, and has a way out.
+// A limit that at least n of `have` uniform keys are likely to lie below: finding fewer takes `deviations` standard
+// deviations. Callers count the keys below it, and repair.
 METRICSEG_HD uint64_t likely_limit(int64_t have, int64_t n, double deviations) {
   const double wanted = n + deviations * (std::sqrt(static_cast<double>(n)) + 2.5);
   return wanted >= have ? ~uint64_t(0) : static_cast<uint64_t>(wanted / have * 0x1p64);

@@ -1,5 +1,5 @@
-// Which kernels an op launches, in which order. `Device` is a CUDA stream in the extension and a fiber scheduler in the
-// tests: launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), clear(pointer, bytes).
+// Launch sequence of each op. `Device` is a CUDA stream in the extension and a fiber scheduler in the tests:
+// launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), clear(pointer, bytes).
 #pragma once
 
 #include <algorithm>

@@ -1,13 +1,10 @@
-// The choice of anchors on CUDA: a memset and five launches, no atomic whose order shows, no word to the host.
-//
-//   count    a thread takes a run of 16 pixels and adds to its cells' counters once per change of cell
-//   plan     one block: which slots, how many pixels of each cell, and a limit under which a cell very likely has
-//   enough collect  a thread per pixel draws its key and appends it to its cell's candidates where it is below the
-//   limit repair   a block per cell, where luck was bad: bisects the limit over the image place    a thread per
-//   candidate counts the smaller keys of its cell: its row
-//
-// Labels (8 bytes, or 1) and the group (1 byte) are read twice, where once is the least; all else is of the size of the
-// result. Candidates come in any order and leave by key, and keys are distinct: the same bits every time.
+// Choice of anchors on CUDA: a memset and five launches, without synchronization with the host.
+//   count    a thread per run of 16 pixels      plan     one block: slots, quotas, likely limits
+//   collect  a thread per pixel: its key, if it is below the limit of its cell, becomes a candidate
+//   repair   a block per cell: bisects the limit over the image if the candidates are too few or too many
+//   place    a thread per candidate: its rank among the keys of its cell is its row
+// Labels are read twice, where once is the least. Candidates arrive in any order and leave by distinct keys: the same
+// bits every time. Derivation: docs/kernels/anchors.md.
 #pragma once
 
 #include <limits>
@@ -22,7 +19,7 @@ constexpr int kThreads = 256, kPlanThreads = 512, kRun = 16;
 using Count = unsigned long long;
 
 struct Problem {
-  Map labels, first;  // [B, h, w]; first is uint8, absent where all pixels are in group 0
+  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
   int64_t batch, height, width, classes, ignore_index, ignore_label;
   const int64_t* seed;  // []
   Rules rules;
@@ -48,7 +45,7 @@ struct Candidate {
   int64_t pixel;
 };
 
-// Room for the candidates of a cell that gives n; those of chosen cell r begin where r cells with `place` rows end.
+// Capacity for the candidates of a cell that gives n; those of chosen cell r begin where r cells with `place` rows end.
 METRICSEG_HD int64_t capacity(int64_t n, int64_t cells = 1) { return 2 * n + 96 * cells; }
 
 struct Scratch {
@@ -137,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) count_kernel(Problem p, Scratch s) {
   if (cell >= 0) atomicAdd(&s.have[cell], run);
 }
 
-// What comes before this thread in the block, each thread giving `value`.
+// Sum of `value` over the threads before this one in the block.
 __device__ __forceinline__ Count exclusive_scan(Count value) {
   __shared__ Count sums[2][kPlanThreads];
   const int thread = threadIdx.x;
@@ -167,7 +164,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Problem p, Scratch s
     });
   }
 
-  // each thread a strip of slots: first how many rows and cells they need, then where these are
+  // each thread a strip of slots: first the number of rows and cells they need, then their places
   const int64_t views = p.rules.views(all), strip = (slots + kPlanThreads - 1) / kPlanThreads;
   const int64_t begin = threadIdx.x * strip, end = begin + strip < slots ? begin + strip : slots;
   const auto quota = [&](int64_t slot, int group) -> int64_t {
@@ -208,7 +205,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Problem p, Scratch s
   }
 }
 
-// Appends a pixel to its cell's candidates; beyond their room it is counted only.
+// Appends a pixel to its cell's candidates; beyond their capacity it is counted only.
 __device__ __forceinline__ void append(const Scratch& s, int rank, Candidate candidate) {
   const Chosen& chosen = s.chosen[rank];
   const unsigned at = atomicAdd(&s.found[rank], 1u);
@@ -225,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(Problem p, Scratch s)
   if (key <= s.chosen[rank].limit) append(s, rank, {key, pixel});
 }
 
-// A cell with too few candidates, or more than there is room for, gets exactly as many as it gives.
+// A cell with too few candidates, or more than its capacity, gets exactly as many as it gives.
 __global__ void __launch_bounds__(kThreads) repair_kernel(Problem p, Scratch s) {
   const int rank = blockIdx.x;
   if (rank >= *s.used) return;

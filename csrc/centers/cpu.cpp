@@ -1,6 +1,6 @@
-// The centers family on the CPU: from torch's tensors to a Job, its pixels to torch's threads. Sums over pixels are
-// formed in parts that depend on the shapes alone and are added up in their order, so that the bits are the same
-// whatever the number of threads.
+// The centers family on the CPU: turns the tensors of torch into a Job, and gives its pixels to the threads of torch.
+// Sums over pixels are formed in parts that depend on the shapes alone, and are added in order. So the bits are the
+// same whatever the number of threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -38,7 +38,7 @@ const T* data_of(const Tensor& tensor) {
 template <typename T>
 using Values = decltype(aligned_values<T>(0));
 
-// Rows [sets, K, C], packed as they are and turned over, for both products.
+// Rows [sets, K, C], packed plain and transposed, for both products.
 template <typename T>
 struct Packed {
   Values<T> rows, turned;
@@ -188,14 +188,14 @@ void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tens
 }
 
 void similarity_fwd_kernel(Tensor features, Tensor weights, Maybe bias, Maybe labels, std::string metric, double scale,
-                       int64_t ignore_index, double eps, Tensor logits, Maybe own, Maybe norms) {
+                           int64_t ignore_index, double eps, Tensor logits, Maybe own, Maybe norms) {
   const auto run = type_of(features) == Type::f64 ? similarity<double> : similarity<float>;
   run(features, weights, bias, labels, metric, scale, ignore_index, eps, logits, own, norms);
 }
 
 void similarity_bwd_kernel(Tensor grad_logits, Maybe grad_own, Tensor features, Tensor weights, Maybe labels,
-                            Maybe norms, std::string metric, double scale, int64_t ignore_index, double eps,
-                            Maybe grad_features, Maybe grad_weights) {
+                           Maybe norms, std::string metric, double scale, int64_t ignore_index, double eps,
+                           Maybe grad_features, Maybe grad_weights) {
   const auto run = type_of(features) == Type::f64 ? similarity_grad<double> : similarity_grad<float>;
   run(grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, eps, grad_features,
       grad_weights);
@@ -207,7 +207,7 @@ void soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor sums, Tensor ma
 }
 
 void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Maybe grad_features,
-                           Maybe grad_logits) {
+                          Maybe grad_logits) {
   const auto run = type_of(features) == Type::f64 ? soft_sums_grad<double> : soft_sums_grad<float>;
   run(grad_sums, grad_mass, features, logits, grad_features, grad_logits);
 }

@@ -1,4 +1,4 @@
-// A call of the CPU kernels in plain data: what cpu.cpp hands to the loops of each vector width (cpu_loops.h).
+// A call of the CPU kernels as plain data: cpu.cpp hands it to the loops of each vector width (cpu_loops.h).
 #pragma once
 
 #include "../common/tensor_map.h"
@@ -8,13 +8,13 @@ namespace metricseg::centers {
 constexpr int64_t kMostTile = 32;  // pixels of a tile, at most; see ../engines/pixel_rows/products.h
 constexpr int64_t kPadRows = 16;   // whole blocks of rows end within so many rows
 
-// Pixels i of an image, x_i [C], meet rows [K, C]: weights, or the gradients of class sums.
+// Products of the pixels i of an image, x_i [C], with rows [K, C]: weights, or the gradients of class sums.
 template <typename T>
 struct Job {
   int64_t channels, classes, width;
-  int64_t panel;   // pixels that are worked on together where sums over pixels are formed: a multiple of kMostTile
+  int64_t panel;   // pixels processed together if sums over pixels are formed: a multiple of kMostTile
   bool shared;     // one set of rows for all images
-  bool direction;  // "cosine": x_i / |x_i| meets the rows
+  bool direction;  // "cosine": products are those of x_i / |x_i|
   T square, eps;   // "euclidean": -square |x_i|^2 is added; least norm
   int64_t ignore_index;
 
@@ -41,7 +41,7 @@ struct Job {
   }
 };
 
-// The pixels [begin, end) of an image, on one thread. sums [K, C] and mass [K] are added to; null where not wanted.
+// The pixels [begin, end) of an image, on one thread. sums [K, C] and mass [K] are added to; null if not wanted.
 template <typename T>
 using Loop = void (*)(const Job<T>&, int64_t image, int64_t begin, int64_t end, T* scratch, T* sums, T* mass);
 

@@ -1,6 +1,6 @@
 // Class sums and their gradient by label, without a product, over the whole map in its own type and layout: one read of
-// the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so that the bits do
-// not depend on the threads.
+// the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so the bits do not
+// depend on the threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -23,7 +23,7 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
-constexpr int64_t kChannels = 16;  // whose sums by class go together: a cache line where channels are contiguous
+constexpr int64_t kChannels = 16;  // whose sums by class go together: a cache line if channels are contiguous
 constexpr int64_t kFlush = 1024;   // pixels after which their sums join the total, or more for many classes
 constexpr int64_t kSpread = 1024;  // pixels that take their rows at a time
 

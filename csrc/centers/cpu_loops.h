@@ -1,7 +1,7 @@
-// The loops of the centers family over tiles of pixels (../engines/pixel_rows/tiles.h). A tile is read once, from the map as it
-// lies, and everything that it meets is done while it is in cache: its norms, its product with the K rows, what follows
-// on the [K, kTile] result, and backward the product that gives the gradient, which goes straight to its place. Only
-// sums over pixels need longer runs: there the tiles of a panel are kept, and met once more by `dots`.
+// Loops of the centers family over tiles of pixels (../engines/pixel_rows/tiles.h). A tile is read once, in place. All
+// work on it is done while it is in cache: its norms, its product with the K rows, the work on the [K, kTile] result,
+// and backward the product that gives the gradient. Only sums over pixels need longer runs: there the tiles of a panel
+// are kept, and `dots` reads them again. Derivation: docs/kernels/centers.md.
 #pragma once
 
 #include "../engines/pixel_rows/tiles.h"
@@ -37,7 +37,7 @@ class Tiles {
   T* const a_tiles;              // [panel / N, K to whole blocks, N]
   T* const products;             // [C or K to whole blocks, N]
   T* const lengths;              // [panel] |x_i|
-  T* const inverses;             // [panel] 1 / max(|x_i|, eps), 0 for 0; 1 where the direction does not matter
+  T* const inverses;             // [panel] 1 / max(|x_i|, eps), 0 for 0; 1 if the direction does not matter
 
  public:
   METRICSEG_HD Tiles(const Job<T>& job, int64_t image, T* scratch)

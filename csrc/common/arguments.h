@@ -1,5 +1,5 @@
-// Checks of the tensors that an op hands to CUDA kernels: what memory safety rests on. The user's arguments have been
-// checked before, in Python, with better words.
+// Checks of the tensors that an op hands to CUDA kernels, for memory safety. Python has checked the arguments of the
+// user before, with better messages.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -22,7 +22,7 @@ constexpr ScalarType kTypeOf = std::is_same_v<T, double>    ? ScalarType::Double
 
 inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
-// Null where absent; else on the input's device, of this dtype, and contiguous if it has to be.
+// Null if absent; else on the input's device, of this dtype, and contiguous if it has to be.
 template <typename T>
 T* pointer(const Optional& t, const Tensor& input, ScalarType type, const char* name, bool contiguous = true) {
   if (!t) return nullptr;

@@ -1,5 +1,5 @@
-// Strided runs of any floating type, read into and written from the accumulator type. Rounds to nearest even; branches
-// on no value, so that the loops become vector code without hardware conversions.
+// Strided runs of any floating type, read into and written from the accumulator type. Rounds to nearest even. No branch
+// depends on a value, so that the loops become vector code without hardware conversions.
 #pragma once
 
 #include "tensor_map.h"
@@ -57,7 +57,7 @@ METRICSEG_HD void narrow(float value, Float16* out) {
   out->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-// f(S*) with the type that is stored; fp64 meets fp64 only.
+// f(S*) with the type that is stored; fp64 goes with fp64 only.
 template <typename T, typename F>
 METRICSEG_HD void with_storage(Type type, const F& f) {
   if constexpr (sizeof(T) == sizeof(double)) {
@@ -91,7 +91,7 @@ inline void write_as(const T* in, int64_t stride, int64_t n, S* p) {
   }
 }
 
-// fp64 meets fp64 only; fp32 stands for the three others.
+// fp64 goes with fp64 only; fp32 stands for the three others.
 inline void read(Type, const char* p, int64_t stride, int64_t n, double* out) {
   read_as(reinterpret_cast<const double*>(p), stride, n, out);
 }

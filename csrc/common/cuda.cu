@@ -1,4 +1,4 @@
-// Whether the CUDA kernels of this extension can be launched; asked by metricseg_kernels/core/extension.py.
+// Test whether the CUDA kernels of this extension can be launched, for metricseg_kernels/core/extension.py.
 #include <string>
 
 #include "stream.h"

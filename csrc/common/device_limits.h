@@ -1,4 +1,4 @@
-// What a launch geometry asks of a device.
+// Limits of a device that a launch geometry depends on.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace metricseg {
 
 struct DeviceLimits {
   int multiprocessors;
-  int64_t shared;  // bytes a block may ask for
+  int64_t shared;  // bytes available to a block
 };
 
 }  // namespace metricseg

@@ -77,7 +77,7 @@ METRICSEG_HD Lanes<T> select(Mask<T> c, Lanes<T> a, Lanes<T> b) {
   return Lanes<T>(c.bits ? a.v : b.v);
 }
 
-// b where a is NaN.
+// b if a is NaN.
 template <typename T>
 METRICSEG_HD Lanes<T> max(Lanes<T> a, Lanes<T> b) {
   return Lanes<T>(a.v > b.v ? a.v : b.v);
@@ -98,7 +98,7 @@ METRICSEG_HD Lanes<double> sqrt(Lanes<double> a) {
   return a;
 }
 
-// Lane i of the result is lane i + step of a, or 0 where a has none.
+// Lane i of the result is lane i + step of a, or 0 if a has none.
 template <int step, typename T>
 METRICSEG_HD Lanes<T> shift(Lanes<T> a) {
   constexpr int n = Lanes<T>::count;

@@ -1,4 +1,4 @@
-// A CUDA device as the launchers of the op families see it: launches on torch's stream, scratch from torch's allocator.
+// A CUDA device for the launchers of the op families: launches on the stream of torch, scratch from its allocator.
 #pragma once
 
 #include <cuda_runtime_api.h>

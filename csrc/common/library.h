@@ -1,4 +1,4 @@
-// The op library that the kernels are registered in: the name stands here and in metricseg_kernels/core/library.py.
+// Name of the op library that the kernels are registered in, the same as in metricseg_kernels/core/library.py.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

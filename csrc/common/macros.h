@@ -1,4 +1,4 @@
-// What lets one formula compile for the CPU, for CUDA and for the host shim of the tests.
+// Macros that let one formula compile for the CPU, for CUDA and for the host shim of the tests.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace metricseg {
 
-// c ? a : b, also where a formula runs on a vector of pixels.
+// c ? a : b, also for formulas on a vector of pixels.
 template <typename T>
 METRICSEG_HD T select(bool c, T a, T b) {
   return c ? a : b;

@@ -1,4 +1,4 @@
-// Work shared out to torch's threads, as many as torch.set_num_threads allows.
+// Work shared out to the threads of torch, as many as torch.set_num_threads allows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,7 +20,7 @@ struct Free {
   void operator()(void* p) const { std::free(p); }
 };
 
-// Uninitialised memory on a cache line's border.
+// Uninitialized memory on a cache line's border.
 template <typename T>
 std::unique_ptr<T[], Free> aligned_values(int64_t count) {
   const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 63) / 64 * 64;

@@ -1,4 +1,4 @@
-// Reductions in a fixed order, and the few device intrinsics that several families lean on.
+// Reductions in a fixed order, and the few device intrinsics that several families use.
 #pragma once
 
 #include <cmath>
@@ -30,13 +30,13 @@ __device__ __forceinline__ float exp_nonpositive(float x) {
 }
 __device__ __forceinline__ double exp_nonpositive(double x) { return std::exp(x); }
 
-// The same value, which the compiler does not know: what is computed from it stays where it is needed.
+// The same value, opaque to the compiler, so that it does not hoist computations that depend on it.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
   return value;
 }
 
-// Over the `width` neighbouring lanes (a power of two) that share the high bits of the lane index.
+// Over the `width` neighboring lanes (a power of two) that share the high bits of the lane index.
 template <typename T>
 __device__ __forceinline__ T group_sum(T value, int width) {
   for (int step = width / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullMask, value, step);

@@ -1,10 +1,8 @@
-// Bilinear coordinates of one axis, in exact integer arithmetic.
-//
-// Label index d lies at cell coordinate  s = max(0, mul d + add) / den  with
-//   align_corners = false:  mul = 2h, add = h - H, den = 2H      (half-pixel centers)
-//   align_corners = true :  mul = h-1, add = 0,    den = H - 1
-// which is what F.interpolate(mode="bilinear") computes, free of its rounding. Cell c = floor(s), fraction s - c.
-// Because the division is exact, "the first label of cell c" is exact too, and neighbouring tiles never disagree.
+// Bilinear coordinates of one axis, in exact integer arithmetic. Label index d lies at cell coordinate
+//   s = max(0, mul d + add) / den
+// with mul = 2h, add = h - H, den = 2H (align_corners = false) or mul = h-1, add = 0, den = H - 1 (true), as
+// F.interpolate(mode="bilinear") computes it, without its rounding. Cell c = floor(s), fraction s - c. Because the
+// division is exact, "the first label of cell c" is exact too, and neighboring tiles never disagree.
 #pragma once
 
 #include "macros.h"
@@ -32,7 +30,7 @@ struct Axis {
 
   METRICSEG_HD int64_t cell(int64_t label) const { return numerator(label) / den; }
 
-  // The right-hand (or lower) neighbour; the last cell is its own.
+  // The right-hand (or lower) neighbor; the last cell is its own.
   METRICSEG_HD int64_t next(int64_t cell) const { return cell + 1 < cells ? cell + 1 : cell; }
 
   template <typename T>
@@ -40,7 +38,7 @@ struct Axis {
     return static_cast<T>(numerator(label) % den) / static_cast<T>(den);
   }
 
-  // The first label whose cell is >= c; `labels` where there is none. Labels of cell c: [first(c), first(c + 1)).
+  // The first label whose cell is >= c; `labels` if there is none. Labels of cell c: [first(c), first(c + 1)).
   METRICSEG_HD int64_t first(int64_t c) const {
     if (c <= 0) return 0;
     if (mul == 0 || c >= cells) return labels;

@@ -1,4 +1,4 @@
-// Scalars that a kernel is told about at run time: one instantiation serves every storage type.
+// Scalar types chosen at run time: one instantiation of a kernel serves every storage type.
 #pragma once
 
 #include <cstdint>

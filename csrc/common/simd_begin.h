@@ -1,15 +1,15 @@
 // Opens a region that is compiled for one vector width; simd_end.h closes it.
 //
 // A source file defines METRICSEG_SIMD (a namespace: avx512, avx2 or baseline), includes this, then the headers that
-// hold the loops, then simd_end.h. The loops are written once, on the Lanes of lanes.h, and every width gets a
-// namespace of its own, so that the linker never mixes them. Standard headers come first: what they define stays at
-// the baseline, and the regions instantiate no standard template.
+// hold the loops, then simd_end.h. The loops are written once, on the Lanes of lanes.h. Every width gets a namespace of
+// its own, so that the linker never mixes them. Standard headers come first: their code stays at the baseline, and the
+// regions instantiate no standard template.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
 
-#define METRICSEG_SIMD_REGION  // open; lanes.h insists on it
+#define METRICSEG_SIMD_REGION  // open; lanes.h requires it
 
 #define METRICSEG_SIMD_IS_avx512 64
 #define METRICSEG_SIMD_IS_avx2 32

@@ -1,5 +1,5 @@
-// Which of a family's vector widths this processor takes: METRICSEG_WIDEST, where its three tables of loops are in
-// scope.
+// Choice of the widest vectors that this processor has: METRICSEG_WIDEST, if the three tables of loops of a family are
+// in scope.
 #pragma once
 
 #include <cstdlib>

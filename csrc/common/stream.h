@@ -1,6 +1,6 @@
-// The CUDA stream that torch is on. The extension does not depend on libtorch_cuda, so that it also loads where torch
-// has no CUDA, and a library that Python loaded is not in the global scope: a weak symbol would stay null. So the
-// function is looked up in the library itself, or among all symbols if torch keeps it elsewhere.
+// The current CUDA stream of torch. The extension does not depend on libtorch_cuda, so that it also loads if torch has
+// no CUDA. A library that Python loaded is not in the global scope, so a weak symbol would stay null. The function is
+// looked up in the library itself, or among all symbols if torch keeps it elsewhere.
 #pragma once
 
 #include <cuda_runtime_api.h>

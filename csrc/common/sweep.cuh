@@ -1,4 +1,4 @@
-// How the threads of a block share out a rectangle: neighboring threads take neighboring places, row after row.
+// Division of a rectangle among the threads of a block: neighboring threads take neighboring places, row by row.
 #pragma once
 
 #include "scalar.cuh"

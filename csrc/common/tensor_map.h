@@ -1,4 +1,4 @@
-// Where a tensor lies in memory, in plain data: no torch header, so that vector regions and tests can read it.
+// Layout of a tensor in memory as plain data, without a torch header, for vector regions and tests.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// From torch's tensors to plain data.
+// Conversion of the tensors of torch to plain data.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

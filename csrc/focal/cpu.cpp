@@ -1,5 +1,5 @@
-// The focal family on the CPU: from torch's tensors to a Job, its shares to torch's threads, the partial sums in order.
-// The loops themselves are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
+// The focal family on the CPU: turns the tensors of torch into a Job, gives its shares to the threads of torch, and
+// adds the partial sums in order. The loops are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstring>
@@ -74,7 +74,7 @@ struct SlotTable {
 
 bool collapses(const Map& map, int64_t w) { return !map || map.y == w * map.x; }
 
-// Without interpolation an image is one long row, where every tensor allows it.
+// Without interpolation an image is one long row, if every tensor allows it.
 template <typename T>
 void collapse(Job<T>& job) {
   if (!job.identity() || job.w == 0) return;
@@ -85,7 +85,7 @@ void collapse(Job<T>& job) {
   job.h = job.H = 1;
 }
 
-// Nothing to learn from: B, H or W is 0.
+// For an empty input: B, H or W is 0.
 template <typename T>
 void clear_gradient(const Job<T>& job, const Maybe& grad) {
   if (!grad.has_value() || grad->numel() == 0) return;
@@ -120,7 +120,7 @@ Partial execute(Job<T>& job, bool softmax) {
   job.units = job.images * job.h * (direct ? (job.w + tile - 1) / tile : 1);
   std::vector<Partial> partials(job.units);
   job.partials = partials.data();
-  // a share of the work pays for waking a thread from some 30,000 exponentials on
+  // a thread pays off from some 30,000 exponentials on
   const int64_t pixels = job.images * job.H * job.W, per_unit = pixels * job.classes / (job.units > 0 ? job.units : 1);
   const Worker<T> worker = workers().worker(softmax, T());
   parallel(job.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,4 @@
-// A call of the CPU kernels in plain data: what cpu.cpp hands to the row loops of each vector width.
+// A call of the CPU kernels as plain data: cpu.cpp hands it to the row loops of each vector width.
 #pragma once
 
 #include "../common/resize.h"
@@ -8,23 +8,23 @@
 namespace metricseg::focal {
 
 constexpr int kMaxLanes = 16;
-constexpr int kMaxVectors = 16;  // vectors of pixels that are worked on together
+constexpr int kMaxVectors = 16;  // vectors of pixels that are processed together
 constexpr int kMaxRows = 4;      // label rows among them
 
-// Where the label columns lie between the cells. Every label column belongs to its nearest cell and blends it with
-// one neighbour. The n-th labels of `lanes` consecutive cells form a *slot*, so that bilinear interpolation and its
+// Position of the label columns between the cells. Every label column belongs to its nearest cell and blends it with
+// one neighbor. The n-th labels of `lanes` consecutive cells form a *slot*, so that bilinear interpolation and its
 // transpose are arithmetic on shifted vectors of cells: no gather, and no idle lanes at an even integer ratio.
 template <typename T>
 struct Slots {
   int64_t count;
-  bool blend;             // false where the axis needs no interpolation
+  bool blend;             // false if the axis needs no interpolation
   const int32_t* column;  // [count] first cell
-  const int32_t* x;       // [count, lanes] label column, -1 where the cell has no such label
-  const T* neighbour;     // [count, lanes] weight of the neighbour, in [0, 1/2]
-  const T* right;         // [count, lanes] 1 where the neighbour is the right-hand one, 0 the left-hand, -1 no label
+  const int32_t* x;       // [count, lanes] label column, -1 if the cell has no such label
+  const T* neighbour;     // [count, lanes] weight of the neighbor, in [0, 1/2]
+  const T* right;         // [count, lanes] 1 if the neighbor is the right-hand one, 0 the left-hand, -1 no label
 };
 
-// What one unit of work adds to the result; the units are added up in their order.
+// Share of one unit of work in the result; the units are added in order.
 struct Partial {
   double loss, valid, weight, correct, bad, bad_label;
 };
@@ -38,7 +38,7 @@ struct Job {
   Map input;      // [B, K, h, w]
   Map target;     // [B, H, W] labels, or [B, K, H, W] dense
   Map grad_loss;  // absent: grad_scale holds the one value
-  Map loss;       // absent where the sum is all that is asked for
+  Map loss;       // absent if only the sum is needed
   Map argmax;     // [B, H, W] int32
   Map grad;       // [B, K, h, w]
   bool dense;
@@ -51,13 +51,13 @@ struct Job {
   int64_t ignore_index;
 
   Slots<T> slots;
-  int64_t units;      // of work: rows of logits, or tiles of pixels where nothing is interpolated
+  int64_t units;      // of work: rows of logits, or tiles of pixels if nothing is interpolated
   Partial* partials;  // [units]
 
   METRICSEG_HD bool identity() const { return h == H && w == W; }
   // A row of logits in a worker's memory, with room for a vector on either side.
   METRICSEG_HD int64_t row_stride() const { return (w + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes; }
-  // Vectors of pixels in work at a time: their logits shall stay in the second-level cache.
+  // Vectors of pixels in work at a time, sized so that their logits fit in L2.
   METRICSEG_HD int vectors() const {
     const int64_t fit = (int64_t{256} << 10) / (classes * kMaxLanes * static_cast<int64_t>(sizeof(float)));
     return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);

@@ -1,7 +1,7 @@
-// The losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one
-// class, the K vectors of the same pixels lie P vectors apart, and no loop over classes branches or gathers:
-// the target's entry is taken out before the exponentials are summed (so the sum is "the rest"), and put back as
-// what makes the gradient of the target come out of the same product as all others.
+// Losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one class,
+// and the K vectors of the same pixels lie P vectors apart. No loop over classes branches or gathers: the entry of the
+// target is taken out before the exponentials are summed (so the sum is that of the others), and put back such that its
+// gradient comes out of the same product as all others. Derivation: docs/kernels/focal.md.
 #pragma once
 
 #include "../common/convert.h"
@@ -19,7 +19,7 @@ constexpr int kBad = -2;     // out of range
 // P vectors of pixels; which pixels they are.
 struct Block {
   int vectors;
-  bool record;  // false where a neighbour's rows are only recomputed for their share of the gradient
+  bool record;  // false if the rows of a neighbor are recomputed for their share of the gradient alone
   int64_t image, x0;
   int64_t y[kMaxVectors];
   const int32_t* x[kMaxVectors];  // [N] label columns counted from x0, -1 for an idle lane
@@ -63,10 +63,10 @@ struct Pixels {
   T* label;   // class, kAbsent or kBad
   T* scale;   // incoming gradient
   T* weight;  // of the label's class
-  T* target;  // the label's logit; later what stands in its place
+  T* target;  // the label's logit; later its replacement
   T* rest;    // sum of exp(z_k - max) over the other classes
   T* gap;     // sum_k w_k (max - z_k), with label smoothing
-  T* best;    // argmax, where asked for
+  T* best;    // argmax, or null
   T* factor;  // gradient = factor * (what the block holds)
   T* offset;  // sum of w_k's coefficient, with label smoothing
   T* loss;
@@ -119,7 +119,7 @@ inline void read_labels(const Job<T>& job, const Block& block, T* label, Tally<T
   }
 }
 
-// Values of a [B, (K,) H, W] map at the block's pixels; `idle` where a lane has none.
+// Values of a [B, (K,) H, W] map at the block's pixels; `idle` if a lane has none.
 template <typename T>
 inline void gather(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
   constexpr int N = Lanes<T>::count;
@@ -303,7 +303,7 @@ struct Sigmoid {
     }
   }
 
-  // Labels and validity; a pixel of a dense target is ignored where its first channel says so.
+  // Labels and validity; a pixel of a dense target is ignored if its first channel is ignore_index.
   static void find_pixels(const Job<T>& job, const Block& block, const Pixels<T>& px, Tally<T>& tally) {
     const V zero(T(0)), one(T(1));
     if (job.dense) {

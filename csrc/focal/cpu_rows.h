@@ -1,13 +1,10 @@
-// The row loops of the focal family. A worker owns consecutive rows of logits. Between logit rows y and y + 1 lie the
-// label rows of interval y; they are worked on in blocks of up to 4 rows x a few slots (see Slots), up to 16 vectors of
-// pixels, whose K logits (L1 or L2) turn into exponentials and then into the gradient without leaving the cache:
+// Row loops of the focal family. A worker owns consecutive rows of logits. Label rows between two of them are processed
+// in blocks of up to 16 vectors of pixels, whose K logits stay in cache through three steps:
 //   blend   two logit rows -> K interpolated logits per pixel, and their maximum
 //   Loss    see cpu_loss.h
 //   fold    the transpose of blend: four weights per pixel, into two rows of gradient that the worker holds
-// A gradient row is complete, and written, once the intervals above and below it are done. The interval above a
-// worker's first row is computed for its gradient only, so each row has one owner and one order of summation, whatever
-// the number of threads. Memory traffic: logits once, gradient once, labels once; K x (4 rows) of scratch per thread.
-// Without interpolation the worker owns tiles of pixels instead, and blend and fold are plain reads and writes.
+// The interval above the first row of a worker is computed for its gradient only, so each row has one owner and one
+// order of summation. Memory traffic and derivation: docs/kernels/focal.md.
 #pragma once
 
 #include "cpu_loss.h"
@@ -193,7 +190,7 @@ class Interpolated {
     }
   }
 
-  // The slots of one vector of cells; offset: where their pixels begin.
+  // The slots of one vector of cells; offset: of their first pixel.
   template <int R>
   void fold_cells(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P, int64_t offset) {
     const V zero(T(0)), one(T(1));
@@ -224,7 +221,7 @@ class Interpolated {
     }
   }
 
-  // Gradient of N cells, and what goes to their left-hand and right-hand neighbours.
+  // Gradient of N cells, and the shares of their left-hand and right-hand neighbors.
   struct Cells {
     V center, left, right;
 

@@ -1,5 +1,5 @@
-// The order statistic on the CPU: radix selection, 8 bits at a time from the top. Each pass reads the values once and
-// counts, per thread's share, how many of those that agree with the digits found so far have which next digit.
+// Order statistic on the CPU: radix selection, 8 bits at a time from the top. Each pass reads the values once. Each
+// thread counts the next digit of the values of its share that match the digits found so far.
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>

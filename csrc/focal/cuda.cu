@@ -1,6 +1,6 @@
-// The raw kernels of the focal family on CUDA tensors: checks, then the launches of run.cuh on torch's stream. The
-// caller (metricseg_kernels/focal/op.py) has checked the user's arguments and allocated the outputs; what is checked
-// here is what memory safety rests on.
+// Raw kernels of the focal family on CUDA tensors: checks, then the launches of run.cuh on the stream of torch. The
+// caller (metricseg_kernels/focal/op.py) has checked the arguments of the user and allocated the outputs. The checks
+// here are those that memory safety depends on.
 
 #include "../common/arguments.h"
 #include "../common/launch.h"
@@ -85,7 +85,7 @@ Problem<T> describe(const Tensor& input, const Tensor& target, const Optional& g
   return p;
 }
 
-// The place for the summed loss, where it is the sum that is wanted.
+// Pointer to the summed loss; null if a map is wanted.
 template <typename T>
 T* sum_of(const Optional& loss, const Tensor& input) {
   return loss && loss->dim() == 0 ? pointer<T>(loss, input, kTypeOf<T>, "loss") : nullptr;

@@ -1,5 +1,5 @@
-// What the two forms do with a label row: the softmax couples the classes of a pixel, the sigmoid does not.
-// Both own no memory; losses and counts gather in registers, in double where they are summed.
+// The softmax form and the sigmoid form on a label row: the softmax couples the classes of a pixel, the sigmoid does
+// not. Neither owns memory; losses and counts accumulate in registers, in double if they are summed.
 #pragma once
 
 #include "math.h"
@@ -47,7 +47,7 @@ __device__ __forceinline__ int fetch_label(const Problem<T>& p, const Lane<T>& l
   return classify(p, load_label(p.target, static_cast<Scalar>(p.target_type), lane.target + y * p.target_stride.y));
 }
 
-// W = sum_k w_k, the same in every thread of the block; only label smoothing asks for it.
+// W = sum_k w_k, the same in every thread of the block; only label smoothing needs it.
 template <typename T>
 __device__ __forceinline__ T total_weight(const Problem<T>& p) {
   if (p.smoothing == T(0) || p.weight == nullptr) return static_cast<T>(p.classes);
@@ -56,7 +56,7 @@ __device__ __forceinline__ T total_weight(const Problem<T>& p) {
   return group_sum(sum, kWarp);
 }
 
-// What a pixel owes: its loss, and the coefficients of its gradient.
+// Loss and gradient coefficients of one pixel.
 template <typename T>
 struct Verdict {
   bool takes_part;

@@ -1,17 +1,10 @@
 // Kernels of the focal family: interpolation, loss, counts and gradient in one pass over the labels.
 //
-// walk_kernel    grid: one block of 128 threads per tile of cells (walk.cuh; problem.h chooses it). Registers: 5 KT
-//                values a lane, 3 KT without gradient. Shared memory: one row of cells, one row of staged gradient, the
-//                partial sums of unfinished cells; 16 KB at K = 19, 40 KB at K = 150; none at ratio 1. Moves the
-//                logits, the gradient and the labels once, times the halo, 1.1 to 1.2; each exponential is computed
-//                once, times the halo. Beside the outputs it takes 48 bytes of memory a block. Instructions per pixel
-//                and class at K = 19, bf16, with gradient: 50 at ratio 4, 47 at 8, 62 at 1; 57 at K = 150, ratio 4; 30
-//                without gradient, ratio 4. Of a label row: 286 and 13 per class that a lane holds; of an interval: 920
-//                at KT = 20. Counted by an emulation of one inner tile's SASS (nvcc 13.0, sm_90), halo included. At 128
-//                a clock they take five times as long as the exponentials at 16 a clock.
-// pixel_kernel   one thread per pixel, for more classes than a warp holds: leaves the softmax's statistics to
+// walk_kernel    one block of 128 threads per tile of cells (walk.cuh; problem.h chooses it). 5 KT values a thread in
+//                registers, 3 KT without gradient; shared memory 16 KB at K = 19, 40 KB at K = 150, 0 at ratio 1.
+// pixel_kernel   one thread per pixel, for more classes than a warp holds: leaves the statistics of the softmax to
 //                walk_kernel, whose blocks then own a span of classes each.
-// finish_kernel  one block: partial sums -> loss and totals, in a fixed order.
+// finish_kernel  one block: partial sums -> loss and totals, in fixed order. Instructions: docs/kernels/focal.md.
 #pragma once
 
 #include "forms.cuh"
@@ -70,7 +63,7 @@ struct Sampler {
     for (int i = 0; i < 2; ++i) {
       for (int j = 0; j < 2; ++j) corner[i][j] = p.input_stride.at(image, 0, cy[i], cx[j]);
     }
-    // beyond the last cell both are alike, and 0 would make NaN of an infinity
+    // beyond the last cell both are equal, and 0 would make NaN of an infinity
     fy = cy[0] == cy[1] ? T(0.5) : p.y.template fraction<T>(y);
     fx = cx[0] == cx[1] ? T(0.5) : p.x.template fraction<T>(x);
   }

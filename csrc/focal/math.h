@@ -1,16 +1,10 @@
-// The formulas of the focal family, forward beside backward, for one pixel.
-//
-// Softmax form. z: the K interpolated logits, t: the label, w: the class weights, e: label smoothing, g: gamma.
-//   m = max z,  s = sum_k exp(z_k - m),  r = sum_{k != t} exp(z_k - m)
-//   p = q_t,  u = 1 - p = r / s                                  (never by subtraction: u keeps its digits at p -> 1)
-//   -log p = (m - z_t) + log s                                   (log s as log1p(r) where z_t = m)
-//   S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
-//   l = u^g S
+// Formulas of the focal family, forward beside backward, for one pixel; derived in docs/kernels/focal.md. Softmax form:
+//   m = max z,  s = sum_k exp(z_k - m),  r = sum_{k != t} exp(z_k - m),  u = 1 - p = r / s,  -log p = (m - z_t) + log s
+//   S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k),  l = u^g S
 //   dl/dz_k = a (q_k - [k = t]) + b (W q_k - w_k),  a = u^g (1-e) w_t + g u^(g-1) p S,  b = u^g e / K,  W = sum_k w_k
-// with q_t - 1 = -u, so that a pixel already learned gets its tiny gradient and never 0 * inf.
-//
-// T is the accumulator type; V is T itself, or a vector of T on the CPU. No branch depends on a pixel, so that one
-// formula serves both.
+// z: the K interpolated logits, t: the label, w: the class weights, e: label smoothing, g: gamma; q_t - 1 = -u. T is
+// the accumulator type; V is T itself, or a vector of T on the CPU. No branch depends on a pixel, so one formula serves
+// both.
 #pragma once
 
 #include <cmath>
@@ -41,7 +35,7 @@ struct SoftmaxPixel {
   V b;     // coefficient of (W q_k - w_k); 0 without smoothing
 };
 
-// u^gamma with the exponents that people use spelled out.
+// u^gamma, with special cases for the common exponents 0, 1 and 2.
 template <typename V, typename T>
 METRICSEG_HD V power(V u, T gamma) {
   using std::pow;
@@ -78,7 +72,7 @@ METRICSEG_HD SoftmaxPixel<V> softmax_pixel(V sum, V rest, V target_gap, V weight
   const V p = exp(-out.nll);
   const V f = power(u, c.gamma);
   out.loss = f * ce;
-  // g u^(g-1) p S; where u is below the normal numbers or p is 0, the limit is 0
+  // g u^(g-1) p S; if u is below the normal numbers or p is 0, the limit is 0
   const V decay = select(p == zero, zero, p * ce);
   const V slope = select(u < V(Smallest<T>::normal), zero, V(c.gamma) * power(u, c.gamma - T(1)) * decay);
   out.a = f * V(T(1) - c.smoothing) * weight + slope;

@@ -1,5 +1,5 @@
-// One call of the focal family as plain data, and the launch geometry that fits it; free of torch and of CUDA, so that
-// the tests run on the host what a device runs.
+// One call of the focal family as plain data, and the launch geometry that fits it. It depends on neither torch nor
+// CUDA, so that the tests run the same code on the host as a device does.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace metricseg::focal {
 
-struct Strides {  // of [B, K, H, W], in elements; 0 where a dimension is shared
+struct Strides {  // of [B, K, H, W], in elements; 0 if a dimension is shared
   int64_t b, k, y, x;
 
   METRICSEG_HD int64_t at(int64_t ib, int64_t ik, int64_t iy, int64_t ix) const {
@@ -19,7 +19,7 @@ struct Strides {  // of [B, K, H, W], in elements; 0 where a dimension is shared
   }
 };
 
-// What the second kernel of a chunked problem needs to know of a pixel.
+// Values of a pixel for the second kernel of a chunked problem.
 //   dl/dz_k = scale exp(z_k - max) - [k = t] scale (sum of the others) + smooth (ratio exp(z_k - max) - w_k)
 // where the sum runs over k != t and ratio = W / sum.
 template <typename T>
@@ -74,7 +74,7 @@ struct Plan {
   int halo_y, halo_x;    // intervals before the tile whose labels reach into it
   int staged;            // most cells that one chunk of columns touches
   int stride;            // of a cell or a label column in shared memory: span, or 4 more
-  int skew;              // free slots between the columns of neighbouring cells, for the banks' sake
+  int skew;              // free slots between the columns of neighboring cells, against bank conflicts
   int slots;             // label columns and free slots
   bool direct;           // whether label columns are cells, side by side in memory: no shared memory then
   bool chunked;          // whether a tile takes more than one chunk of columns
@@ -114,7 +114,7 @@ struct Chunks {
   int64_t sum, most;
 };
 
-// The first tile has no halo, but a longer first interval; the last one may be narrower; those between are alike.
+// The first tile has no halo, but a longer first interval; the last one may be narrower; those between are equal.
 inline Chunks count_chunks(const Axis& x, const Plan& p) {
   const auto chunks = [&](int64_t columns) { return std::max<int64_t>(1, ceil_div(columns, p.columns)); };
   const int64_t first = chunks(x.first(p.tile_x));

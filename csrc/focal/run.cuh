@@ -1,5 +1,5 @@
-// Which kernels an op launches, in which order. `Device` is a CUDA stream in the extension and a fiber scheduler in the
-// tests: launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), limits().
+// Launch sequence of each op. `Device` is a CUDA stream in the extension and a fiber scheduler in the tests:
+// launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), limits().
 #pragma once
 
 #include <iterator>
@@ -49,7 +49,7 @@ void launch_softmax(Device& device, const Problem<T>& p, const Plan& plan) {
   }
 }
 
-// Room for the partial sums where anybody wants their total, and the kernel that adds them up.
+// Scratch for the partial sums, if a total is needed, and the kernel that adds them.
 template <typename T, typename Device>
 struct Totals {
   Device& device;
@@ -69,7 +69,7 @@ struct Totals {
   }
 };
 
-// loss [], totals [5]: null where not wanted; the other outputs are in p.
+// loss [], totals [5]: null if not wanted; the other outputs are in p.
 template <typename T, typename Device>
 void softmax_focal(Device& device, Problem<T> p, T* loss, double* totals) {
   Totals<T, Device> sums{device, loss, totals};

@@ -1,16 +1,10 @@
-// The tile walk that the softmax and the sigmoid form share.
-//
-// A block owns a tile of low-resolution cells (tile_y x tile_x of one image, `span` classes) and walks down the label
-// rows that reach into it, a chunk of label columns at a time. A lane belongs to one label column and holds KT of its
-// classes in registers: the two cell rows around the current label row, interpolated horizontally (z0, z1 [KT]), and
-// the gradient that they receive (g0, g1 [KT]). A label row is a blend of z0 and z1; nothing of
-// label size is stored. When the walk crosses into the next interval of cell rows, the upper row's gradient is
-// complete: it goes through shared memory, where one owner per (class, cell) folds the columns onto cells in a fixed
-// order and writes the cell; z1 becomes z0, g1 becomes g0, and the next cell row, staged in shared memory, becomes z1.
-// A cell whose columns end in a later chunk keeps its partial sum in shared memory till then.
-// Two barriers per interval, none per label row; at ratio 1 no shared memory and no barrier (Plan::direct). Labels of
-// the halo (one interval above, one to the left) are walked for their gradient only, so the pixels are visited
-// (1 + 1/tile_y) (1 + 1/tile_x) times, the logits read as often.
+// Tile walk that the softmax and the sigmoid form share. A block owns a tile of low-resolution cells (tile_y x tile_x
+// of one image, `span` classes) and walks down the label rows that reach into it, a chunk of label columns at a time. A
+// thread belongs to one label column and holds KT of its classes in registers: the two cell rows around the current
+// label row, interpolated horizontally (z0, z1), and the gradient that they receive (g0, g1). Nothing of label size is
+// stored. At each interval of cell rows, shared memory folds the columns of g0 onto cells, one owner per (class, cell).
+// Two barriers per interval, none per label row. Labels of the halo are computed twice, (1 + 1/tile_y) (1 + 1/tile_x)
+// times in all. Derivation: docs/kernels/focal.md.
 #pragma once
 
 #include <limits>
@@ -22,7 +16,7 @@
 
 namespace metricseg::focal {
 
-// Tile and chunk live in shared memory, like all that a whole block agrees on: registers are what the walk is short of.
+// Tile and chunk are kept in shared memory, like all values common to a block: registers limit the walk.
 struct Tile {
   int64_t image;
   int class0;
@@ -46,7 +40,7 @@ __device__ __forceinline__ Tile tile_at(const Plan& plan, const Axis& y, const A
 
 // Label columns [x0, x1) of one pass. Cells [done, complete) get their last contribution here.
 struct Chunk {
-  int x0, x1, x_end;  // x_end: where the tile's columns end
+  int x0, x1, x_end;  // x_end: end of the tile's columns
   int cell0, cells;   // the cells that the columns touch
   int done, complete;
   bool continues;  // whether an earlier chunk left partial sums of cells done and done + 1
@@ -93,7 +87,7 @@ struct Lane {
   int left, right;  // cells around it, within the chunk
   int slot;         // its place in the staged gradient
   bool active;      // whether it has a label column in this chunk
-  bool owned;       // whether that column's cell belongs to the tile: it then answers for losses and counts
+  bool owned;       // whether that column's cell belongs to the tile: it then counts the loss
   T fx;             // weight of the right one in a blend; `fold_row` has its own
 };
 
@@ -114,7 +108,7 @@ __device__ __forceinline__ Lane<T> lane_at(const Problem<T>& p, const Plan& plan
   lane.left = cell - chunk.cell0;
   lane.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
   lane.slot = column + plan.skew * lane.left;
-  // beyond the last cell both are alike, and 0 would make NaN of an infinity
+  // beyond the last cell both are equal, and 0 would make NaN of an infinity
   lane.fx = lane.right == lane.left ? T(0.5) : axis.fraction<T>(lane.x);
   return lane;
 }
@@ -140,7 +134,7 @@ struct RowStepper {
   }
 };
 
-// 0 inf must not happen at ratio 1. Elsewhere it does, also where a label meets a cell: as in F.interpolate.
+// At ratio 1 no 0 * inf may occur. At other ratios it does, also if a label lies on a cell, as in F.interpolate.
 template <typename T>
 __device__ __forceinline__ T blend(const Axis& axis, T a, T b, T f) {
   return axis.identity() ? a : (T(1) - f) * a + f * b;
@@ -159,7 +153,7 @@ __device__ __forceinline__ void blend(const Axis& axis, const T (&a)[KT], const 
   }
 }
 
-// Four classes side by side: what shared memory hands out in one instruction.
+// Four classes side by side: one 16-byte access of shared memory in fp32.
 template <typename T>
 struct alignas(16) Quad {
   T v[4];
@@ -174,7 +168,7 @@ __device__ __forceinline__ Quad<T>& quad(T* p) {
 }
 
 // Shared memory of a block. Classes run fastest, and strides are odd multiples of 4, so that the eight lanes of a
-// 16-byte access meet different banks: KT is one too, and so is (ratio + skew) fold_stride.
+// 16-byte access use different banks: KT is one too, and so is (ratio + skew) fold_stride.
 template <typename T>
 struct Room {
   const Plan& plan;
@@ -188,13 +182,13 @@ struct Room {
   __device__ __forceinline__ T* fraction() const { return at(plan.fraction_at); }
   // [2, tile_y, span] partial sums of cells that a later chunk completes, by parity of the cell
   __device__ __forceinline__ T* edge() const { return at(plan.edge_at); }
-  // [2, span] what the chunk before left of the row being folded
+  // [2, span] partial sums of the row being folded, from the chunk before
   __device__ __forceinline__ T* carry() const { return at(plan.carry_at); }
   // [staged + 1] first column of each interval, within the chunk
   __device__ __forceinline__ int* start() const { return reinterpret_cast<int*>(at(plan.start_at)); }
 };
 
-// Where each interval's columns lie in this chunk.
+// Columns of each interval in this chunk.
 template <typename T>
 __device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, const Axis& axis, const Chunk& chunk) {
   for (int i = threadIdx.x; i <= plan.staged; i += blockDim.x) {
@@ -207,8 +201,8 @@ __device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, 
   }
 }
 
-// For classes past the last: -inf, which leaves maxima and sums alone, or finite but as good as that where it meets a
-// factor of 0.
+// Logit of classes past the last: -inf, which changes neither maxima nor sums, or a finite substitute if a factor may
+// be 0.
 template <typename T>
 __device__ __forceinline__ T padding(const Problem<T>& p) {
   return p.x.identity() && p.y.identity() ? -std::numeric_limits<T>::infinity() : T(-1e38);
@@ -317,7 +311,7 @@ __device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& 
   });
 }
 
-// Where label columns are cells and lie side by side in memory, lanes read and write them without shared memory.
+// If label columns are cells and contiguous in memory, lanes read and write them without shared memory.
 template <typename T, int KT>
 __device__ __forceinline__ void load_row(const Problem<T>& p, const Tile& tile, const Lane<T>& lane, int64_t y,
                                          T (&z)[KT]) {
@@ -328,7 +322,7 @@ __device__ __forceinline__ void load_row(const Problem<T>& p, const Tile& tile, 
     std::remove_const_t<std::remove_pointer_t<decltype(input)>> values[KT];
     input += at;
 #pragma unroll
-    for (int k = 0; k < KT; ++k) {  // without conditions, so that no load waits for another
+    for (int k = 0; k < KT; ++k) {  // without conditions, so that the loads are independent
       values[k] = *input;
       input += k + 1 < classes ? p.input_stride.k : 0;
     }

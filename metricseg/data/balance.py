@@ -32,7 +32,7 @@ def balanced_weights(counts: np.ndarray, floor: float = 1.1) -> np.ndarray:
 
 
 def main() -> None:
-    """Counts the pixels of a training split and prints the list for a configuration's `class_weight`."""
+    """Count the pixels of a training split and print the list for a configuration's `class_weight`."""
     parser = argparse.ArgumentParser(
         description=main.__doc__,
         epilog="Other options are arguments of the data set, e.g. --root DIR --on_error skip.",

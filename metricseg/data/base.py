@@ -39,7 +39,7 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The decoded picture at `path`, turned by its EXIF orientation; BadSample for any error of the decoder."""
+    """The decoded picture at `path`, rotated by its EXIF orientation; BadSample for any error of the decoder."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -50,7 +50,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def header(path: Path) -> tuple[tuple[int, int], int]:
-    """The size (H, W) of the picture at `path`, turned by its EXIF orientation, and that orientation (1: as stored)."""
+    """Size (H, W) of the picture at `path`, rotated by its EXIF orientation, and that orientation (1: as stored)."""
     with Image.open(path) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         width, height = image.size

@@ -73,7 +73,7 @@ class SegmentationData(L.LightningDataModule):
         scale, short_side, flip, jitter: augmentation, see `train_transform`. `short_side` holds for evaluation too.
         mean, std: of the normalization, for pictures in [0, 1].
         batch_size: training samples per step and process.
-        eval_batch_size: validation pictures per step; more than 1 only where all have one size.
+        eval_batch_size: validation pictures per step; more than 1 only if all have one size.
         workers: loader processes; 0 loads in the training process.
         seed: of order and augmentation.
         pictures: folder or file for `predict`.
@@ -123,7 +123,7 @@ class SegmentationData(L.LightningDataModule):
         self.resumed: dict[str, int] = {}
 
     def options(self, batch_size: int) -> dict[str, Any]:
-        """What all loaders share."""
+        """Options that all loaders share."""
         return {"batch_size": batch_size, "num_workers": self.workers, "pin_memory": torch.cuda.is_available()}
 
     def state_dict(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A generated data set: no download, and not solved by colour."""
+"""A generated data set: no download, and not solved by color."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Scenes(Dataset[Sample]):
     """Textured shapes that overlap on a cluttered ground, under uneven light and noise; borders and some patches are
     ignored.
 
-    A class is a shape with a texture, and no shape or texture belongs to one class alone. Colours, scale, angle,
-    contrast and place are drawn freely for each object, so that neither colour nor position tells the class. A sample
+    A class is a shape with a texture, and no shape or texture belongs to one class alone. Colors, scale, angle,
+    contrast and place are drawn freely for each object, so neither color nor position determines the class. A sample
     is a pure function of (seed, split, index): image uint8 [3, size, size] and labels uint8 [size, size], 255 along
     borders (2 pixels) and in patches.
 
@@ -77,7 +77,7 @@ class Scenes(Dataset[Sample]):
         )
 
     def ground(self, random: np.random.Generator) -> Array:
-        """Clutter: a slow blend of two colours under grain, [size, size, 3]."""
+        """Clutter: a slow blend of two colors under grain, [size, size, 3]."""
         wave = np.zeros_like(self.x)
         for _ in range(3):
             fx, fy, phase = random.uniform(-9, 9), random.uniform(-9, 9), random.uniform(0, 2 * np.pi)
@@ -86,7 +86,7 @@ class Scenes(Dataset[Sample]):
         return blend * colour(random) + (1 - blend) * colour(random)
 
     def paint(self, random: np.random.Generator, image: Array, labels: Array) -> None:
-        """One object, over what is there already."""
+        """Draw one object over the picture."""
         label = int(random.integers(len(KINDS)))
         kind, texture = tuple(KINDS.values())[label]
         inside, u, v = self.shape(random, kind, 0.12, 0.3)
@@ -96,7 +96,7 @@ class Scenes(Dataset[Sample]):
         labels[inside] = label + 1
 
     def shape(self, random: np.random.Generator, kind: str, low: float, high: float) -> tuple[Array, Array, Array]:
-        """(inside [size, size] bool, its own turned coordinates u and v in pixels); radius from `low` to `high` of
+        """(inside [size, size] bool, its own rotated coordinates u and v in pixels); radius from `low` to `high` of
         the picture."""
         cx, cy = random.uniform(0.05, 0.95, 2) * self.size
         angle, radius = random.uniform(0, 2 * np.pi), random.uniform(low, high) * self.size
@@ -120,7 +120,7 @@ class Scenes(Dataset[Sample]):
 
 
 def weave(random: np.random.Generator, texture: str, u: Array, v: Array) -> Array:
-    """The share of the first colour at each pixel, in [0, 1], for a texture of random pitch and phase."""
+    """The share of the first color at each pixel, in [0, 1], for a texture of random pitch and phase."""
     pitch = 2 * np.pi / random.uniform(7, 11)
     turn, p, q = random.uniform(0, np.pi), *random.uniform(0, 2 * np.pi, 2)
     along = pitch * (np.cos(turn) * u + np.sin(turn) * v) + p
@@ -135,12 +135,12 @@ def weave(random: np.random.Generator, texture: str, u: Array, v: Array) -> Arra
 
 
 def colour(random: np.random.Generator) -> Array:
-    """Any colour of medium saturation, [3]."""
+    """Any color of medium saturation, [3]."""
     return np.array(colorsys.hsv_to_rgb(random.random(), random.uniform(0.1, 0.8), random.uniform(0.2, 1)), np.float32)
 
 
 def contrasting(random: np.random.Generator) -> tuple[Array, Array]:
-    """Two colours whose brightness differs by at least 0.25, in either order."""
+    """Two colors whose brightness differs by at least 0.25, in either order."""
     while True:
         first, second = colour(random), colour(random)
         if abs(first.mean() - second.mean()) > 0.25:
@@ -148,7 +148,7 @@ def contrasting(random: np.random.Generator) -> tuple[Array, Array]:
 
 
 def borders(labels: Array) -> Array:
-    """Pixels with a neighbour, to the right or below, of another label, and those neighbours: a band 2 pixels wide."""
+    """Pixels with a neighbor, to the right or below, of another label, and those neighbors: a band 2 pixels wide."""
     band = np.zeros(labels.shape, bool)
     across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
     band[:, 1:] |= across

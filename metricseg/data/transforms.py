@@ -31,7 +31,7 @@ class RandomScale(v2.Transform):
         self.scale, self.short_side = scale, short_side
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draws the new (height, width) once for picture and label map."""
+        """Draw the new (height, width) once for picture and label map."""
         height, width = v2.functional.get_size(flat_inputs[0])
         low, high = self.scale
         factor = low + (high - low) * torch.rand(()).item()
@@ -61,11 +61,11 @@ def train_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> v2.Transform:
-    """Random scale, crop, flip and colour jitter, then `normalise`.
+    """Random scale, crop, flip and color jitter, then `normalise`.
 
     Args:
         crop: (height, width) of what comes out. Where the scaled picture is smaller it is padded with the mean
-            colour, ignored in the labels.
+            color, ignored in the labels.
         scale, short_side: see `RandomScale`.
         flip: probability of a horizontal flip.
         jitter: strength of the change in brightness, contrast and saturation, 0 for none; hue changes a tenth as much.
@@ -84,7 +84,7 @@ def train_transform(
 def eval_transform(
     *, short_side: int | None = None, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> v2.Transform:
-    """The whole picture, normalised; with `short_side`, resized to it first (the label map keeps its own size: see
+    """The whole picture, normalized; with `short_side`, resized to it first (the label map keeps its own size: see
     `metricseg.data`)."""
     steps: list[v2.Transform] = [] if short_side is None else [ResizePicture(short_side)]
     return v2.Compose([*steps, normalise(mean, std)])

@@ -1,9 +1,9 @@
-"""Trains one small network twice on generated scenes, with eager PyTorch's focal loss and with ours, and compares them.
+"""Train one small network twice on generated scenes, with the eager focal loss and with this one, and compare them.
 
 python -m metricseg.demo --out demo_out
 
 Both runs have the same seed, weights and batches. Eager: logits upsampled by `F.interpolate`, then softmax focal
-loss. Ours: the same loss of the low-resolution logits, interpolated inside the kernel. Writes `panel.png`,
+loss. metricseg: the same loss of the low-resolution logits, interpolated inside the kernel. Writes `panel.png`,
 `curve.png` and `summary.json`.
 """
 
@@ -34,7 +34,7 @@ BATCH = 8
 
 
 def eager_focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """What training code does without a kernel: upsample, cross-entropy, reweigh. Logits [B, K, h, w], labels [B, H,
+    """Focal loss without a kernel: upsample, cross-entropy, reweigh. Logits [B, K, h, w], labels [B, H,
     W]."""
     full = F.interpolate(logits, labels.shape[-2:], mode="bilinear")  # [B, K, H, W]
     ce = F.cross_entropy(full, labels.long(), ignore_index=IGNORE, reduction="none")
@@ -43,7 +43,7 @@ def eager_focal(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
 
 @dataclass
 class Result:
-    """One run: what the table, the curve and the panel show."""
+    """One run: the values of the table, the curve and the panel."""
 
     name: str
     losses: list[float] = field(default_factory=list)

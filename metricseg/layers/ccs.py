@@ -18,12 +18,12 @@ CENTERS, ADAPTERS = ("adaptive", "static"), ("grouped", "mlp")
 
 
 class CCSLayer(nn.Module):
-    r"""Logits from how alike each pixel is to each class center, and the losses that shape the centers.
+    r"""Logits from the similarity of each pixel to each class center, and the losses that shape the centers.
 
         z_ik = scale cos(x_i, w_k)
 
     with centers w_k of one of two kinds. "static": learned, [K, C], for all images. "adaptive": each image's own,
-    [B, K, C], made of its features by a guess of what is where,
+    [B, K, C], made of its features by guidance logits g,
 
         g = conv1x1(x),  M = softmax_k(g),  f_k = sum_i M_ik x_i / sum_i M_ik,
         w_k = A_k f_k + a_k             adapter="grouped": K C^2 weights; starts as A_k = 1 and a small random a_k
@@ -49,9 +49,9 @@ class CCSLayer(nn.Module):
         centers: "adaptive" or "static". adapter: "grouped" or "mlp".
         scale: > 0, of the cosines.
         guidance, dice, push, pull: weights, >= 0; a loss of weight 0 is not computed.
-        margin: cosine up to which two centers leave each other alone.
-        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
-            None where there are more than 255 classes.
+        margin: cosine up to which two centers have no push.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 if that is no class, and
+            None if there are more than 255 classes.
         backend: of the kernels: "reference", "cpu", "triton", or None for the first that can run.
 
     Raises ValueError for an argument out of range, named with its value.
@@ -135,7 +135,7 @@ class CCSLayer(nn.Module):
         return found["logits"], losses
 
     def compute(self, features: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """What is asked for by name, and nothing else: "logits" [B, K, h, w]; "guidance", the map g [B, K, h, w];
+        """The outputs asked for by name, and no others: "logits" [B, K, h, w]; "guidance", the map g [B, K, h, w];
         "centers" [B, K, C], static ones [K, C]; "push" and "pull", 0-d and without their weights, which need labels
         [B, H, W]. Raises as the call does, and ValueError for another name."""
         if unknown := sorted(set(names) - set(self.offers)):
@@ -167,7 +167,7 @@ class CCSLayer(nn.Module):
         return {name: found[name] for name in names}
 
     def centers_of(self, features: Tensor, guidance: Tensor | None) -> Tensor:
-        """[B, K, C], or [K, C] where they are static."""
+        """Centers [B, K, C], or [K, C] if they are static."""
         if guidance is None:
             return self.centers
         means = kernels.class_centers(features, guidance, backend=self.backend)  # [B, K, C]
@@ -183,5 +183,5 @@ class CCSLayer(nn.Module):
         return seen.scatter(1, at, True)[:, :-1]
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """Arguments that print shows."""
         return f"channels={self.channels}, num_classes={self.num_classes}, scale={self.scale}, losses={self.weights}"

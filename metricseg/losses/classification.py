@@ -40,8 +40,8 @@ class PixelLoss(Loss):
         class_weight: [K] factor of each class, kept as the buffer `class_weight`; None for 1. It is configuration and
             not in the state dict; one in the state dict of an older version is ignored.
         weight: another name of `class_weight`, torch.nn.CrossEntropyLoss's.
-        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
-            None where there are more than 255 classes.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 if that is no class, and
+            None if there are more than 255 classes.
         reduction: "mean", "sum" or "none".
         align_corners: of the interpolation.
         loss_weight: factor of the result.
@@ -229,6 +229,6 @@ class OhemCrossEntropyLoss(PixelLoss):
 
 
 def check_plain_mean(loss: PixelLoss, options: dict[str, Any]) -> None:
-    """Raises ValueError where options ask a loss that has a mean of its own for another one."""
+    """Raise ValueError if options change the mean of a loss that has its own."""
     if options["reduction"] != "mean" or options["avg_factor"] is not None or options["pixel_weight"] is not None:
         raise ValueError(f'{type(loss).__name__} has a mean of its own: reduction "mean", no weight, no avg_factor')

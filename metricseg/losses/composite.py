@@ -27,7 +27,7 @@ class Terms(nn.Module):
             `loss` the output is itself one, a 0-d value.
 
     A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], logits [B, K, h, w]), whose
-    sampling may ask where the prediction is wrong; any other as loss(output, labels).
+    sampling may depend on the prediction; any other as loss(output, labels).
 
     Raises ValueError, naming the term, for none at all, an unknown key, neither loss nor output, a weight that is not
     finite, or a stride below 1.

@@ -21,7 +21,7 @@ class DiceLoss(PixelLoss):
 
         loss = 1 - mean_k 2 sum_i q_ik y_ik / (sum_i q_ik + sum_i y_ik),
 
-    the mean over the classes that have a pixel, weighted by `class_weight` where given; 0 where there is none. The
+    the mean over the classes that have a pixel, weighted by `class_weight` if given; 0 if there is none. The
     labels taken are those of F.interpolate(mode="nearest"). A label out of range raises on the CPU, and on CUDA with
     METRICSEG_VALIDATE=1; without it the loss is NaN.
 

@@ -1,8 +1,8 @@
 """Losses of embeddings [N, D] under labels [N] with pytorch-metric-learning's names, calls, defaults and results.
 
-They differ from that library where it has no answer or a poor one: the matrix of all pairs never exists, an embedding
-of norm 0 has a zero gradient, a probability that underflows still has its loss and its gradient, and a lone pair is a
-pair.
+They differ from that library in these cases: the matrix of all pairs never exists, an embedding
+of norm 0 has a zero gradient, a probability that underflows still has its loss and its gradient, and a single pair
+counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class EmbeddingOptions(TypedDict, total=False):
 
 
 class EmbeddingLoss(PairLoss):
-    """What the losses of embeddings share: the call, and unit norm.
+    """Base of the losses of embeddings: the call, and unit norm.
 
     Args:
         gather: "all" compares with the embeddings of all ranks, None with this rank's own.
@@ -70,7 +70,7 @@ class EmbeddingLoss(PairLoss):
         return self.compute(rows, classes, self.against(rows, classes, *others, same=ref_labels is labels))
 
     def read(self, name: str, value: Tensor, labels_name: str, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows of unit norm [N, D], labels [N] int64); raises where they don't belong together."""
+        """(rows of unit norm [N, D], labels [N] int64); raises if they don't belong together."""
         for what, tensor, dims in ((name, value, 2), (labels_name, labels, 1)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{what} must be a Tensor, got {type(tensor).__name__}")
@@ -88,7 +88,7 @@ class EmbeddingLoss(PairLoss):
         return self.rows_of(value[:, :, None, None], index), labels.long()
 
     def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
-        """The loss of rows of unit norm, against what `PairLoss.against` gave."""
+        """The loss of rows of unit norm, against the arguments of `PairLoss.against`."""
         raise NotImplementedError
 
 
@@ -96,7 +96,7 @@ class EmbeddingLoss(PairLoss):
 class SupConLoss(EmbeddingLoss):
     """Supervised contrastive loss: with s_ij = cos(x_i, y_j) / temperature,
 
-        l_i = -mean_p ( s_ip - LSE_{j not i} s_ij ),  averaged over the l_i above 0; 0 where no pair is negative.
+        l_i = -mean_p ( s_ip - LSE_{j not i} s_ij ),  averaged over the l_i above 0; 0 if no pair is negative.
 
     Args:
         temperature: > 0.

@@ -1,4 +1,4 @@
-"""What losses of pairs share: the rows to compare with, on one rank or on all, and a word where there are none."""
+"""Base of the losses of pairs: the rows to compare with, on one rank or on all, and a warning if there are none."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ class PairLoss(Loss):
         return [distributed.sum_over_ranks(v) if self.gathers else v for v in values]
 
     def rows_of(self, features: Tensor, index: Tensor, normalize: bool = True) -> Tensor:
-        """Chosen pixels of a feature map; the reference's, with its double backward, where the loss is the
-        reference's."""
+        """Chosen pixels of a feature map; by the reference, with its double backward, if the loss uses it."""
         backend = "reference" if self.backend == "reference" else None
         return kernels.gather_pixels(features, index, normalize=normalize, backend=backend)
 

@@ -1,7 +1,7 @@
 """Losses of pixel embeddings [B, D, h, w] against each other, under full-resolution labels [B, H, W].
 
 The call is ContrastiveSeg's, `loss(embeddings, labels, predictions)`. Which pixels take part is chosen without a host
-sync, the matrix of all pairs never exists, and a batch without any pair gives a differentiable 0.
+sync, the matrix of all pairs never exists. If a batch has no pairs, the loss is 0 (still differentiable).
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class ContrastOptions(TypedDict, total=False):
 
 
 class ContrastLoss(PairLoss):
-    """What the pixel contrast losses share: from an embedding map to rows, warm-up, and the loss's own weight.
+    """Base of the pixel contrast losses: rows of an embedding map, warm-up, and the weight of the loss.
 
     Args:
         sampling: which pixels take part. "hard", "random", "semi_hard" and "boundary" choose at most `max_samples`, see
             `metricseg_kernels.sample_anchors`; "all" takes every pixel that has a label.
         max_samples, max_views, min_pixels, threshold, radius: of the choice.
-        num_classes: labels lie in [0, num_classes); 256 for uint8 labels and 1024 for others where None.
+        num_classes: labels lie in [0, num_classes); None for 256 (uint8 labels) or 1024.
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255, unless num_classes is more.
         normalize: bring embeddings to unit norm; one of norm 0 stays 0. False takes them as they are.
         warmup_iters: for so many forwards in training mode the loss is 0, with a zero gradient; counted in the buffer
@@ -155,7 +155,7 @@ class ContrastLoss(PairLoss):
         raise NotImplementedError
 
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
-        """What is left to do once the loss is known."""
+        """Work that follows the loss."""
 
 
 @LOSSES.register("pixel_contrast")
@@ -171,7 +171,7 @@ class PixelContrastLoss(ContrastLoss):
 
     ContrastiveSeg's configuration maps to the arguments of the same names: temperature, base_temperature, max_samples,
     max_views, warmup_iters, loss_weight, with_memory, memory_size, pixel_update_freq, proj_dim; `ce_ignore_index` is
-    `ignore_index` and `num_classes` stands in its `data` section; `stride`, `use_rmi` and `use_lovasz` speak of the
+    `ignore_index` and `num_classes` stands in its `data` section; `stride`, `use_rmi` and `use_lovasz` belong to the
     network and the other loss. `predict` is `seg.argmax(1)`, or `seg` itself.
 
     Args:
@@ -184,7 +184,7 @@ class PixelContrastLoss(ContrastLoss):
         options: see `ContrastLoss`.
 
     Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021, and its repository
-    tfzhou/ContrastiveSeg. Equal to it, gradients included, where that is finite.
+    tfzhou/ContrastiveSeg. Equal to it, gradients included, if that is finite.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class PixelContrastLoss(ContrastLoss):
         return total / count.clamp(min=1)
 
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
-        """The memory takes this batch's rows."""
+        """Add the rows of this batch to the memory."""
         if self.memory is not None and self.training:
             self.memory.update(feats.detach(), labels, ignore_index=self.ignored, seed=seed, gather=self.gathers)
 

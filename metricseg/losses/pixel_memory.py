@@ -14,13 +14,13 @@ from metricseg_kernels.core.labels import IgnoreIndex, is_label, resolve_ignore_
 
 
 class PixelMemory(nn.Module):
-    """For each class a ring of segment means and a ring of pixels, of unit norm and fixed capacity, without gradient.
+    """A ring of segment means and a ring of pixels per class, of unit norm and fixed capacity, without gradient.
 
-    An image gives each class that it has the mean direction of the class's pixels and at most `pixels` of them, chosen
-    uniformly; the oldest rows make room. All shapes are fixed: on CUDA nothing waits for the device.
+    Each image adds, for each class in it, the mean direction of the pixels of the class and at most `pixels` of them,
+    chosen uniformly. They replace the oldest rows. All shapes are fixed, so on CUDA there is no synchronization.
 
-    An update is held back until the next call of `update` or `flush`: the loss just computed needs the bank that it met
-    until its backward is done, and no image meets its own rows. So of two losses with one bank, the first one's
+    An update is held back until the next call of `update` or `flush`: the loss just computed needs its bank until its
+    backward is done, and no image is compared with its own rows. So of two losses with one bank, the first one's
     backward comes before the second one's forward. The state dict has no rows held back; saving it flushes.
 
     Args:
@@ -36,9 +36,9 @@ class PixelMemory(nn.Module):
     never filled (issues 18, 31, 55, 65); this one follows the paper.
     """
 
-    bank: Tensor  # [2 K size + 1, D]: rings of means, rings of pixels, and a row that nobody reads
+    bank: Tensor  # [2 K size + 1, D]: rings of means, rings of pixels, and a row that is never read
     written: Tensor  # [2 K] int64, rows that a ring was ever given
-    held: Tensor | None  # [R, D]; stays where it is, so that a captured CUDA graph finds it
+    held: Tensor | None  # [R, D]; keeps its address, for captured CUDA graphs
     held_rings: Tensor  # [R] int64, -1 for none
 
     def __init__(self, num_classes: int, dim: int, size: int = 5000, pixels: int = 10) -> None:
@@ -54,7 +54,7 @@ class PixelMemory(nn.Module):
         self.holds = False
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """(rows [2 K size, D], a view of the bank; labels [2 K size] int64, -1 where nothing was written yet)."""
+        """(rows [2 K size, D], a view of the bank; labels [2 K size] int64, -1 if nothing was written yet)."""
         filled = torch.arange(self.size, device=self.bank.device) < self.written[:, None]  # [2 K, size]
         classes = torch.arange(self.num_classes, device=self.bank.device).repeat(2)[:, None]
         return self.bank[:-1], torch.where(filled, classes, -1).reshape(-1)
@@ -69,7 +69,7 @@ class PixelMemory(nn.Module):
         seed: int | None = None,
         gather: bool = False,
     ) -> None:
-        """Takes rows of `features` [B, D, h, w] with `labels` [B, h, w], into the bank at the next call.
+        """Take rows of `features` [B, D, h, w] with `labels` [B, h, w], into the bank at the next call.
 
         Args:
             seed: of the choice of pixels; None draws one from torch's generator.
@@ -92,7 +92,7 @@ class PixelMemory(nn.Module):
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Puts the rows held back into the bank."""
+        """Put the rows held back into the bank."""
         if self.held is None or not self.holds:
             return
         self.holds = False
@@ -109,7 +109,7 @@ class PixelMemory(nn.Module):
     def _candidates(
         self, features: Tensor, labels: Tensor, ignore_index: IgnoreIndex, seed: int | None
     ) -> tuple[Tensor, Tensor]:
-        """(rows [B K + B K pixels, D], their rings, -1 where there is none)."""
+        """(rows [B K + B K pixels, D], their rings, -1 if there is none)."""
         images, classes = len(features), torch.arange(self.num_classes, device=labels.device)
         ignored = resolve_ignore_index(ignore_index, self.num_classes)
         wide = torch.promote_types(self.bank.dtype, torch.float32)
@@ -136,5 +136,5 @@ class PixelMemory(nn.Module):
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
-        """Shown by print."""
+        """Arguments that print shows."""
         return f"num_classes={self.num_classes}, dim={self.bank.shape[1]}, size={self.size}, pixels={self.pixels}"

@@ -21,7 +21,7 @@ class WeightsMismatch(ValueError):
 
 
 def compare_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Raises WeightsMismatch unless `found` has the keys and the shapes of `expected`.
+    """Raise WeightsMismatch unless `found` has the keys and the shapes of `expected`.
 
     Batch counters (`num_batches_tracked`) may be absent: they play no part in what a network computes.
     """
@@ -41,7 +41,7 @@ def compare_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor],
 
 
 def check_file(name: str, path: Path, options: Mapping[str, Any]) -> None:
-    """Raises unless the weights file at `path` fits timm's `name`. A classifier may be in it or not."""
+    """Raise unless the weights file at `path` fits timm's `name`. A classifier may be in it or not."""
     if not path.is_file():
         raise FileNotFoundError(f"the backbone's weights file {path} is missing")
     try:

@@ -1,4 +1,4 @@
-"""What every segmentation system offers to training, evaluation and prediction."""
+"""Base of every segmentation system, for training, evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Segmenter(nn.Module):
     """A network whose outputs stand at its own feature resolution, for losses that interpolate inside their kernel.
 
     A subclass sets `backbone`, whose parameters may get a learning rate of their own, and `num_classes`; and `offers`
-    where it has outputs beside the logits, for training.
+    if it has outputs beside the logits, for training.
     """
 
     backbone: nn.Module
@@ -25,7 +25,7 @@ class Segmenter(nn.Module):
     offers: tuple[str, ...] = ("logits",)
 
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """[B, 3, H, W] -> the outputs asked for; `names` are some of `offers`. What nobody asks for is not computed.
+        """[B, 3, H, W] -> the outputs asked for; `names` are some of `offers`. No other output is computed.
 
         Most are maps [B, C, h, w]; one that is itself a loss is 0-d. `labels` [B, H, W] are for outputs that are made
         with them.

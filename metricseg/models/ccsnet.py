@@ -14,8 +14,8 @@ from metricseg.models.deeplab import DeepLabV3Plus
 
 @MODELS.register("ccsnet")
 class CCSNet(DeepLabV3Plus):
-    """The system of Wu et al. 2023: a DeepLabv3+ whose classifier is a `CCSLayer`, so that a pixel's logits say how
-    alike it is to the class centers of its own image.
+    """The system of Wu et al. 2023: a DeepLabv3+ whose classifier is a `CCSLayer`, so that the logits of a pixel
+    are its similarity to the class centers of its own image.
 
     Outputs: "logits" [B, K, H/4, W/4]; "guidance" [B, K, H/4, W/4], the logits that the centers are made with, and
     "centers" [B, K, C], static ones [K, C], without guidance; "push" and "pull", losses of the centers, 0-d, made with

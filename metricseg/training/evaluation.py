@@ -61,7 +61,7 @@ def predict_probabilities(
     """Class probabilities [B, K, *size], the mean over resized and, with `flip`, mirrored copies of the pictures.
 
     Args:
-        images: [B, 3, H, W], normalised.
+        images: [B, 3, H, W], normalized.
         size: (height, width) of the result; that of the pictures unless given.
         scales: factors on the pictures' size.
         flip: also predict the mirror picture at every scale.

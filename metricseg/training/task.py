@@ -97,11 +97,11 @@ class SegmentationTask(L.LightningModule):
         self.model.to(memory_format=self.format)  # type: ignore[call-overload]
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Makes the step's random numbers (dropout and the like) a function of (seed, epoch, step, rank)."""
+        """Make the step's random numbers (dropout and the like) a function of (seed, epoch, step, rank)."""
         torch.manual_seed(seeded(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Images [B, 3, H, W] and labels [B, H, W] to the loss."""
+        """The loss of images [B, 3, H, W] and labels [B, H, W]."""
         images, labels = batch
         images = images.contiguous(memory_format=self.format)
         if isinstance(self.loss, Terms):
@@ -114,17 +114,17 @@ class SegmentationTask(L.LightningModule):
         return loss
 
     def predict_labels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Images [B, 3, H, W] to class indices [B, *size], int64."""
+        """Class indices [B, *size], int64, of images [B, 3, H, W]."""
         images = images.contiguous(memory_format=self.format)
         return predict_probabilities(self.model, images, size, self.scales, self.flip).argmax(1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Adds a batch to the IoU, at the label maps' own size."""
+        """Add a batch to the IoU, at the label maps' own size."""
         images, labels = batch
         self.iou.update(self.predict_labels(images, (labels.shape[-2], labels.shape[-1])), labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the mean and each class's IoU."""
+        """Log the mean and each class's IoU."""
         iou = self.iou.compute()
         self.iou.reset()
         self.log("val/miou", iou.nanmean().float(), prog_bar=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def ranks() -> int:
-    """How many processes take part; 1 without a process group."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -26,7 +26,7 @@ def rank() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """[R, ...] of each rank to [W R, ...] on all, by rank. The gradient of a row is the sum of what all ranks give it.
+    """[R, ...] of each rank to [W R, ...] on all, by rank. The gradient of a row is the sum over all ranks.
 
     R must be the same on every rank; on the CPU a difference raises ValueError.
     """

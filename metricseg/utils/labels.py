@@ -1,4 +1,4 @@
-"""Label maps at the grid of features, and words about labels that are out of range."""
+"""Label maps at the grid of features, and errors about labels out of range."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def nearest(maps: Tensor, size: torch.Size) -> Tensor:
 def check_maps(
     name: str, maps: Tensor, layout: str, labels_name: str, labels: Tensor, others: Sequence[Form] = ()
 ) -> None:
-    """Raises TypeError or ValueError unless maps [B, ., h, w], labels [B, H, W] and others, each (name, value, its
+    """Raise TypeError or ValueError unless maps [B, ., h, w], labels [B, H, W] and others, each (name, value, its
     possible numbers of dimensions, layout), belong together."""
     for what, value, dims, form in ((name, maps, (4,), layout), (labels_name, labels, (3,), "[B, H, W]"), *others):
         if not isinstance(value, Tensor):
@@ -45,7 +45,7 @@ def check_maps(
 
 
 def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int, name: str = "labels") -> None:
-    """On the CPU, and elsewhere with METRICSEG_VALIDATE=1, raises ValueError for a label out of range."""
+    """Raise ValueError for a label out of range, on the CPU, and elsewhere with METRICSEG_VALIDATE=1."""
     if not checks_values(labels) or labels.numel() == 0:
         return
     classes = num_classes or (256 if labels.dtype == torch.uint8 else 1024)
@@ -55,7 +55,6 @@ def check_labels(labels: Tensor, num_classes: int | None, ignore_index: int, nam
 
 
 def checks_values(value: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, and elsewhere, where the host then waits, with
-    METRICSEG_VALIDATE=1."""
+    """Whether values may be read: on the CPU, and elsewhere (a host sync) with METRICSEG_VALIDATE=1."""
     eager = not torch.compiler.is_compiling()
     return eager and (value.device.type == "cpu" or os.environ.get("METRICSEG_VALIDATE", "0") == "1")

@@ -21,19 +21,19 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory(work: Work, device: str = "cpu") -> float | None:
-    """Megabytes (1e6 bytes) on a device; None where they can't be measured."""
+    """Megabytes (1e6 bytes) on a device; None if they can't be measured."""
     if device == "cuda":
         return cuda_peak(work) / 1e6
     return None if why_not_resident() else max(0, resident_peak(work)) / 1e6
 
 
 def why_not_resident() -> str | None:
-    """None where resident memory can be measured, else the reason."""
+    """None if resident memory can be measured, else the reason."""
     return None if os.access(_CLEAR, os.W_OK) else "no writable /proc/self/clear_refs, which resets the high-water mark"
 
 
 def resident_peak(work: Work) -> int:
-    """Bytes that the resident set grows during `work`, at its highest."""
+    """Peak growth of the resident set during `work`, in bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = _status("VmRSS")
@@ -43,7 +43,7 @@ def resident_peak(work: Work) -> int:
 
 
 def cuda_peak(work: Work) -> int:
-    """Bytes that the allocator hands out during `work`, at their highest, beyond those handed out before."""
+    """Peak of the bytes that the allocator has in use during `work`, beyond those in use before."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

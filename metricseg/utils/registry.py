@@ -1,4 +1,4 @@
-"""Things built from a configuration by name."""
+"""Registries of classes that a configuration builds by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What class centers look like: how alike they are to each other, and pixels to them."""
+"""Pictures of class centers: their similarity to each other, and that of pixels to them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ NAMED = 30  # classes, at most, whose names stand beside a matrix
 
 
 class CenterPictures(ValidationPictures):
-    """After a validation, draws the class centers of its first pictures, where the network has them.
+    """Draw, after a validation, the class centers of its first pictures, if the network has them.
 
     Writes `<folder>/<name>_matrix.png`, the K x K cosine similarity of the centers before training and now, and
     `<folder>/<name>_maps.png`, for each picture its labels, its prediction and the logits of a few classes: scale times
     the cosine of each pixel to the class's center. `<name>` is `epoch_<number>` while training and `validate`
-    otherwise. Before training is what Lightning's sanity check sees (`--trainer.num_sanity_val_steps`); it is kept in
-    checkpoints, and not drawn where there was none.
+    otherwise. The state before training comes from Lightning's sanity check (`--trainer.num_sanity_val_steps`). It is
+    kept in checkpoints, and not drawn without that check.
 
     Args:
-        pictures: how many; 0 for none.
-        folder: where; `<run's folder>/centers` unless given.
+        pictures: number of pictures; 0 for none.
+        folder: of the files; `<run's folder>/centers` unless given.
     """
 
     needs = ("logits", "centers")
@@ -48,24 +48,24 @@ class CenterPictures(ValidationPictures):
         self.before = dict(state_dict)
 
     def start(self) -> None:
-        """Keeps the matrix, if none is kept."""
+        """Keep the matrix, if none is kept."""
         self.before = self.before or {f"before training, {count(self.shown)}": center_similarities(self.shown)}
 
     def draw(self, folder: Path, name: str, palette: Palette, classes: tuple[str, ...]) -> None:
-        """Both files."""
+        """Write both files."""
         now = f"{name.replace('_', ' ')}, {count(self.shown)}"
         draw_matrices({**self.before, now: center_similarities(self.shown)}, classes, folder / f"{name}_matrix.png")
         draw_maps(self.shown, palette, classes, folder / f"{name}_maps.png")
 
 
 def count(shown: Sequence[Shown]) -> str:
-    """How many, in words."""
+    """The number of pictures, in words."""
     return f"{len(shown)} picture{'s' if len(shown) != 1 else ''}"
 
 
 def center_similarities(shown: Sequence[Shown]) -> Tensor:
     """[K, K] cosine similarity of the class centers, each entry the mean over the pictures with labels of both classes;
-    NaN where there is none. Of a picture: (image, labels [H, W], prediction, logits, centers [K, C])."""
+    NaN if there is none. Each picture is (image, labels [H, W], prediction, logits, centers [K, C])."""
     cosines, together = [], []
     for _, labels, _, _, centers in shown:
         w = F.normalize(centers, dim=1)
@@ -103,7 +103,7 @@ def draw_matrices(matrices: Mapping[str, Tensor], classes: Sequence[str], path: 
 
 
 def draw_maps(shown: Sequence[Shown], palette: Palette, classes: Sequence[str], path: Path) -> None:
-    """Picture, labels, prediction, and the logits of some classes: from the one with most labelled pixels to the one
+    """Picture, labels, prediction, and the logits of some classes: from the one with most labeled pixels to the one
     with fewest, in even steps."""
     pixels = sum(
         torch.bincount(labels.as_subclass(Tensor).long().flatten(), minlength=IGNORE + 1) for _, labels, *_ in shown

@@ -1,4 +1,4 @@
-"""What an embedding looks like: its principal components as colours, and its pixels as points by class."""
+"""Pictures of an embedding: its principal components as colors, and its pixels as points by class."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def principal_components(rows: Tensor, count: int = 3) -> tuple[Tensor, Tensor]:
 
 
 class EmbeddingPictures(ValidationPictures):
-    """After a validation, draws the embedding of its first pictures, where the network has one.
+    """Draw, after a validation, the embedding of its first pictures, if the network has one.
 
     Writes `<folder>/<name>_map.png`, for each picture its labels, its prediction and the first three principal
     components of the unit-norm embedding as red, green and blue; and `<folder>/<name>_scatter.png`, pixels by class in
     the plane of the first two. `<name>` is `epoch_<number>` while training and `validate` otherwise. The components are
-    those of all labelled pixels shown.
+    those of all labeled pixels shown.
 
     Args:
-        pictures: how many; 0 for none.
-        folder: where; `<run's folder>/embedding` unless given.
+        pictures: number of pictures; 0 for none.
+        folder: of the files; `<run's folder>/embedding` unless given.
     """
 
     needs = ("embedding",)
     place = "embedding"
 
     def draw(self, folder: Path, name: str, palette: Palette, classes: tuple[str, ...]) -> None:
-        """Both files."""
+        """Write both files."""
         draw(self.shown, palette, classes, folder / f"{name}_map.png", folder / f"{name}_scatter.png")
 
 
 def draw(shown: Sequence[Shown], palette: Palette, classes: Sequence[str], map_path: Path, scatter_path: Path) -> None:
-    """Both pictures of (image [3, H, W], labels [H, W], prediction [H, W], embedding [D, h, w]) each."""
+    """Draw both pictures of (image [3, H, W], labels [H, W], prediction [H, W], embedding [D, h, w]) each."""
     rows = F.normalize(torch.cat([embedding.flatten(1).T for *_, embedding in shown]))  # [N, D]
     kinds = torch.cat([at_grid(labels, e.shape[-2:]).flatten() for _, labels, _, e in shown])  # [N]
     labelled = kinds != IGNORE

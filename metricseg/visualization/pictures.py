@@ -26,7 +26,7 @@ def colours(palette: Palette) -> np.ndarray:
 
 
 def label_image(labels: np.ndarray, palette: Palette) -> Image.Image:
-    """Labels uint8 [H, W] as a palette PNG: its pixels are the class indices, its colours the palette's."""
+    """Labels uint8 [H, W] as a palette PNG: its pixels are the class indices, its colors the palette's."""
     image = Image.fromarray(labels.astype(np.uint8), mode="L").convert("P")
     image.putdata(labels.astype(np.uint8).ravel())
     image.putpalette(colours(palette).ravel().tolist())
@@ -34,7 +34,7 @@ def label_image(labels: np.ndarray, palette: Palette) -> Image.Image:
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.5) -> np.ndarray:
-    """Picture uint8 [H, W, 3] under its labels' colours, uint8 [H, W, 3]."""
+    """Picture uint8 [H, W, 3] under its labels' colors, uint8 [H, W, 3]."""
     mixed = (1 - opacity) * picture + opacity * colours(palette)[labels]
     return mixed.round().astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""What pictures of a network's outputs share: the first pictures of a validation, kept, and lines of panels."""
+"""Base of the pictures of network outputs: the first pictures of a validation, kept, and lines of panels."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Shown = tuple[Tensor, ...]  # of one picture: image [3, H, W], labels [H, W], pr
 
 
 class ValidationPictures(L.Callback):
-    """After a validation, draws its first pictures with outputs of the network, where it has them.
+    """Draw, after a validation, its first pictures with outputs of the network, if it has them.
 
     `<name>` of the files is `epoch_<number>` while training and `validate` otherwise. An error while drawing is a
     warning: pictures never end a training run.
 
     Args:
-        pictures: how many; 0 for none.
-        folder: where; see the subclass.
+        pictures: number of pictures; 0 for none.
+        folder: of the files; see the subclass.
     """
 
     needs: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class ValidationPictures(L.Callback):
             warnings.warn(f"{type(self).__name__} draws nothing this time: {error!r}", stacklevel=3)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning's hook: forgets an earlier validation's pictures."""
+        """Lightning's hook: remove the pictures of an earlier validation."""
         self.shown.clear()
 
     def on_validation_batch_end(
@@ -63,7 +63,7 @@ class ValidationPictures(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Lightning's hook: keeps the first pictures with what is drawn of them."""
+        """Lightning's hook: keep the first pictures with the parts to draw of them."""
         model: Any = pl_module.model
         wanted = self.pictures - len(self.shown)
         if wanted <= 0 or not trainer.is_global_zero or not set(self.needs) <= set(model.offers):
@@ -75,7 +75,7 @@ class ValidationPictures(L.Callback):
             self.shown += each_picture(images, labels, found, self.needs)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning's hook: draws."""
+        """Lightning's hook: draw."""
         if not self.shown:
             return
         with self.warn_of_errors():
@@ -90,15 +90,15 @@ class ValidationPictures(L.Callback):
         self.shown.clear()
 
     def start(self) -> None:
-        """Takes note of the pictures as the network has them before it trains."""
+        """Keep the pictures of the network before it trains."""
 
     def draw(self, folder: Path, name: str, palette: Palette, classes: tuple[str, ...]) -> None:
-        """Writes the files of `self.shown`."""
+        """Write the files of `self.shown`."""
         raise NotImplementedError
 
 
 def each_picture(images: Tensor, labels: Tensor, found: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[Shown]:
-    """What is drawn of every picture of a batch, on the CPU; `found` holds the logits and the outputs `names`."""
+    """The parts to draw of every picture of a batch, on the CPU; `found` holds the logits and the outputs `names`."""
     predicted = resize(found["logits"].float(), labels.shape[-2:]).argmax(1)
     outputs = (found[name].float() for name in names)
     each = (value if value.ndim > 2 else value.expand(len(images), -1, -1) for value in outputs)  # centers of all
@@ -131,6 +131,6 @@ def panels(shown: Sequence[Shown], palette: Palette, titles: Sequence[str]) -> t
 
 
 def save(figure: Any, path: Path, dpi: int = 100) -> None:
-    """Writes and forgets a figure."""
+    """Write and close a figure."""
     figure.savefig(path, dpi=dpi, bbox_inches="tight")
     plt.close(figure)

@@ -1,7 +1,7 @@
-"""Which pixels take part in a pixel-to-pixel loss, and their rows out of a feature map.
+"""Choice of the pixels that take part in a pixel-to-pixel loss, and their rows out of a feature map.
 
-The choice is a pure function of labels and a seed, the same on every backend, in tensors of fixed size: the host never
-waits for the device.
+The choice is a pure function of labels and a seed. It is the same on every backend, in tensors of fixed size, without
+synchronization.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STRATEGIES = ("hard", "random", "semi_hard", "boundary")
 class Anchors(NamedTuple):
     """Chosen pixels, by image, then class, then group, at the front of S = max_samples rows.
 
-    index: [S] int64, (image h + y) w + x, -1 where unused. labels: [S] int64, ignore_label where unused.
+    index: [S] int64, (image h + y) w + x, -1 if unused. labels: [S] int64, ignore_label if unused.
     count: 0-d int64, rows in use.
     """
 
@@ -49,18 +49,18 @@ def sample_anchors(
     seed: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Anchors:
-    r"""Chooses at most max_samples pixels, spread evenly over the classes of each image, without a host sync.
+    r"""Choose at most max_samples pixels, spread evenly over the classes of each image, without a host sync.
 
-    A slot is an (image, class) pair with more than min_pixels pixels. Each gives
+    A slot is an (image, class) pair with more than min_pixels pixels. From each are taken
 
         n_view = min(max_samples // slots, max_views), at least 1,
 
-    of its pixels, or all that it has where these are fewer; with more slots than max_samples, as many slots, chosen
+    of its pixels, or all that it has if these are fewer; with more slots than max_samples, as many slots, chosen
     uniformly, give one each. A strategy parts the pixels of a slot into two groups; the choice within a group is
     uniform, without replacement:
 
         "hard"       ContrastiveSeg's: half (rounded down) of those that predictions get wrong, the rest of those they
-                     get right, and more of either where the other has too few.
+                     get right, and more of either if the other has too few.
         "random"     one group.
         "semi_hard"  first those that predictions get wrong (if given) or whose confidence is below threshold (or NaN),
                      then the others.
@@ -72,12 +72,12 @@ def sample_anchors(
         predictions: [B, h, w] predicted classes, uint8, int32 or int64. "hard" needs them, "semi_hard" takes them.
         max_samples: S, rows of the result.
         max_views: most pixels of one slot.
-        min_pixels: a slot has more pixels than this; max_views where None.
+        min_pixels: a slot has more pixels than this; None for max_views.
         strategy: see above.
         confidence: [B, h, w] floating; "semi_hard" needs it.
         threshold: a confidence below it is low.
         radius: of the window of "boundary", in cells, >= 1.
-        num_classes: labels lie in [0, num_classes); 256 for uint8 labels and 1024 for others where None. At most 65536.
+        num_classes: labels lie in [0, num_classes); None for 256 (uint8 labels) or 1024. At most 65536.
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255, unless num_classes is more.
         ignore_label: label of unused rows.
         seed: an int, or a 0-d int64 tensor on the labels' device; None draws one from torch's generator of that device.
@@ -121,12 +121,12 @@ def sample_anchors(
 def gather_pixels(
     features: Tensor, index: Tensor, *, normalize: bool = True, eps: float = 1e-12, backend: str | None = None
 ) -> Tensor:
-    r"""The rows of chosen pixels, straight out of a feature map, normalised on the way.
+    r"""The rows of chosen pixels, straight out of a feature map, normalized on the way.
 
         y_s = x / max(||x||, eps),    x = features[image, :, y, x] at (image h + y) w + x = index[s]
 
     Args:
-        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read as it lies.
+        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read in place.
             Norms are in float32 (float64 for float64).
         index: [S] int64 pixels, such as `Anchors.index`; -1 for a row of zeros. A pixel may come up more than once.
         normalize: False gives x.
@@ -174,7 +174,7 @@ def _check_labels(labels: Tensor, predictions: Tensor | None, confidence: Tensor
 
 
 def _seed_tensor(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The seed where the kernels read it; no value passes through the host."""
+    """The seed on the device of the kernels; no value passes through the host."""
     if seed is None:
         return torch.randint(2**63 - 1, (), device=device)
     if isinstance(seed, Tensor):

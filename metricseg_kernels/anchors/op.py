@@ -1,10 +1,10 @@
-"""How the private ops of the anchors family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the anchors family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/anchors.md.
 
-Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
-  sample_anchors_kernel          labels and the preferred group -> indices of the chosen pixels
-  gather_pixels_fwd_kernel           their rows out of a feature map, and the norms
-  gather_pixels_bwd_kernel  the gradient of a feature map; indices come sorted, so that a pixel has one owner
-Backward needs the rows, the norms and the indices: the feature map itself is not kept alive.
+Kernels (one per backend, same signature) fill tensors that this file allocates, so launcher and fake cannot differ.
+  sample_anchors_kernel     labels and the preferred group -> indices of the chosen pixels
+  gather_pixels_fwd_kernel  their rows out of a feature map, and the norms
+  gather_pixels_bwd_kernel  the gradient of a feature map; indices come sorted, so each pixel has one owner
+Backward needs the rows, the norms and the indices. The feature map itself is not kept alive.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ kernels = functools.partial(backends.kernels, "anchors")  # (backend) -> module
 
 
 def check_labels(bad: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(bad.device):
         count, example = bad.tolist()
         labels_in_range(count, example, num_classes, ignore_index, name="labels")
 
 
 def check_index(index: Tensor, pixels: int) -> None:
-    """Raises the ValueError for indices out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for indices out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(index.device) and index.numel():
         low, high = (int(bound) for bound in torch.aminmax(index))
         if low < -1 or high >= pixels:

@@ -1,6 +1,6 @@
-"""The specification of the anchors family in plain PyTorch: what every other backend must agree with, bit for bit.
+"""Specification of the anchors family in plain PyTorch: every other backend must agree with it, bit for bit.
 
-Every shape is known beforehand (no nonzero, unique, boolean index, item): on CUDA it runs without a host sync.
+Every shape is known beforehand (no nonzero, unique, boolean index, item), so on CUDA it runs without a host sync.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def signed(bits: int) -> int:
 
 
 def mix(z: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014)."""
+    """The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014)."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> shift) & ((1 << 64 - shift) - 1)) * signed(factor)
     return z ^ (z >> 31) & ((1 << 33) - 1)
@@ -48,7 +48,7 @@ def preferred(
     radius: int,
     ignore_index: int,
 ) -> Tensor | None:
-    """[B, h, w] uint8: 1 for pixels of the group that a strategy takes first; None where there is one group only."""
+    """[B, h, w] uint8: 1 for pixels of the group that a strategy takes first; None if there is one group only."""
     if strategy == "random":
         return None
     if strategy == "boundary":
@@ -110,9 +110,9 @@ def sample(
 
 
 def _quotas(have: Tensor, seed: Tensor, max_samples: int, max_views: int, min_pixels: int, half: bool) -> Tensor:
-    """[slots, 2]: how many pixels each slot gives from either group, of the `have` [slots, 2] that it has."""
+    """[slots, 2]: number of pixels taken from either group of each slot, of the `have` [slots, 2] in it."""
     open_ = have.sum(1) > min_pixels
-    # where there are more slots than samples, those with the smallest keys
+    # if there are more slots than samples, those with the smallest keys
     order = keys(seed, SLOTS, open_.numel()).argsort()
     order = order[(~open_[order]).long().argsort(stable=True)]
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))

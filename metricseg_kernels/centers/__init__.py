@@ -1,4 +1,4 @@
-"""Pixels against class centers: the means of classes, how alike each pixel is to each of them, and losses on both."""
+"""Pixels against class centers: class means, similarity of each pixel to each center, and losses on both."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def class_centers(
         f_k = sum_i M_ik x_i / (h w)                      average="area"
 
     over the pixels i of an image, where M_ik = softmax_k(logits_i) for logits, and 1 for the label of i, else 0, for
-    labels. The features are read once, as they lie; the softmax is never written.
+    labels. The features are read once, in place; the softmax is never written.
 
     Args:
-        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read as it lies.
+        features: [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read in place.
             Sums are in float32 (float64 for float64).
         assignment: logits [B, K, h, w], floating (float64 if and only if features are), soft membership; or labels
             [B, h, w], uint8, int32 or int64, hard membership.
         num_classes: K, at most 65536; needed with labels.
         average: what a sum of features is divided by, see above.
-        ignore_index: label of pixels that are in no class; None for no label. "auto" is 255 where that is no class, and
-            None where there are more than 255 classes.
-        return_present: whether to return which classes have a pixel, or any mass, too.
+        ignore_index: label of pixels that are in no class; None for no label. "auto" is 255 if that is no class, and
+            None if there are more than 255 classes.
+        return_present: also return which classes have a pixel, or any mass.
         backend: "reference", "cpu", "triton", or None for the first that can run.
 
     Returns:
@@ -135,18 +135,18 @@ def center_similarity(
     ignore_index: IgnoreIndex = "auto",
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""How alike every pixel is to every class center: logits for `cross_entropy`, `focal_loss` or an argmax.
+    r"""Similarity of each pixel to each class center: logits for `cross_entropy`, `focal_loss` or an argmax.
 
         z_ik = scale <x_i, w_k> / (|x_i| |w_k|)      metric="cosine"
         z_ik = scale <x_i, w_k>                      metric="dot"
         z_ik = -scale |x_i - w_k|^2                  metric="euclidean", as 2 <x, w> - |x|^2 - |w|^2
 
-    The features are read once, as they lie, and their norms taken on the way: no normalised or permuted copy exists.
-    Nothing of the features' size is written but the gradient that goes back to them.
+    The features are read once, in place, and their norms are taken on the way: no normalized or permuted copy exists.
+    The only tensor of their size that is written is their gradient.
 
     Args:
-        features: x, [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read as it
-            lies. Arithmetic is in float32 (float64 for float64); float32 products on CUDA follow
+        features: x, [B, C, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read in
+            place. Arithmetic is in float32 (float64 for float64); float32 products on CUDA follow
             torch.get_float32_matmul_precision().
         centers: w, [K, C] for all images, or [B, K, C], each image's own; floating (float64 if and only if features
             are).
@@ -188,8 +188,7 @@ def center_pull(
 
         mean_b mean_{k present in b} mean_{i of class k in b} (1 - cos(x_i, sg[w_k]))
 
-    Costs a pass of `center_similarity`; where the logits are wanted too, its `pull_labels` gives both for the price of
-    one.
+    Costs a pass of `center_similarity`. If the logits are needed too, its `pull_labels` gives both from one pass.
 
     Args:
         features: [B, C, h, w]; see `center_similarity`.
@@ -199,7 +198,7 @@ def center_pull(
         backend: "reference", "cpu", "triton", or None for the first that can run.
 
     Returns:
-        0-d, float32 (float64 for float64), in [0, 2]; an image without a labelled pixel counts as 0.
+        0-d, float32 (float64 for float64), in [0, 2]; an image without a labeled pixel counts as 0.
 
     Raises:
         As `center_similarity`.
@@ -221,8 +220,8 @@ def center_push(centers: Tensor, present: Tensor | None = None, margin: float = 
 
     Args:
         centers: w, [K, C] or [B, K, C]; floating. A center of norm 0 has the cosine 0 to every other.
-        present: [K] or [B, K] bool, the classes that push; all where None.
-        margin: finite; the cosine up to which two centers leave each other alone.
+        present: [K] or [B, K] bool, the classes that push; None for all.
+        margin: finite; the cosine up to which two centers have no push.
 
     Returns:
         0-d, float32 (float64 for float64); 0 for K = 1, and from an image without a class present.
@@ -265,7 +264,7 @@ def _similarity(
     ignore_index: IgnoreIndex,
     backend: str | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits, and the pull where there are labels, an argument of this name."""
+    """Logits, and the pull if there are labels, an argument of this name."""
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
     _check_centers(features, centers)
     ignored = resolve_ignore_index(ignore_index, centers.shape[-2])

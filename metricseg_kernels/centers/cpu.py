@@ -1,4 +1,4 @@
-"""The centers family on the CPU: the kernels of op.py's contract in the extension (csrc/centers)."""
+"""CPU kernels of the centers family, in the extension (csrc/centers)."""
 
 from __future__ import annotations
 

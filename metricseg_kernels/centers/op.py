@@ -1,44 +1,10 @@
-"""How the private ops of the centers family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the centers family: schemas, allocation, fakes, autograd.
 
-Pixels x_i, i < N = h w of an image, meet K rows w_k, and three products are all there is:
-
-  P = W X       [K, N]   logits; the gradient of a soft assignment
-  T = A^T W     [N, C]   the gradient of the features
-  S = A X^T     [K, C]   class sums; the gradient of the centers
-
-What is small is done here, or in the public functions, by plain PyTorch on [K, C]: `folded` puts the centers' norms and
-the scale into W, so that with r_i = 1 / |x_i| for "cosine", else 1 (see core/unit.py for |x_i| near 0)
-
+Pixels x_i [C], i < N = h w of an image, and K rows w_k make three products: P = W X, T = A^T W, S = A X^T.
+`folded` puts the norms of the centers and the scale into W. Then, with r_i = 1 / |x_i| for "cosine", else 1,
   logits_ik = r_i <x_i, w_k> + bias_k - square |x_i|^2     (bias and square: "euclidean" only)
-  own_i     = r_i <x_i, w_k> with k the label of i, before rounding; 0 where it has none. Its gradient goes to the
-              features only: to own_i, w_k is a constant.
-
-Backward, with G the gradient of the logits and O that of own added to it at the labels (for the features only):
-
-  dW_k = sum_i G_ik r_i x_i,    dx_i = r_i (t_i - x_i <t_i, x_i> / |x_i|^2),  t_i = sum_k (G + O)_ik w_k      "cosine"
-                                dx_i = t_i - 2 square x_i sum_k G_ik                                          others
-
-where <t_i, x_i> r_i = sum_k G_ik logits_ik + O_ik own_i: a backend without t_i at hand when it writes dx_i may ask
-for the logits (KEEPS_LOGITS).
-
-Class sums: sums_k = sum_i M_ik x_i and mass_k = sum_i M_ik, with M_ik = softmax_k(logits_i), or whether i has label k.
-Backward, with D and d the gradients of both: dx_i = sum_k M_ik D_k, and dlogits_ik = M_ik (m_ik - sum_j M_ij m_ij) with
-m_ik = <D_k, x_i> + d_k.
-
-The kernels of a backend are Python functions of one signature each, which fill what they are given. A label that is
-ignore_index or not in [0, K) is none.
-  similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, logits, own, norms)
-  similarity_bwd_kernel(grad_logits, grad_own, features, weights, labels, norms, logits, own, metric, scale,
-                         ignore_index, grad_features, grad_weights)
-  class_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
-  class_sums_bwd_kernel(grad_sums, grad_mass, features, assignment, ignore_index, grad_features, grad_assignment)
-with
-  features, grad_features        [B, C, h, w], the latter contiguous or channels-last
-  weights, grad_weights          [1 or B, K, C], bias [1 or B, K]; in the accumulator dtype
-  logits, grad_logits            [B, K, h, w] in the features' dtype; grad_logits of any strides, 0 included
-  own, grad_own, norms           [B, h, w] in the accumulator dtype; norms |x_i| for "cosine"
-  sums, grad_sums [B, K, C], mass, grad_mass [B, K]   in the accumulator dtype, contiguous
-and None for a bias, labels, norms, own, grad_own or a gradient that there isn't.
+  own_i     = r_i <x_i, w_k>, k the label of i, before rounding; 0 without a label
+Derivation, backward, and arguments and shapes of the kernels: docs/kernels/centers.md.
 """
 
 from __future__ import annotations
@@ -69,7 +35,7 @@ def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor |
 
 
 def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
-    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(labels.device):
         bad = is_bad(labels, classes, ignore_index)
         if bad.any():

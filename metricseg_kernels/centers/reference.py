@@ -1,4 +1,4 @@
-"""The specification of the centers family in plain PyTorch: what every other backend must agree with."""
+"""Specification of the centers family in plain PyTorch: every other backend must agree with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def class_sums(features: Tensor, assignment: Tensor, num_classes: int, ignore_in
         return product(soft, x), soft.sum(2)
     labels = assignment.flatten(1).long()
     known = is_class(labels, num_classes, ignore_index)
-    at = torch.where(known, labels, num_classes)  # [B, N]; the others meet in a class of their own
+    at = torch.where(known, labels, num_classes)  # [B, N]; the others form a class of their own
     sums = x.new_zeros(x.shape[0], num_classes + 1, x.shape[2]).scatter_add(1, at[..., None].expand_as(x), x)
     mass = x.new_zeros(x.shape[0], num_classes + 1).scatter_add(1, at, torch.ones_like(at, dtype=acc))
     return sums[:, :-1], mass[:, :-1]

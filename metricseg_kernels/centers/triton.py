@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels: see triton_kernels.py."""
+"""Launchers of the Triton kernels of the centers family: see triton_kernels.py."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from .triton_kernels import (
 )
 
 KEEPS_LOGITS = True
-# Of a program that walks over a pixel's classes and no channels, by accumulator.
+# Pixels of a program that walks over their classes and no channels, by accumulator.
 PIXELS = {torch.float32: 128, torch.float64: 64}
 
 
 class Source(NamedTuple):
-    """What A [K, N] is made of: the gradient of logits, logits, or labels."""
+    """Inputs of A [K, N]: the gradient of logits, logits, or labels."""
 
     map: View
     pixels: Tensor | None  # [B, N]: norms, or log-sum-exps
-    labels: View  # where A of the features' gradient has r O at them too
+    labels: View  # at which A of the features' gradient has r O too
     grad_own: View
     kind: Any  # compile-time: "gradient", "soft" or "hard"; last, see View
 
@@ -45,7 +45,7 @@ def make_source(
 
 
 def widen(maps: Tensor | None) -> Tensor | None:
-    """8-bit labels as int32: Triton lays an operand out by the narrowest load behind it, and refuses that for fp64."""
+    """8-bit labels as int32: Triton takes the layout of an operand from its narrowest load, and refuses it for fp64."""
     return maps.int() if maps is not None and maps.dtype == torch.uint8 else maps
 
 
@@ -144,7 +144,7 @@ def class_sums_bwd_kernel(
 
 
 def _membership(assignment: Tensor) -> Source:
-    """How labels, or logits, make A."""
+    """The source of A for labels, or for logits."""
     if not assignment.is_floating_point():
         return make_source(assignment, "hard")
     batch, classes, height, width = assignment.shape
@@ -170,7 +170,7 @@ def _gradients(
     sums: Tensor | None,
     mass: Tensor | None,
 ) -> None:
-    """T [B, C, h, w] from weights, S [groups, K, C] and mass [groups, K], as far as asked for."""
+    """T [B, C, h, w] from weights, S [groups, K, C] and mass [groups, K], those that are not None."""
     batch, channels, height, width = features.shape
     pixels = height * width
     table = weights if weights is not None else sums

@@ -1,18 +1,10 @@
 """Triton kernels of the centers family, on the products of engines/pixel_rows/triton_kernels.py.
 
-`similarity` and `soft_gradient` are P with an epilogue, which has all of a pixel's classes in registers, or a block of
-them. `gradients` is S and T in one walk: a program keeps W^T and S of BC channels while it goes over a range of pixels,
-reads each tile of features and of A's source once, and leaves its sums in a row of its own of [parts, K, C]; these rows
-are added in a fixed order. Where K has more blocks than one, a program of S takes one of them, and T is `spread`'s,
-which walks over K. A is r G (G the gradient of logits), the softmax of logits, or whether k is the label.
-`along_pixels` and `log_sums` read what is as small as the logits, and leave a number for each pixel.
-
-Bytes of center_similarity at 8x512x128x256, with F in the features and z = K / 512 F in the logits: forward F + z;
-backward 2 z for what of the gradient lies along x (G and the logits), then F + z read and F written; G again C / BC - 1
-times from L2. That is 3 F, the least, times 1.05 at K = 19 and 1.39 at K = 150, where the rows of sums add 0.05 in bf16
-and 0.02 in fp32. Products: 2 K C N each, with padding 26 and 129 Gflop for the three: 0.03 and 0.13 ms of an H100's
-tensor cores in bf16, twice that in tf32, beside 0.24 and 0.48 ms for 3 F at 3.35 TB/s. Exact fp32 products run outside
-the tensor cores: 0.4 and 2.1 ms at the least, so that with 150 classes they bound the time.
+`similarity`, `soft_gradient`: P with an epilogue; all classes of a pixel, or a block of them, are in registers.
+`gradients`: S and T in one walk over a range of pixels; sums go to rows [parts, K, C], added in a fixed order.
+`spread`: T in a walk over K, if K has more than one block.
+`along_pixels`, `log_sums`: one number for each pixel, from inputs as small as the logits.
+Features are read once, and L2 serves the other reads. Bytes, operations and derivation: docs/kernels/centers.md.
 """
 
 import triton
@@ -49,7 +41,7 @@ def inverse(norm):
 
 @triton.jit
 def store_tile(map, b, k, n, K, N, values):
-    """Of values [k, n]."""
+    """Store values [k, n]."""
     tl.store(pointers(map, b, k, n), values.to(map.data.dtype.element_ty), mask=(k < K)[:, None] & (n < N)[None, :])
 
 
@@ -102,13 +94,13 @@ def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
         top = tl.maximum(top, tl.max(z, 0))
         shift = tl.where(top == float("-inf"), 0.0, top)
         total = total * exp(before - shift) + tl.sum(exp(z - shift[None, :]), 0)
-    # of nothing but -inf the softmax is NaN, as PyTorch has it
+    # if all logits are -inf the softmax is NaN, as in PyTorch
     tl.store(out + b.to(tl.int64) * N + n, tl.log(total) + top, mask=n < N)
 
 
 @triton.jit
 def load_pixels(a, b, n, K, N, ignore_index, tile):
-    """What A is made with at pixels n [n]: r, log-sum-exps, or labels."""
+    """Inputs of A at pixels n [n]: r, log-sum-exps, or labels."""
     if a.kind == "hard":
         return load_labels(a.map, b, n, K, N, ignore_index)
     elif a.pixels is None:
@@ -133,7 +125,7 @@ def weigh(a, at, b, n, k, K, N, tile):
 
 @triton.jit
 def load_own(a, b, n, K, N, ignore_index):
-    """Of pixels n: (label, O), (-1, 0) where none is."""
+    """(label, O) of pixels n; (-1, 0) without a label."""
     label = load_labels(a.labels, b, n, K, N, ignore_index)
     p_grad = a.grad_own.data + tl.cast(b, tl.int64) * a.grad_own.b + pixel_offsets(a.grad_own, n)
     return label, tl.load(p_grad, mask=label >= 0, other=0.0)
@@ -143,7 +135,7 @@ def load_own(a, b, n, K, N, ignore_index):
 def along_pixels(
     a, logits, own, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
 ):
-    """What of dx = t - out x lies along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
+    """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
     total = tl.zeros((BK, BN), ACC)
@@ -181,7 +173,7 @@ def make_gradient(moved, values, along, b, n, N):
 def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_tiles, N, parts, chunks, tile,
               STAGES: tl.constexpr):  # fmt: skip
     """S of BC channels over a part of a group's pixels, out [groups parts, K, C], with sum_n A_kn, mass [groups parts,
-    K]; and T at these pixels, grad [B, C, N], where one block holds all of K. A group is an image, or all."""
+    K]; and T at these pixels, grad [B, C, N], if one block holds all of K. A group is an image, or all."""
     chunk, part, block = tl.program_id(0) % chunks, tl.program_id(0) // chunks, tl.program_id(1)
     K, C, group = rows.K, rows.C, part // parts
     c = chunk * tile.BC + tl.arange(0, tile.BC)
@@ -202,7 +194,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
         if x.data is not None:
             values = load_tile(x, b, c, n, C, N)
             if a.kind == "hard":
-                # what has no label may be NaN
+                # pixels without a label may be NaN
                 columns = operand(tl.where((at >= 0)[None, :], values, 0.0), tile)
             elif x.channels_last:
                 columns = operand(values, tile)
@@ -268,7 +260,7 @@ def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
 
 @triton.jit(do_not_specialize=VARYING)
 def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, tile, PASS: tl.constexpr):
-    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d, in an "only" pass; where K has more blocks than one, a "first"
+    """M (m - sum_j M_j m_j) [B, K, N] with m = D x + d, in an "only" pass; if K has more blocks than one, a "first"
     leaves each block's share of the sum in means [blocks, B, N], and a "second" reads their total [B, N]."""
     block, b, n = locate(blocks, tiles, tile.BN)
     ks = class_blocks(block * tile.BK, tile)

@@ -117,8 +117,8 @@ def pixel_contrast_loss(
 ) -> Tensor | tuple[Tensor, ContrastStats]:
     r"""Supervised contrastive loss (InfoNCE with many positives) of every anchor against every contrast row.
 
-    A pair is *positive* where the labels are equal, unless the row is the anchor itself; *negative* where they differ;
-    absent where either label is `ignore_index`. With s_ij = <x_i, y_j> / temperature, c = temperature /
+    A pair is *positive* if the labels are equal, unless the row is the anchor itself; *negative* if they differ;
+    absent if either label is `ignore_index`. With s_ij = <x_i, y_j> / temperature, c = temperature /
     base_temperature, P_i the positives of anchor i and n_i = LSE over its negatives of s_ij:
 
         denominator="negatives":  l_i = c / |P_i| sum_{p in P_i} softplus(n_i - s_ip)
@@ -138,7 +138,7 @@ def pixel_contrast_loss(
         temperature: > 0. base_temperature: > 0, or None for c = 1.
         denominator: "negatives" (ContrastiveSeg) or "all" (SupCon, L_out).
         ignore_index: label of rows that take no part; None for no label.
-        anchor_ids, contrast_ids: [A], [M] integers; a pair of equal labels is the anchor itself where the ids are equal
+        anchor_ids, contrast_ids: [A], [M] integers; a pair of equal labels is the anchor itself if the ids are equal
             too. Without ids it is the diagonal of a set with itself, and no pair of two sets.
         reduction: "mean", "sum", or "none" for [A].
         return_stats: also return `ContrastStats`.
@@ -232,12 +232,12 @@ def margin_contrast_loss(
 
         loss = mean_positive relu(d - positive_margin)^power + mean_negative relu(margin - d)^power
 
-    d^2 is taken from |x|^2 + |y|^2 - 2 <x, y>, and as 0 where rounding alone could have made it; the gradient at d = 0
+    d^2 is taken from |x|^2 + |y|^2 - 2 <x, y>, and as 0 if it may be rounding alone; the gradient at d = 0
     is 0.
 
     Args:
-        margin: > 0, distance from which negatives are left alone.
-        positive_margin: >= 0, distance below which positives are.
+        margin: > 0, distance from which negatives add nothing.
+        positive_margin: >= 0, distance below which positives add nothing.
         power: 1 or 2.
         average: what each mean divides by: "pairs", all positive (negative) pairs, or "nonzero", those whose term is
             above 0. No such pair: 0.

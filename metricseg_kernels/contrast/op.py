@@ -1,28 +1,9 @@
-"""How the private ops of the contrast family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the contrast family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/contrast.md.
 
-Three forms are one stream of tiles with different epilogues. With s_ij = <x_i, y_j> / t, t the temperature, and
-d_ij = |x_i - y_j|, a kernel sums over each anchor's row, and this file makes losses of the sums, O(A):
-
-  form         stats of row i                                                       terms of row i
-  "negatives"  m, L, P, sum_pos softplus(n - s), sum_pos sigmoid(n - s)             c / P * sum softplus
-  "all"        m, L, P, sum_pos (n - s), -                                          c / P * sum
-  "margin"     sum_pos relu(d - m+)^p, its count, sum_neg relu(m- - d)^p, its count, -    both sums
-
-n = m / t + L is the LSE over the negatives, or over all but self; m any number near the largest <x, y> that the kernel
-likes (a maximum, a bound), L = log sum exp((<x, y> - m) / t). Apart, and m before the division, they keep the digits
-that n loses where s is large. L = -inf: no such pair.
-
-Backward recomputes the tiles from four coefficients a row, dX = W Y and dY = W^T X:
-
-  "negatives"  (m, b, a, L)     W = b exp(s - m / t) on negatives, -a sigmoid(m / t - s + L) on positives
-  "all"        (m, b, a, L)     W = b exp(s - m / t) on all but self, less a on positives
-  "margin"     (a, b, 0, 0)     W = a p relu(d - m+)^(p-1) / d on positives, -b p relu(m- - d)^(p-1) / d on negatives,
-                                and dX_i = sum_j W_ij (x_i - y_j), dY_j = sum_i W_ij (y_j - x_i)
-
-Stats and coefficients are in the order of the sorted rows, gradients in that of the features. The kernels of a backend,
-Python functions of one signature each, which fill what they are given:
-  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    the gradients are those of the summed terms, which backward
-                                                            scales: from the same stream, see `gradient_in_forward`
+The forms "negatives", "all" and "margin" are epilogues of one stream of tiles. Forward leaves STATS sums a row, and
+this file makes losses of them. Backward recomputes the tiles from COEFFICIENTS numbers a row. Both are in the order of
+the sorted rows. The functions of a backend fill what they are given:
+  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    gradients of the summed terms, if forward makes them
   contrast_bwd_kernel(x, y, form, coefficients, grad_x, grad_y)
 """
 
@@ -41,14 +22,14 @@ from ..engines.row_pairs.rows import Rows
 
 STATS = 5
 COEFFICIENTS = 4
-SIDES = (  # the fields of two Rows; without the second, x meets itself
+SIDES = (  # the fields of two Rows; without the second, x is compared with itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
     "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
 )
 
 
 class Form(NamedTuple):
-    """Which loss, and its constants."""
+    """Name of a loss, and its constants."""
 
     name: str  # "negatives", "all" or "margin"
     temperature: float = 1.0
@@ -60,12 +41,12 @@ class Form(NamedTuple):
 
     @classmethod
     def unpack(cls, name: str, numbers: list[float]) -> Form:
-        """From what a schema can carry."""
+        """A form from the values that a schema can carry."""
         temperature, scale, margin, positive_margin, power, nonzero = numbers
         return cls(name, temperature, scale, margin, positive_margin, int(power), bool(nonzero))
 
     def pack(self) -> tuple[str, list[float]]:
-        """For a schema."""
+        """Values that a schema can carry."""
         return self[0], [float(v) for v in self[1:]]
 
 
@@ -73,10 +54,10 @@ kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
 
 def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
-    """Whether forward also computes the gradients: for two sets, because one product then serves both directions.
+    """Whether forward also computes the gradients. It does for two sets: one product then serves both directions.
 
-    A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalisers that only the end
-    of the pass knows, and in float16 the gradient of a sum could leave the range.
+    A set with itself gains nothing (each pass visits half of the tiles). "margin" has two normalizers that are complete
+    only at the end of the pass, and in float16 the gradient of a sum could leave the range.
     """
     if other is None or form.name == "margin" or features.dtype == torch.float16:
         return False
@@ -93,14 +74,14 @@ def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
-    """[R, COEFFICIENTS], see above; grad_terms [R, 2] or [2]."""
+    """[R, COEFFICIENTS], see docs/kernels/contrast.md; grad_terms [R, 2] or [2]."""
     grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
     a, b = grad_terms.unbind(1)
     zero = torch.zeros_like(a)
     if form.name == "margin":
         return torch.stack([a, b, zero, zero], 1)
     m, log_sum, count, _, sigmoids = stats.unbind(1)
-    # a row without a positive, or without a pair in its denominator, moves nobody: exp(s - inf) = 0
+    # a row without a positive, or without a pair in its denominator, contributes no gradient: exp(s - inf) = 0
     live = (count > 0) & ~torch.isneginf(log_sum)
     step = a * (form.scale / form.temperature)
     a = torch.where(live, step / count, 0.0)

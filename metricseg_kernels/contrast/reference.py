@@ -1,6 +1,6 @@
-"""The specification of the contrast family in plain PyTorch: what every other backend must agree with.
+"""Specification of the contrast family in plain PyTorch: every other backend must agree with it.
 
-It materialises the matrix of all pairs and is differentiable any number of times.
+It materializes the matrix of all pairs and is differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..core.product import product
 
 
 class Pairs(NamedTuple):
-    """Which of the pairs [A, M] are positive, and which negative; those in neither are self, or absent."""
+    """Masks of the positive and of the negative pairs [A, M]; pairs in neither are self, or absent."""
 
     positive: Tensor
     negative: Tensor
@@ -44,7 +44,7 @@ def pairs(
 
 
 def taking_part(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """The rows, with zeros for those that take no part, whatever they hold."""
+    """The rows, with zeros in place of those that take no part."""
     return torch.where((labels.long() != ignore_index)[:, None], features, 0.0)
 
 

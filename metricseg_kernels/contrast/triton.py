@@ -1,4 +1,4 @@
-"""Launchers of the Triton kernels of the contrast family: see triton_kernels.py."""
+"""Launchers of the Triton kernels of the contrast family: see triton_kernels/kernels.py."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Kind(NamedTuple):
 
 
 class Coefs(NamedTuple):
-    """Coefficients of rows [R], see op.py; u = b exp((bound - m) / t)."""
+    """Coefficients of rows [R], see docs/kernels/contrast.md; u = b exp((bound - m) / t)."""
 
     m: Tensor
     b: Tensor

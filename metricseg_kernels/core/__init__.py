@@ -1,1 +1,1 @@
-"""What every op family leans on: the extension, the choice of a backend, the op library, argument checks."""
+"""Base of every op family: the extension, the choice of a backend, the op library, argument checks."""

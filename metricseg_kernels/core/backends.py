@@ -16,7 +16,7 @@ from . import extension
 from .registry import FAMILIES
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
-MIN_CAPABILITY = (8, 0)  # of devices that the kernels are compiled for, and whose tensor cores Triton's take
+MIN_CAPABILITY = (8, 0)  # of devices that the kernels are compiled for, whose tensor cores the Triton kernels use
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _too_old(device: torch.device) -> str | None:
 
 
 def kernels(family: str, backend: str) -> ModuleType:
-    """The module with a family's kernels for a backend; every backend's has the functions that the registry names."""
+    """The module with the kernels of a family for a backend. All have the functions that the registry names."""
     return importlib.import_module(f"..{family}.{backend}", __package__)
 
 
@@ -90,9 +90,9 @@ def has(family: str, backend: str, capability: str) -> bool:
 
 
 def choose(family: str, device: torch.device, backend: str | None = None) -> str:
-    """The backend for one call: under torch.func and forward-mode AD "reference".
+    """The backend for one call; "reference" under torch.func and forward-mode AD.
 
-    Raises RuntimeError with the reason where a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
+    Raises RuntimeError with the reason if a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
     """
     name = _requested(backend)
     if name is not None:

@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def build_record() -> dict[str, Any]:
-    """The record of the build: torch version, compilers, and for what did not build the reason and their output."""
+    """The record of the build: torch version, compilers, and if a part did not build the reason and their output."""
     path = _PACKAGE / "_build.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Room for a gradient, and scaling one that forward has made."""
+"""Allocation of a gradient, and scaling of one that forward has made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .library import define_op, ops
 
 
 def empty_gradient(input: Tensor) -> Tensor:
-    """Room for the gradient of a map: NCHW, or channels-last where the input is."""
+    """An uninitialized gradient of a map: channels-last if the input is, else NCHW."""
     last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
     return torch.empty(
         input.shape,
@@ -38,7 +38,7 @@ define_op(
 def scale_gradient(grad: Tensor, scale: Tensor) -> Tensor:
     """grad times a 0-d scale, formed in the accumulator dtype.
 
-    Raises RuntimeError in a backward whose graph is wanted: `grad` stands in it as a constant.
+    Raises RuntimeError in a backward with create_graph=True, in which `grad` would be a constant.
     """
     if torch.is_grad_enabled():
         raise RuntimeError("metricseg: create_graph=True, for double backward, runs only with backend='reference'")

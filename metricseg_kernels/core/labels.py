@@ -1,4 +1,4 @@
-"""Labels against numbers: what is ignored, what is a class, and errors about the rest.
+"""Comparison of labels with numbers: ignored pixels, classes, and errors about the rest.
 
 uint8 labels are compared with numbers that uint8 does not hold; PyTorch would wrap those.
 """
@@ -18,9 +18,9 @@ MOST_CLASSES = 65536
 
 
 def resolve_ignore_index(ignore_index: IgnoreIndex, classes: int | None) -> int:
-    """The label that takes no part: of "auto" 255 where that is no class, of None `NO_LABEL`.
+    """The label that takes no part: for "auto" 255 if that is no class, for None `NO_LABEL`.
 
-    Raises TypeError or ValueError for what is no such thing.
+    Raises TypeError or ValueError for any other value.
     """
     if ignore_index is None:
         return NO_LABEL
@@ -39,18 +39,18 @@ def is_label(labels: Tensor, value: int) -> Tensor:
 
 
 def is_class(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Where a label is in [0, classes), and not ignored."""
+    """Mask of the labels in [0, classes) that are not ignored."""
     inside = (labels >= 0) & (labels <= min(classes - 1, torch.iinfo(labels.dtype).max))
     return inside & ~is_label(labels, ignore_index)
 
 
 def is_bad(labels: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Where a label is neither ignored nor in [0, classes)."""
+    """Mask of the labels that are neither ignored nor in [0, classes)."""
     return ~is_class(labels, classes, ignore_index) & ~is_label(labels, ignore_index)
 
 
 def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_index: int, name: str = "target") -> None:
-    """Raises the ValueError about labels out of range, where there are any."""
+    """Raise ValueError about labels out of range, if there are any."""
     if bad_count:
         takes = f"not in [0, {classes})"
         if ignore_index != NO_LABEL:

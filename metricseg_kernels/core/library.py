@@ -1,4 +1,4 @@
-"""The one op library: schemas live here in Python, the extension adds implementations only."""
+"""The op library. Schemas are defined in Python, and the extension adds implementations only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define_kernel(schema: str) -> None:
-    """A raw kernel: fills tensors that the caller allocated. The extension implements it per device."""
+    """Define a raw kernel, which fills tensors that the caller allocated. The extension implements it per device."""
     _library.define(schema)
 
 
@@ -24,7 +24,7 @@ def define_op(
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """A functional op in front of the kernels, the same for every backend: what autograd and torch.compile see."""
+    """Define a functional op in front of the kernels, the same for every backend, for autograd and torch.compile."""
     name = schema.split("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")

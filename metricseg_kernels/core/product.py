@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y, which autocast would round to its own dtype."""
+    """x @ y in the dtype of x, also under autocast."""
     if x.is_meta:  # which has no autocast
         return x @ y
     with torch.autocast(x.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Every op family, one record each: what chooses a backend, tests, benchmarks and reports on the install read it."""
+"""One record for each op family, read by the backend choice, tests, benchmarks and install reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unit norm."""
+"""Unit norm, with one rule for norms near 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several families are made of, without knowing any of them.
+"""Loops that several families share, without dependence on any of them.
 
 `row_pairs`: all rows of one set against all rows of another, a stream of tiles X Y^T with an epilogue.
 `pixel_rows`: all pixels of a feature map against a few rows, products straight from NCHW.

@@ -1,6 +1,6 @@
 """Pixel classification losses at label resolution.
 
-Each takes logits [B, K, h, w] as the network makes them and labels [B, H, W] as they are stored, and interpolates
+Each takes logits [B, K, h, w] at the resolution of the network and labels [B, H, W] at their own, and interpolates
 bilinearly inside the kernel: no [B, K, H, W] tensor exists, forward or backward.
 """
 
@@ -99,14 +99,14 @@ def focal_loss(
         target: [B, H, W] or [B, 1, H, W] labels; uint8, int32 or int64, read as they are. Any (H, W) to (h, w) ratio.
         gamma: focusing exponent, >= 0. 0 is cross-entropy. Every value has a finite gradient, 0 < gamma < 1 included.
         weight: [K] class weights, floating, or None for 1.
-        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 where that is no class, and
-            None where there are more than 255 classes.
+        ignore_index: label of pixels that take no part; None for no label. "auto" is 255 if that is no class, and
+            None if there are more than 255 classes.
         label_smoothing: e in [0, 1].
         reduction: "mean", "sum", or "none" for the map [B, H, W] with 0 at ignored pixels.
         normalizer: what "mean" divides by: "valid", the number of valid pixels, or "weight", the sum of weight[t].
         avg_factor: divides the sum instead, a number >= 0 or a tensor of one; only with reduction "mean". 0 gives 0,
             with a zero gradient.
-        pixel_weight: [B, H, W] or [B, 1, H, W] factors of the pixels' losses. Normalizers and `Stats` don't see them.
+        pixel_weight: [B, H, W] or [B, 1, H, W] factors of the pixels' losses. Normalizers and `Stats` ignore them.
         align_corners: as in torch.nn.functional.interpolate.
         return_stats: also return `Stats`.
         backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
@@ -171,7 +171,7 @@ def cross_entropy(
 
         F.cross_entropy(F.interpolate(input, target.shape[-2:], mode="bilinear"), target, ...)
 
-    to rounding, argument by argument; except that no valid pixel gives 0 where F.cross_entropy gives NaN, and that
+    to rounding, argument by argument; except that no valid pixel gives 0 (F.cross_entropy gives NaN), and that
     ignore_index is "auto" by default. Arguments, result and errors: see `focal_loss`.
     """
     return focal_loss(
@@ -259,9 +259,9 @@ def ohem_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of the hard pixels only (online hard example mining), at label resolution.
 
-    A valid pixel is kept where p < max(p_(min_kept), thresh), p being the probability of its label and p_(k) the k-th
+    A valid pixel is kept if p < max(p_(min_kept), thresh), p being the probability of its label and p_(k) the k-th
     smallest p over the valid pixels of the whole batch, counted from 0: at least `min_kept` pixels are kept (ties
-    aside), and all whose p is below `thresh`. Where there are not more than min_kept valid pixels, all are kept.
+    aside), and all whose p is below `thresh`. If there are at most min_kept valid pixels, all are kept.
 
         loss = 1 / #kept  sum over kept of weight[t] (-log p)
 
@@ -333,9 +333,9 @@ def _wants_grad(input: Tensor) -> bool:
 
 
 def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None) -> bool:
-    """Whether forward produces the gradient of the summed loss on its way. Where not, backward recomputes.
+    """Whether forward also computes the gradient of the summed loss. If not, backward recomputes.
 
-    It pays where the logits are smaller than the labels. At label size it would cost more traffic than reading the
+    It pays if the logits are smaller than the labels. At label size it would cost more traffic than reading the
     logits again (the gradient is written, read and written once more), and twice the memory. In float16, which ends at
     65504, the gradient of the sum must also stay in range.
     """
@@ -346,7 +346,7 @@ def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None
 
 
 def _weigh(loss: Tensor, weight: Tensor, ignored: Tensor, reduction: str) -> Tensor:
-    """A loss map times weights, which count for nothing where a pixel is ignored; summed unless reduction is "none"."""
+    """A loss map times weights, with 0 at ignored pixels; summed unless reduction is "none"."""
     loss = loss * torch.where(ignored, 0.0, weight)
     return loss if reduction == "none" else loss.sum()
 

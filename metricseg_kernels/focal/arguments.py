@@ -50,7 +50,7 @@ def check_softmax(
     reduction: str,
     avg_factor: float | Tensor | None,
 ) -> Tensor:
-    """The labels as [B, H, W]."""
+    """Check the arguments, and return the labels as [B, H, W]."""
     if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 and not target.is_floating_point():
         target = target[:, 0]
     check_pair(input, target, dense=False)
@@ -72,8 +72,8 @@ def check_softmax(
 
 
 def check_dense(target: Tensor, ignore_index: int) -> None:
-    """Raises the ValueError for targets that are neither ignored nor in [0, 1], where that needs no host sync or is
-    asked for."""
+    """Raise ValueError for targets that are neither ignored nor in [0, 1], if that needs no host sync or
+    METRICSEG_VALIDATE=1."""
     if torch.compiler.is_compiling() or not checks.validates(target.device) or target.numel() == 0:
         return
     low, high = target.aminmax()
@@ -88,7 +88,7 @@ def check_dense(target: Tensor, ignore_index: int) -> None:
 
 
 def check_pixel_weight(weight: Tensor, target: Tensor) -> Tensor:
-    """As [B, H, W], the size of the target."""
+    """Check pixel weights, and return them as [B, H, W], the size of the target."""
     pixels = (target.shape[0], *target.shape[-2:])
     if not isinstance(weight, Tensor):
         raise TypeError(f"pixel_weight must be a Tensor [B, H, W], got {type(weight).__name__}")

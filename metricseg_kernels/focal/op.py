@@ -1,12 +1,10 @@
-"""How the private ops of the focal family fit together: schemas, allocation, fakes, autograd.
+"""Private ops of the focal family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/focal.md.
 
-Kernels (one per backend, same signature) fill tensors that this file allocates: launcher and fake cannot differ.
+Kernels (one per backend, same signature) fill tensors that this file allocates, so launcher and fake cannot differ.
   focal_kernel          logits -> any of (loss, totals, argmax, gradient), in one pass
   sigmoid_focal_kernel  the same for the one-vs-rest form
   kth_largest_kernel    the order statistic that OHEM needs
-The ops in front of them are functional. A scalar loss with a gradient wanted takes both from one pass: the forward op
-returns the gradient of the *sum*, of order one whatever the number of pixels, and backward multiplies it by
-grad_loss (1 / normalizer, loss scale and all) in the accumulator dtype.
+If a scalar loss needs a gradient, forward returns that of the sum, and backward multiplies it by grad_loss.
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ def _loss_like(input: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
-    """Raises the ValueError for labels out of range, where that needs no host sync or is asked for."""
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
     if checks.validates(input.device):
         _, _, _, bad, example = totals.tolist()
         labels_in_range(bad, example, input.shape[1], ignore_index)
@@ -60,7 +58,7 @@ def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scalars, ctx.fused = inputs[tensors : tensors + 4], inputs[tensors + 5]
-        ctx.set_materialize_grads(False)  # else backward is handed zeros of the saved gradient's size
+        ctx.set_materialize_grads(False)  # else backward gets zeros of the size of the saved gradient
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]))
         ctx.scalars = (*scalars, inputs[-1])

@@ -1,6 +1,6 @@
-"""The specification of the focal family in plain PyTorch: what every other backend must agree with.
+"""Specification of the focal family in plain PyTorch: every other backend must agree with it.
 
-It materialises the logits at label resolution and is differentiable any number of times.
+It materializes the logits at label resolution and is differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..core.labels import is_bad, is_class
 
 
 def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """[B, K, h, w] -> [B, K, H, W] in the accumulator dtype, bilinear; untouched where the sizes agree."""
+    """[B, K, h, w] -> [B, K, H, W] in the accumulator dtype, bilinear; unchanged if the sizes agree."""
     logits = input.to(accumulator(input.dtype))
     if tuple(input.shape[-2:]) == size:
         return logits
@@ -24,7 +24,7 @@ def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tenso
 
 
 def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (valid, bad) [B, H, W] and the labels with 0 where not valid."""
+    """Masks (valid, bad) [B, H, W] and the labels with 0 if not valid."""
     valid = is_class(target, classes, ignore_index)
     return valid, is_bad(target, classes, ignore_index), torch.where(valid, target.long(), 0)
 
@@ -96,7 +96,7 @@ def sigmoid_focal(
     zero = torch.zeros((), dtype=torch.double, device=x.device)
     if target.is_floating_point():
         t = target.to(x.dtype)
-        valid = t[:, :1] != ignore_index  # a pixel is ignored where its first channel says so
+        valid = t[:, :1] != ignore_index  # a pixel is ignored if its first channel is ignore_index
         t = torch.where(valid, t, 0.0)
         bad = ~((t >= 0) & (t <= 1))
         n_valid, n_bad, example = valid.sum().double(), zero, zero
@@ -120,7 +120,7 @@ def sigmoid_focal(
 
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest value, counted from 0; -1 where there are not that many."""
+    """The k-th largest value, counted from 0; -1 if there are not that many."""
     flat = values.reshape(-1)
     if k >= flat.numel():
         return flat.new_full((), -1.0)

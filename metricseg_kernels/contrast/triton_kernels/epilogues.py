@@ -1,7 +1,8 @@
-"""The formulas of op.py's three forms on tiles: epilogues of the walk in engines/row_pairs/triton_kernels.py.
+"""Formulas of the three forms on tiles: epilogues of the walk in engines/row_pairs/triton_kernels.py.
 
 `row` is a `Row`, `kind` the launch's `Kind` (triton.py), `numbers` are the form's constants: (1 / t, bound), or
-(margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products.
+(margin, positive_margin). `columns` [BN] are the rows of Y in a tile, s [BM, BN] the products. The formulas are derived
+in docs/kernels/contrast.md.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ class Row(NamedTuple):
 
 @triton.jit
 def in_base(v):
-    """Exponents are of base 2 in fp32, of e in fp64."""
+    """v as an exponent of base 2 in fp32, of e in fp64."""
     if v.dtype == tl.float32:
         return v * LOG2E
     else:
@@ -43,7 +44,7 @@ def power_of_base(t):
 
 @triton.jit
 def wanted(fixed, kind):
-    """Whether this launch is the one of two that the data ask for."""
+    """Whether this launch is the one of two that fits the data."""
     if kind.TWIN:
         return (tl.load(fixed) != 0) == kind.FIXED
     else:
@@ -143,7 +144,7 @@ def squared_distance(s, row, y, columns):
 
 @triton.jit
 def inverse_distance(d2):
-    """1 / d [BM, BN]; 0 for d = 0, and for a subnormal d^2, which the device's rsqrt takes for 0."""
+    """1 / d [BM, BN]; 0 for d = 0, and for a subnormal d^2, which rsqrt flushes to 0 on the device."""
     NORMAL: tl.constexpr = 2.2250738585072014e-308 if d2.dtype == tl.float64 else 1.1754943508222875e-38
     return tl.where(d2 < NORMAL, 0.0, tl.rsqrt(d2))
 
@@ -257,7 +258,7 @@ def hinge_slope(v, inverse, kind):
 
 @triton.jit
 def margin_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
-    """As above, with a on positives and b on negatives; the gradient is sum_j W_ij (x_i - y_j)."""
+    """Weights of "margin", with a on positives and b on negatives; the gradient is sum_j W_ij (x_i - y_j)."""
     margin, positive_margin = numbers
     sides = sides_with_coefs(row, y, columns, kind)
     inverse = inverse_distance(squared_distance(s, row, y, columns))

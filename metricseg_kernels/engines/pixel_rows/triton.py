@@ -1,4 +1,4 @@
-"""Maps, rows and tiles of the Triton products with pixels (triton_kernels.py): what launchers have in common."""
+"""Maps, rows and tiles of the Triton products with pixels: host code that launchers share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...core.triton import FUSED, TYPES, asynchronous, constant
 class Shape(NamedTuple):
     """A row of the launch table: for at most `classes` in a block, BN pixels x BC channels.
 
-    By argument and not by measurement. P keeps BN classes / (32 warps) sums and BC BN / (32 warps) squares a thread, S
-    and T BC (classes + BN) / (32 warps) sums; shared memory holds `stages` - 1 tiles of what is read, and A and W of S
-    and T. Few classes leave room for several programs on a multiprocessor, which hide each other's waiting; many want
-    wide tiles, as W in P and A's sources in S and T are read anew for each.
+    Chosen by calculation, not by measurement. P keeps BN classes / (32 warps) sums and BC BN / (32 warps) squares a
+    thread, S and T BC (classes + BN) / (32 warps) sums. Shared memory holds `stages` - 1 tiles of the inputs, and A and
+    W of S and T. With few classes several programs fit on a multiprocessor and hide the latency of loads. Many classes
+    need wide tiles, as W in P and the sources of A in S and T are read again for each tile.
     """
 
     classes: int
@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     warps: int
     stages: int
     programs: int = 256  # that S and T are cut into, each with sums of its own to write
-    registers: int | None = None  # a thread at most, where ptxas would else spill for more programs, or choose fewer
+    registers: int | None = None  # a thread at most, if ptxas would else spill for more programs, or choose fewer
 
 
 # (kind of product, which). "sync" stands for targets before sm_90, whose tensor cores take operands from registers;
@@ -73,9 +73,9 @@ SHAPES: dict[tuple[str, str], tuple[Shape, ...]] = {
 
 
 class View(NamedTuple):
-    """Maps [B, C, h, w] or [B, h, w] as the kernels take them: with strides, of which y is None where rows join.
+    """Maps [B, C, h, w] or [B, h, w] as the kernels take them: with strides, of which y is None if rows join.
 
-    Kernels ask `view.data is None` whether there are maps: Triton 3.6 can't compare a NamedTuple with None. It also
+    Kernels test `view.data is None` for absent maps: Triton 3.6 can't compare a NamedTuple with None. It also
     loses the constants in a NamedTuple within another after the first loop, unless the last field of the outer one is
     compile-time.
     """
@@ -123,15 +123,15 @@ class Launch(NamedTuple):
         return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers} | FUSED
 
     def tiles(self, pixels: int) -> int:
-        """Of an image."""
+        """Tiles of an image."""
         return triton.cdiv(pixels, self.shape.pixels)
 
     def chunks(self, channels: int) -> int:
-        """At least one, whose programs do what there is to do without channels."""
+        """Blocks of channels. At least one, whose programs do the work that is left without channels."""
         return max(triton.cdiv(channels, self.shape.channels), 1)
 
     def parts(self, groups: int, group_tiles: int, channels: int) -> int:
-        """Into how many parts to cut the walk over a group's pixels."""
+        """Number of parts that the walk over the pixels of a group is cut into."""
         others = max(self.chunks(channels) * groups * self.blocks, 1)
         return max(min(triton.cdiv(self.shape.programs, others), group_tiles), 1)
 
@@ -155,7 +155,7 @@ def class_widths(classes: int, widest: int) -> tuple[int, ...]:
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """How products of maps of this dtype run. fp16 goes as tf32, which has its mantissa: so no scale of a loss, no norm
+    """Kind of products of maps of this dtype. fp16 runs as tf32, which has its mantissa: no scale of a loss, no norm
     and no center can leave the range."""
     if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return "ieee"
@@ -172,7 +172,7 @@ def is_scattered(maps: Tensor) -> bool:
 
 
 def make_launch(features: Tensor, product: str, classes: int) -> Launch:
-    """For products of these maps with so many rows, and what of the table they are to be."""
+    """Launch of products of these maps with `classes` rows; `product` is a key of `SHAPES`."""
     dtype = features.dtype
     kind = kind_of(dtype)
     kinds = (f"{kind} scattered",) * is_scattered(features) + (f"{kind} sync",) * (not asynchronous()) + (kind,)
@@ -187,7 +187,7 @@ def make_launch(features: Tensor, product: str, classes: int) -> Launch:
 
 
 def make_rows(rows: Tensor, dtype: torch.dtype, kept: bool = False) -> Rows:
-    """From [1 or B, K, C] in the accumulator dtype, as the products with maps of this dtype take them.
+    """Rows [1 or B, K, C] in the accumulator dtype as operands of products with maps of this dtype.
 
     kept: for a T that keeps its rows in shared memory. There the tensor cores take tf32 only if the dimension of the
     sum, K, is contiguous; else it goes through registers, of which the sums of 150 classes leave too few.

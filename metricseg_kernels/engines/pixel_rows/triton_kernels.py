@@ -1,21 +1,10 @@
-"""The stream of products in Triton where one side is the pixels of feature maps: the other side is a few rows.
-
-Pixels x_n [C], read where they lie in maps [B, C, h, w] of any strides, meet rows w_k [C]:
+"""Products of the pixels of feature maps with a few rows w_k [C], in Triton. Maps [B, C, h, w] are read in place.
 
   P = X W^T    [N, K]   a program owns BN pixels and walks over C, chunk by chunk: `multiply`
   S = X A      [C, K]   a program owns BC channels and walks over pixels
   T = W^T A    [C, N]   beside S in that walk, or for BN pixels alone in a walk over K
-
-P goes to an op's epilogue before anything of it is stored; A [K, N] is no tensor, an op makes a tile of it [k, BN] in
-registers. P has the pixels as the rows of the tensor cores' tile, S and T the channels, so that few classes fill few
-columns, in blocks whose widths are powers of two: 150 costs 128 + 32. Padding in K, C and N is 0 in operands, and a
-pixel meets no other one in P and T, so what is not finite stays where it is.
-
-sm_90 takes 16-bit operands from shared memory as they lie, those of tf32 only where the product sums along what lies
-side by side: else they go through registers, and are rounded there. Where it takes them as they are, it cuts them off.
-
-Bytes: P reads the maps once, and once more through L2 for each further block of K, whose programs are neighbours; S
-and T together read them once, and A's sources C / BC times through L2: the programs of these pixels are neighbours.
+P goes to an epilogue before it is stored; an op makes tiles of A [k, BN] in registers. Padding in K, C and N is 0.
+Operand layouts, bytes and limits: docs/kernels/centers.md.
 """
 
 import triton
@@ -23,14 +12,14 @@ import triton.language as tl
 
 from ...core.triton_kernels import round_to_tf32
 
-# Kernel arguments that follow the size of a batch or a call's settings: no value of theirs is worth a kernel of its
-# own. N and the strides stay out of it: where 16 divides them, loads and stores are as wide as they can be.
+# Kernel arguments that depend on the size of a batch or the settings of a call: no specialization for their values.
+# N and the strides are specialized: if 16 divides them, loads and stores are as wide as possible.
 VARYING = ["tiles", "group_tiles", "parts", "chunks", "blocks", "pixels", "ignore_index"]
 
 
 @triton.jit
 def pixel_offsets(map, n):
-    """Of pixels n of an image; `map` has one stride for them where its rows lie one behind the other."""
+    """Offsets of pixels n of an image; `map` has one stride for them if its rows follow each other in memory."""
     if map.y is None:
         return n.to(tl.int64) * map.x
     else:
@@ -39,7 +28,7 @@ def pixel_offsets(map, n):
 
 @triton.jit
 def pointers(map, b, c, n):
-    """Of channels c [c] and pixels n [n] of image b: [c, n]."""
+    """Pointers [c, n] to channels c [c] and pixels n [n] of image b."""
     p_image = map.data + tl.cast(b, tl.int64) * map.b
     return p_image + c.to(tl.int64)[:, None] * map.c + pixel_offsets(map, n)[None, :]
 
@@ -88,7 +77,7 @@ def zero_blocks(rows: tl.constexpr, tile):
 
 @triton.jit
 def operand(values, tile):
-    """As a product takes them."""
+    """Values as the operand of a product."""
     if tile.PRECISION == "tf32":
         return round_to_tf32(values.to(tl.float32))
     else:
@@ -102,7 +91,7 @@ def dot(a, b, sums, tile):
 
 @triton.jit
 def multiply(x, rows, b, n, N, ks, tile, SQUARES: tl.constexpr):
-    """(<x_n, w_k> [BN, k] for each block, |x_n|^2 [BN] where asked for)."""
+    """(<x_n, w_k> [BN, k] for each block, |x_n|^2 [BN] with SQUARES)."""
     c = tl.arange(0, tile.BC)
     sums = zero_blocks(tile.BN, tile)
     squares = tl.zeros((tile.BC, tile.BN), tile.ACC)

@@ -1,6 +1,7 @@
-"""Host side of the Triton engine for pairs of rows: tiles, padded copies of both sides, and what launchers share.
+"""Host side of the Triton engine for pairs of rows: tiles, padded copies of both sides, and helpers of launchers.
 
-Launches are deterministic and the same on every device of an architecture: the number of multiprocessors plays no part.
+Launches are deterministic and the same on every device of an architecture: they do not depend on the number of
+multiprocessors.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Tile(NamedTuple):
 
 
 class LaunchConfig(NamedTuple):
-    """How products of some rows are launched."""
+    """Launch plan for products of some rows."""
 
     tile: Tile
     shape: TileShape

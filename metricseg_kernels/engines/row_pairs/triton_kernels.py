@@ -1,10 +1,9 @@
 """Stream of X Y^T tiles: the Triton device code that all ops on pairs of rows share. An op adds an epilogue.
 
 A program keeps BM rows of X and walks over tiles of BN rows of Y. Both sides are copies that `gather_rows` makes, so
-that loads in the walk are unmasked and 16 bytes wide for any D, stride and order of rows. The copy reads and writes
-A D elements once; the walk reads A M D / BM of them, mostly from L2, since programs walk over the same tiles.
-A row is a tuple of blocks, whose widths are powers of two that sum to the padded D: D = 96 is 64 + 32, not 128.
-Wide rows, and fp32 and fp64 products without tensor cores, go in chunks of D in an inner loop instead.
+that loads in the walk are unmasked and 16 bytes wide. The copy moves A D elements; the walk reads A M D / BM of them,
+mostly from L2. A row is a tuple of blocks, whose widths are powers of two that sum to the padded D.
+Wide rows, and products without tensor cores, go in chunks of D in an inner loop. See docs/kernels/contrast.md.
 """
 
 import triton

@@ -1,8 +1,8 @@
-"""The formulas of the focal family on blocks of lanes, as csrc/focal/math.h has them for one pixel.
+"""Formulas of the focal family on blocks of lanes, as csrc/focal/math.h has them for one pixel.
 
 A lane is a label pixel, [P]. Its classes come as a tuple of [k, P] blocks, so that their number need not be rounded up
-to one power of two. ks holds their indices as [k, 1] blocks, counted from the first class k0 of a chunk, as are
-`label` and `count`, the number of classes from k0 on. Padding (index >= count) has the logit -inf.
+to one power of two. ks holds their indices as [k, 1] blocks, counted from the first class k0 of a chunk. `label` and
+`count`, the number of classes from k0 on, are counted likewise. Padding (index >= count) has the logit -inf.
 """
 
 from typing import Any, NamedTuple
@@ -86,13 +86,13 @@ def weight_sum(weight, count, KALL: tl.constexpr, ACC: tl.constexpr):
 
 @triton.jit
 def finite(m):
-    """The reference point of exponentials: m, but 0 where every logit is -inf."""
+    """The reference point of exponentials: m, but 0 if every logit is -inf."""
     return tl.where(m == float("-inf"), 0.0, m)
 
 
 @triton.jit
 def take_classes(z, ks, label, opaque, row_max, others, target_logit):
-    """Takes the classes of z into the first three of RowStats.
+    """Add the classes of z to the first three of RowStats.
 
     -> (row_max, others, target_logit, blocks of exp(z_k - row_max) with 0 at the label). Before any class: -inf, 0,
     -inf. `opaque` is a 0 that the compiler can't see through: it makes the comparison with the label again, for one

@@ -1,13 +1,8 @@
-"""Small reductions of the focal family in Triton: a walk's totals, and the order statistic of OHEM.
+"""Small reductions of the focal family in Triton: the totals of a walk, and the order statistic of OHEM.
 
-Each program of a walk counts per lane, and writes one row of [programs, 8] float64. `sum_totals`, one program, adds
-the rows in their order.
-
-`select_digit`: radix select, 8 bits a pass, over keys that order as their values do (NaN as the largest). Pass i
-counts the digit of every value that still matches the chosen prefix, by one shared-memory histogram per program and
-integer atomics, which commute: the same bits every time. Every program finds the prefix from the histograms of earlier
-passes, so two passes need no host synchronization and no kernel between them; the last pass only decodes. Values are
-read once a pass, 4 times for fp32 and 8 for fp64.
+`sum_totals`: one program adds the rows [programs, 8] float64 of a walk, in their order.
+`select_digit`: radix selection, 8 bits a pass, one histogram per program and integer atomics, so the same bits every
+time. Values are read once a pass: 4 times for fp32, 8 times for fp64. Derivation: docs/kernels/focal.md.
 """
 
 import triton
@@ -23,7 +18,7 @@ def no_totals(P: tl.constexpr):
 
 @triton.jit
 def add_totals(totals, value, valid, w_t, correct, bad, raw):
-    """Takes in one label row, whose masks hold only pixels that this program counts."""
+    """Add one label row, whose masks hold only pixels that this program counts."""
     return (
         totals[0] + value.to(tl.float64),
         totals[1] + valid.to(tl.int32),

@@ -37,7 +37,7 @@ class Params(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """Everything a walk reads and writes; None for what it does not."""
+    """Tensors that a walk reads and writes; None for those that it does not."""
 
     input: Any  # [B, K, h, w]
     target: Any  # [B, H, W] or [B, K, H, W]
@@ -186,7 +186,7 @@ def multiply_add(c, x, y):
 
 @triton.jit
 def fold_and_store(p_row, s_k, s_x, g, ks, count, at, C: tl.constexpr, R: tl.constexpr, SHIFT: tl.constexpr):
-    """Sums a gradient row [k, C R] over the label columns of each interval onto its cells, and writes those [k, C].
+    """Sum a gradient row [k, C R] over the label columns of each interval onto its cells, and write those [k, C].
 
     dl/dz[x] = sum over interval x of (1 - f) g  +  sum over interval x - 1 of f g
     """

@@ -1,24 +1,10 @@
 """Triton kernels of the focal family: one tile walk, four epilogues.
 
 Grid: (image x tile of cells, class chunk, part of a very wide cell). A program owns CH rows x (C - 1) columns of cells
-and walks down its cell intervals: interval (y, x) holds the labels between the centers of cells (y, x) and
-(y+1, x+1), numbered from -1, so that every label has one interval and, with a power-of-two ratio, every interval the
-same number R of label columns. The P = C R lanes are label columns. A row of cells is loaded and interpolated
-horizontally once, [K, P], for the R label rows above it and the R below; each of them costs a blend of two rows and two
-multiply-adds of gradient per class. One thread holds all classes of a lane (up to 24; blocks of 16 + 2 + 1 make K = 19
-without padding), so the softmax's reductions are register arithmetic. Registers hold two rows of logits, two of
-gradient and one of exponentials. Shared memory (2 KB) only folds a finished gradient row from label columns to cells: R
-lanes summed, right shares moved one cell over.
-
-Intervals at the edge of two tiles are walked by both: each uses their gradient, the owner counts their loss. So there
-are no atomics, sums have a fixed order, and (1 + 1/CH)(1 + 1/C) of the exponentials are computed.
-
-Bytes: labels, logits and gradient once, and the halo's share of the logits, mostly from L2: the least possible to
-about a tenth. More classes than one pass holds (K > 64) go in two: "statistics" walks a tile chunk by chunk of classes
-with an online softmax and leaves three numbers per label pixel, "given" recomputes the exponentials per chunk; these 12
-bytes per label pixel are less than the bf16 logits themselves at K = 150 and ratio 4.
-
-Compiled for sm_90 by Triton 3.6, K = 19 takes 485 instructions per warp and label row and 825 more per row of cells.
+and walks down its intervals, the labels between four cell centers. Its P = C R lanes are label columns.
+One thread holds all classes of a lane, so the reductions of the softmax are register arithmetic. In exchange,
+intervals at the edge of two tiles are computed twice: there are no atomics, and sums have a fixed order.
+Derivation, bytes and limits: docs/kernels/focal.md.
 """
 
 import triton
@@ -61,7 +47,7 @@ from .tiles import (
 
 @triton.jit
 def finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind):
-    """From complete statistics to loss, totals and RowCoefs."""
+    """Loss, totals and RowCoefs from complete statistics."""
     valid, bad = labels.valid, labels.bad
     w_t = tl.full(bad.shape, 1.0, kind.ACC)
     if io.weight is not None:
@@ -168,7 +154,7 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
     """Epilogue "sigmoid": every class by itself. -> (totals, v, RowCoefs), dl/dz_k = v_k."""
     inside, mine = pixels.inside, pixels.mine
     nowhere = tl.zeros(inside.shape, tl.int32)
-    if kind.DENSE:  # a pixel is ignored where its first channel says so
+    if kind.DENSE:  # a pixel is ignored if its first channel is ignore_index
         first = load_pixels(io.target, params.target, pixels).to(kind.ACC)
         valid = inside & (first != params.ignore_index.to(kind.ACC))
         labels = Labels(valid=valid, bad=inside != inside, label=nowhere, raw=nowhere)
@@ -211,16 +197,16 @@ def sigmoid_row(io, params, z, ks, k0, pixels, totals, kind):
 
 @triton.jit
 def tile(io, params, k0, at, w_all, totals, kind):
-    """Walks the chunk of classes that begins at k0 down the intervals [y_begin, y_end) of a tile."""
+    """Walk the chunk of classes that begins at k0 down the intervals [y_begin, y_end) of a tile."""
     rows, cols = params.rows, params.cols
     count = params.classes - k0
-    # The logit of no class: -inf, but finite where a factor may be 0
+    # The logit of no class: -inf, but finite if a factor may be 0
     PADDING: tl.constexpr = -1e38 if kind.BLEND_Y or kind.BLEND_X else float("-inf")
     s_b, s_k, s_y, s_x = params.input
     p_image = io.input + at.image * s_b + tl.cast(k0, tl.int64) * s_k
     ks = class_blocks(kind.KS)
     lo = first_label(rows, at.y_begin)
-    # A label index is never negative, but the compiler can't know. With this 0 in a stride it does not keep an address
+    # A label index is never negative, but the compiler can't infer that. With this 0 in a stride it keeps no address
     # per class in registers across the loop; with it in a row's address, it can't take that for aligned.
     opaque = (lo < 0).to(tl.int32)
     # Interval -1 weighs its upper row by 0. That is row 1, as in F.interpolate, whose 0 * inf is NaN there too.
@@ -248,7 +234,7 @@ def tile(io, params, k0, at, w_all, totals, kind):
             fy = fraction(rows, Y, y, kind.ACC)
             z = top
             if kind.BLEND_Y:
-                # beyond the last row of cells both are alike, and 0 would make NaN of an infinity
+                # beyond the last row of cells both are equal, and 0 would make NaN of an infinity
                 z = blend(top, bottom, tl.where(y + 1 < rows.cells, fy, 0.5).to(kind.ACC))
             if kind.PHASE == "statistics":
                 totals = statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind)
