@@ -20,8 +20,47 @@ from ..core.gradient import scale_gradient
 from ..core.library import define_op, ops
 from ..engines.row_pairs.rows import Rows
 
-STATS = 5
-COEFFICIENTS = 4
+
+class LseStats(NamedTuple):
+    """Row statistics [R] of "negatives" and "all". The LSE of a row's denominator is row_max / temperature + lse."""
+
+    row_max: Tensor  # any number near the largest <x, y>
+    lse: Tensor  # log sum exp((<x, y> - row_max) / temperature); -inf without such a pair
+    positives: Tensor
+    loss_sum: Tensor  # sum over positives of softplus(LSE - s); for "all" of LSE - s
+    sigmoid_sum: Tensor  # sum over positives of sigmoid(LSE - s); unused by "all"
+
+
+class MarginRowStats(NamedTuple):
+    """Row statistics [R] of "margin": sums over positives and over negatives, and what their means divide by."""
+
+    pull: Tensor
+    pulled: Tensor
+    push: Tensor
+    pushed: Tensor
+    unused: Tensor
+
+
+class RowCoefs(NamedTuple):
+    """Coefficients [R] of backward: W = negative exp((<x, y> - row_max) / temperature) on the denominator's pairs, and
+    positive sigmoid(LSE - s) off it on positives. Of "margin" only the factors of negatives and positives are used."""
+
+    row_max: Tensor
+    negative: Tensor
+    positive: Tensor
+    lse: Tensor
+
+
+class MarginCoefs(NamedTuple):
+    """Coefficients [R] of "margin": the gradients of both sums."""
+
+    positive: Tensor
+    negative: Tensor
+    unused: Tensor
+    unused_too: Tensor
+
+
+STATS, COEFFICIENTS = len(LseStats._fields), len(RowCoefs._fields)
 SIDES = (  # the fields of two Rows; without the second, x is compared with itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
     "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
@@ -65,29 +104,36 @@ def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, fo
 
 
 def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """([R, 2] terms, [R, 2] counts) of rows of stats."""
+    """([R, 2] terms, [R, 2] counts) of row statistics [R, STATS]."""
     if form.name == "margin":
-        return stats[:, 0:4:2].contiguous(), stats[:, 1:4:2].contiguous()
-    _, _, count, total, _ = stats.unbind(1)
-    zero = torch.zeros_like(count)
-    return torch.stack([form.scale * total / count.clamp(min=1), zero], 1), torch.stack([count, zero], 1)
+        margin = MarginRowStats(*stats.unbind(1))
+        return torch.stack([margin.pull, margin.push], 1), torch.stack([margin.pulled, margin.pushed], 1)
+    row = LseStats(*stats.unbind(1))
+    zero = torch.zeros_like(row.positives)
+    mean = form.scale * row.loss_sum / row.positives.clamp(min=1)
+    return torch.stack([mean, zero], 1), torch.stack([row.positives, zero], 1)
 
 
 def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
-    """[R, COEFFICIENTS], see docs/kernels/contrast.md; grad_terms [R, 2] or [2]."""
+    """[R, COEFFICIENTS] row coefficients; grad_terms [R, 2] or [2]."""
     grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
-    a, b = grad_terms.unbind(1)
-    zero = torch.zeros_like(a)
+    first, second = grad_terms.unbind(1)
     if form.name == "margin":
-        return torch.stack([a, b, zero, zero], 1)
-    m, log_sum, count, _, sigmoids = stats.unbind(1)
+        zero = torch.zeros_like(first)
+        return torch.stack(MarginCoefs(positive=first, negative=second, unused=zero, unused_too=zero), 1)
+    row = LseStats(*stats.unbind(1))
     # a row without a positive, or without a pair in its denominator, contributes no gradient: exp(s - inf) = 0
-    live = (count > 0) & ~torch.isneginf(log_sum)
-    step = a * (form.scale / form.temperature)
-    a = torch.where(live, step / count, 0.0)
-    b = a * sigmoids if form.name == "negatives" else step
-    b = torch.where(live, b * (-log_sum).exp(), 0.0)
-    return torch.stack([torch.where(live, m, torch.inf), b, a, torch.where(live, log_sum, 0.0)], 1)
+    live = (row.positives > 0) & ~torch.isneginf(row.lse)
+    step = first * (form.scale / form.temperature)
+    positive = torch.where(live, step / row.positives, 0.0)
+    negative = positive * row.sigmoid_sum if form.name == "negatives" else step
+    coefs = RowCoefs(
+        row_max=torch.where(live, row.row_max, torch.inf),
+        negative=torch.where(live, negative * (-row.lse).exp(), 0.0),
+        positive=positive,
+        lse=torch.where(live, row.lse, 0.0),
+    )
+    return torch.stack(coefs, 1)
 
 
 def _outputs(

@@ -12,7 +12,7 @@ from ..core.checks import accumulator
 from ..core.triton import constant, on_device_of
 from ..engines.row_pairs.rows import Rows
 from ..engines.row_pairs.triton import LaunchConfig, Side, by_column, make_config, make_side, parts_of
-from .op import STATS, Form
+from .op import STATS, Form, LseStats, RowCoefs
 from .triton_kernels.kernels import gradient, stats, symmetric_lse
 
 GRADIENT_IN_FORWARD = False
@@ -38,21 +38,21 @@ class Kind(NamedTuple):
     BY_COLUMN: Any
 
 
-class Coefs(NamedTuple):
-    """Coefficients of rows [R], see docs/kernels/contrast.md; u = b exp((bound - m) / t)."""
+class SharedCoefs(NamedTuple):
+    """Coefficients of rows [R], see `op.RowCoefs`; and shifted = negative exp((bound - row_max) / t), for one bound."""
 
-    m: Tensor
-    b: Tensor
-    a: Tensor
-    log_sum: Tensor
-    u: Tensor
+    row_max: Tensor
+    negative: Tensor
+    positive: Tensor
+    lse: Tensor
+    shifted: Tensor
 
 
 class MarginCoefs(NamedTuple):
     """Coefficients of rows [R] for "margin"."""
 
-    a: Tensor
-    b: Tensor
+    positive: Tensor
+    negative: Tensor
 
 
 class Contrast:
@@ -86,7 +86,7 @@ class Contrast:
         return 1 / self.form.temperature, self.form.margin, self.form.positive_margin
 
     def sums(self, phase: str, before: Tensor | None = None) -> Tensor:
-        """A phase's sums per row and part, [parts, STATS, R]; `before` [2, R]: (m, L), for "positives"."""
+        """A phase's sums per row and part, [parts, STATS, R]; `before` [2, R]: (row_max, lse), for "positives"."""
         parts = parts_of(self.x, self.y, self.config, PROGRAMS)
         out = self.x.squares.new_empty((parts, STATS, self.x.padded))
         twin = phase == "lse"
@@ -109,24 +109,25 @@ class Contrast:
         return out.sum(0)
 
     def lse(self) -> tuple[Tensor, Tensor]:
-        """(m [R], L [R])."""
+        """(row_max [R], lse [R]), see `LseStats`."""
         parts = self.sums("lse")
-        m = parts[:, 0].amax(0)
-        m = torch.where(m == -torch.inf, 0.0, m)
-        log_sum = (parts[:, 1] - (m - parts[:, 0]) / self.form.temperature).logsumexp(0)
+        maxima, lses = parts[:, 0], parts[:, 1]  # [parts, R]
+        row_max = maxima.amax(0)
+        row_max = torch.where(row_max == -torch.inf, 0.0, row_max)
+        lse = (lses - (row_max - maxima) / self.form.temperature).logsumexp(0)
         if self.x is self.y:
             sums = self.symmetric_sums()
-            m = torch.where(self.fixed != 0, self.bound, m)
-            log_sum = torch.where(self.fixed != 0, sums.log(), log_sum)
-        return m, log_sum
+            row_max = torch.where(self.fixed != 0, self.bound, row_max)
+            lse = torch.where(self.fixed != 0, sums.log(), lse)
+        return row_max, lse
 
     def with_coefs(self, coefficients: Tensor, side: Side) -> Side:
         """The side with the coefficients [rows, 4] of its rows."""
         if self.form.name == "margin":
             return side._replace(coefs=MarginCoefs(*by_column(coefficients[:, :2], side)))
-        m, b = coefficients[:, 0], coefficients[:, 1]
-        u = b * ((self.bound - m) / self.form.temperature).exp()
-        return side._replace(coefs=Coefs(*by_column(torch.cat([coefficients, u[:, None]], 1), side)))
+        coefs = RowCoefs(*coefficients.unbind(1))
+        shifted = coefs.negative * ((self.bound - coefs.row_max) / self.form.temperature).exp()
+        return side._replace(coefs=SharedCoefs(*by_column(torch.cat([coefficients, shifted[:, None]], 1), side)))
 
     def add_gradient(self, x: Side, y: Side, order: Tensor, unit: Tensor, out: Tensor) -> None:
         """The gradient of the rows of x, from the coefficients of either side."""
@@ -162,11 +163,9 @@ def contrast_fwd_kernel(
         if form.name == "margin":
             stats.copy_(contrast.sums("margin").sum(0)[:, :count].t())
             return
-        m, log_sum = contrast.lse()
-        positives = contrast.sums("positives", torch.stack([m, log_sum])).sum(0)  # [STATS, R]
-        stats[:, 0] = m[:count]
-        stats[:, 1] = log_sum[:count]
-        stats[:, 2:] = positives[2:, :count].t()
+        row_max, lse = contrast.lse()
+        row = LseStats(*contrast.sums("positives", torch.stack([row_max, lse])).sum(0))  # [R] each
+        stats.copy_(torch.stack(row._replace(row_max=row_max, lse=lse), 1)[:count])
 
 
 def contrast_bwd_kernel(
@@ -177,10 +176,12 @@ def contrast_bwd_kernel(
         contrast = Contrast(x, y, form, second_product=True)
         unit = coefficients.new_ones(())
         if contrast.config.dtype == torch.float16 and coefficients.numel():
-            m, b, a, log_sum = coefficients.unbind(1)
-            # exp(s - m) is at most exp L
-            unit = FP16_TOP / torch.maximum((b * log_sum.exp()).abs(), a.abs()).amax().clamp(min=1e-30)
-            coefficients = torch.stack([m, b * unit, a * unit, log_sum], 1)
+            coefs = RowCoefs(*coefficients.unbind(1))
+            # exp(s - row_max) is at most exp lse
+            largest = torch.maximum((coefs.negative * coefs.lse.exp()).abs(), coefs.positive.abs()).amax()
+            unit = FP16_TOP / largest.clamp(min=1e-30)
+            scaled = coefs._replace(negative=coefs.negative * unit, positive=coefs.positive * unit)
+            coefficients = torch.stack(scaled, 1)
         x_side = contrast.with_coefs(coefficients, contrast.x)
         if y is None:
             if grad_x is not None:

@@ -113,9 +113,9 @@ def add_four(a, b, c, d, e, f, g, h):
 def take_positives(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: tl.constexpr):
     """(P, sum softplus(n - s), sum sigmoid(n - s)), in "all" (P, sum (n - s), 0)."""
     scale = numbers[0]
-    m, log_sum = row.coefs
+    row_max, lse = row.coefs
     positive, _ = pair_masks(row, y, columns, kind)
-    z = (m[:, None] - s) * scale + log_sum[:, None]
+    z = (row_max[:, None] - s) * scale + lse[:, None]
     if kind.NAME == "all":
         terms = tl.where(positive, z, 0.0)
         sigmoids = tl.zeros_like(z)
@@ -183,12 +183,13 @@ def take_margin(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: 
 
 @triton.jit
 def load_coefs(side, r, kind):
-    """Coefficients of rows r, each [k]: see `Coefs` and `MarginCoefs` in triton.py."""
+    """Coefficients of rows r, each [k]: see `SharedCoefs` and `MarginCoefs` in triton.py."""
     c = side.coefs
     if kind.NAME == "margin":
-        return tl.load(c.a + r), tl.load(c.b + r)
+        return tl.load(c.positive + r), tl.load(c.negative + r)
     else:
-        return tl.load(c.m + r), tl.load(c.b + r), tl.load(c.a + r), tl.load(c.log_sum + r), tl.load(c.u + r)
+        return (tl.load(c.row_max + r), tl.load(c.negative + r), tl.load(c.positive + r), tl.load(c.lse + r),
+                tl.load(c.shifted + r))  # fmt: skip
 
 
 @triton.jit
@@ -226,24 +227,25 @@ def contrast_weights(s, row, y, columns, kind, numbers, MASKED: tl.constexpr):
     sides = sides_with_coefs(row, y, columns, kind)
     w = tl.zeros_like(s)
     for i in tl.static_range(len(sides)):
-        m, b, _, _, u = sides[i]
+        row_max, negative_coef, _, _, shifted = sides[i]
         if kind.FIXED:
-            w += u
+            w += shifted
         else:
-            w += b * power_of_base((s - m) * scale)
+            w += negative_coef * power_of_base((s - row_max) * scale)
     if kind.FIXED:
-        # b exp((s - m) / t) = exp((s - bound) / t) u, u = b exp((bound - m) / t)
+        # negative exp((s - row_max) / t) = exp((s - bound) / t) shifted
         w *= power_of_base(s * scale - bound * scale)
     if MASKED:
         positive, negative = pair_masks(row, y, columns, kind)
         w = tl.where(negative | positive if kind.NAME == "all" else negative, w, 0.0)
         for i in tl.static_range(len(sides)):
-            m, _, a, log_sum, _ = sides[i]
+            row_max, _, positive_coef, lse, _ = sides[i]
             if kind.NAME == "all":
-                w -= tl.where(positive, a, 0.0)
+                w -= tl.where(positive, positive_coef, 0.0)
             else:
-                # a sigmoid((m - s) / t + L)
-                w -= tl.where(positive, a / (1.0 + power_of_base((s - m) * scale - in_base(log_sum))), 0.0)
+                # positive_coef sigmoid((row_max - s) / t + lse)
+                inverse = 1.0 + power_of_base((s - row_max) * scale - in_base(lse))
+                w -= tl.where(positive, positive_coef / inverse, 0.0)
     return w
 
 
