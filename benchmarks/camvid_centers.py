@@ -18,8 +18,8 @@ from functools import partial
 from camvid_comparison import Comparison, Row, four_pictures, main, trained
 from camvid_recipe import prepare
 
-from metricseg.center_pictures import center_similarities, draw_maps, draw_matrices
 from metricseg.data import CamVid
+from metricseg.visualization.centers import center_similarities, draw_maps, draw_matrices
 
 CE = {"ce": {"loss": "cross_entropy"}}
 GUIDED = {

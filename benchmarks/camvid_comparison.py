@@ -24,7 +24,7 @@ from torch import Tensor
 from metricseg.data import CamVid, eval_transform
 from metricseg.losses import build_loss
 from metricseg.models import build_model
-from metricseg.validation_pictures import Shown, each_picture
+from metricseg.visualization.validation import Shown, each_picture
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import machine
 from camvid_recipe import laps, step, write_rows
 from camvid_systems import System
 
-from metricseg.memory import peak_memory
+from metricseg.utils.memory import peak_memory
 
 if TYPE_CHECKING:
     from camvid_comparison import Comparison

@@ -18,7 +18,7 @@ from typing import Any
 from camvid_comparison import Comparison, Row, four_pictures, main, trained
 
 from metricseg.data import CamVid
-from metricseg.embedding_pictures import draw
+from metricseg.visualization.embedding import draw
 
 AUXILIARY = {"auxiliary": {"output": "auxiliary", "weight": 0.4, "loss": "cross_entropy"}}
 FOCAL = {"focal": {"loss": {"name": "focal", "gamma": 2.0}}, **AUXILIARY}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from metricseg.data import Augmented, CamVid, EpochSampler, eval_transform, train_transform
 from metricseg.data.stream import seeded
-from metricseg.evaluation import IoU
+from metricseg.training.evaluation import IoU
 
 HALF = (0.5, 0.5, 0.5)
 

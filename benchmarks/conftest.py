@@ -18,7 +18,7 @@ import memory
 import pytest
 import race
 
-from metricseg.memory import why_not_resident
+from metricseg.utils.memory import why_not_resident
 
 
 @pytest.fixture(scope="session")

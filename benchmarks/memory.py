@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metricseg.memory import resident_peak
+from metricseg.utils.memory import resident_peak
 
 Step = Callable[[], Any]
 

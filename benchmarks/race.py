@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metricseg import memory
+from metricseg.utils import memory
 
 if TYPE_CHECKING:
     from memory import FreshProcesses

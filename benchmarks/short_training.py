@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 
 from metricseg.data.module import SegmentationData
-from metricseg.training import SegmentationTask
+from metricseg.training.task import SegmentationTask
 
 SMALL = {"backbone": "mobilenetv3_small_050", "channels": 64, "decoder_channels": 64}
 SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -54,12 +54,12 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
     wrong.
     """
     if arguments is not None:
-        from metricseg.lightning_cli import run
+        from metricseg.training.cli import run
 
         return run(expand(arguments), **options)
     sys.path.append(os.getcwd())  # class_path finds your modules; last, so that none hides an installed one
     try:
-        from metricseg.lightning_cli import run
+        from metricseg.training.cli import run
 
         sys.argv[1:] = expand(sys.argv[1:])
         run(None)

@@ -15,7 +15,7 @@ if not ON_GPU:
 from places import BENCHMARKS  # noqa: E402
 from selection import selected  # noqa: E402
 
-from metricseg.memory import why_not_resident  # noqa: E402
+from metricseg.utils.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends, extension  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
 

@@ -20,7 +20,7 @@ from metricseg.data.folders import ADE20K, CamVid, Cityscapes, Folders, PascalVO
 from metricseg.data.scenes import Scenes
 from metricseg.data.stream import Augmented, EpochSampler
 from metricseg.data.transforms import eval_transform, train_transform
-from metricseg.registry import Registry
+from metricseg.utils.registry import Registry
 
 DATASETS: Registry[Any] = Registry("data set")
 for _name, _class in (

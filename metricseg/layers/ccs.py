@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import metricseg_kernels as kernels
 from metricseg.losses.dice import DiceLoss
-from metricseg.losses.labels import check_labels, check_maps, nearest
+from metricseg.utils.labels import check_labels, check_maps, nearest
 from metricseg_kernels.core.labels import IgnoreIndex, is_class, resolve_ignore_index
 
 CENTERS, ADAPTERS = ("adaptive", "static"), ("grouped", "mlp")

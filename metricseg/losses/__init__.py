@@ -12,12 +12,18 @@ embeddings [N, D] pytorch-metric-learning's, `loss(embeddings, labels, None, ref
 """
 
 from metricseg.losses.base import LOSSES, build_loss
-from metricseg.losses.contrast import MarginContrastLoss, PixelContrastLoss
+from metricseg.losses.classification import (
+    CrossEntropyLoss,
+    FocalLoss,
+    OhemCrossEntropyLoss,
+    PixelLoss,
+    SigmoidFocalLoss,
+)
+from metricseg.losses.composite import Terms
 from metricseg.losses.dice import DiceLoss
-from metricseg.losses.metric import ContrastiveLoss, NTXentLoss, SupConLoss
-from metricseg.losses.pixel import CrossEntropyLoss, FocalLoss, OhemCrossEntropyLoss, PixelLoss, SigmoidFocalLoss
+from metricseg.losses.embedding import ContrastiveLoss, NTXentLoss, SupConLoss
+from metricseg.losses.pixel_contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel_memory import PixelMemory
-from metricseg.losses.terms import Terms
 
 __all__ = [
     "LOSSES",

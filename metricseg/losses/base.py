@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from metricseg.registry import Registry
+from metricseg.utils.registry import Registry
 
 LOSSES: Registry[nn.Module] = Registry("loss")
 

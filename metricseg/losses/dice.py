@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metricseg.losses.base import LOSSES
-from metricseg.losses.labels import check_labels, check_maps, nearest
-from metricseg.losses.pixel import PixelLoss, check_plain_mean
+from metricseg.losses.classification import PixelLoss, check_plain_mean
+from metricseg.utils.labels import check_labels, check_maps, nearest
 from metricseg_kernels.core.labels import is_label, resolve_ignore_index
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import metricseg_kernels as kernels
-from metricseg import distributed
 from metricseg.losses.base import Loss
-from metricseg.losses.labels import checks_values
+from metricseg.utils import distributed
+from metricseg.utils.labels import checks_values
 
 
 class PairLoss(Loss):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import metricseg_kernels as kernels
-from metricseg import distributed
+from metricseg.utils import distributed
 from metricseg_kernels.core.labels import IgnoreIndex, is_label, resolve_ignore_index
 
 

@@ -10,7 +10,7 @@ from metricseg.models.base import MODELS, ModuleSegmenter, Segmenter
 from metricseg.models.ccsnet import CCSNet
 from metricseg.models.deeplab import DeepLabV3Plus
 from metricseg.models.dmlseg import DMLSeg
-from metricseg.registry import parameters
+from metricseg.utils.registry import parameters
 
 __all__ = [
     "MODELS",
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def build_model(config: Mapping[str, Any] | str, num_classes: int | None = None) -> Segmenter:
-    """Build the network that `config` describes; see `metricseg.registry.Registry.build`.
+    """Build the network that `config` describes; see `metricseg.utils.registry.Registry.build`.
 
     `num_classes` is added to its arguments, as `num_classes` or, for segmentation_models_pytorch, as `classes`; a class
     from elsewhere that takes neither is built without. A module that is no `Segmenter` becomes a `ModuleSegmenter`.

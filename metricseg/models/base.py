@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metricseg.models.layers import resize
-from metricseg.registry import Registry
+from metricseg.utils.registry import Registry
 
 MODELS: Registry[Segmenter] = Registry("model")
 

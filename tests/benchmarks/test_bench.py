@@ -8,7 +8,7 @@ import torch
 from places import BENCHMARKS
 from torch import Tensor
 
-from metricseg.memory import why_not_resident
+from metricseg.utils.memory import why_not_resident
 
 
 @pytest.fixture(autouse=True)

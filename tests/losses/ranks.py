@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metricseg import distributed
 from metricseg.losses import ContrastiveLoss, MarginContrastLoss, NTXentLoss, PixelContrastLoss, SupConLoss
+from metricseg.utils import distributed
 
 BATCH, CLASSES, DIM = 4, 4, 6
 PIXELS = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from guard import never_waiting
 
 from metricseg.losses import MarginContrastLoss, PixelContrastLoss, build_loss
-from metricseg.losses.contrast import nearest
+from metricseg.losses.pixel_contrast import nearest
 
 K, D, SIZE = 5, 8, (12, 16)
 BOTH = pytest.mark.parametrize("make", [PixelContrastLoss, MarginContrastLoss])

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from places import ROOT
 
-from metricseg import distributed
-from metricseg.losses.contrast import nearest
+from metricseg.losses.pixel_contrast import nearest
+from metricseg.utils import distributed
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 

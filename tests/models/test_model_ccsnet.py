@@ -9,12 +9,12 @@ import torch
 import yaml
 from PIL import Image
 
-from metricseg.center_pictures import center_similarities, draw_maps, draw_matrices
 from metricseg.cli import main
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
 from metricseg.models import DeepLabV3Plus, build_model
-from metricseg.training import SegmentationTask
+from metricseg.training.task import SegmentationTask
+from metricseg.visualization.centers import center_similarities, draw_maps, draw_matrices
 
 SMALL = {"name": "ccsnet", "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 24}
 TERMS = {

@@ -7,9 +7,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from metricseg.evaluation import IoU, predict_probabilities
 from metricseg.losses import build_loss
 from metricseg.models import DeepLabV3Plus, WeightsMismatch, build_model
+from metricseg.training.evaluation import IoU, predict_probabilities
 
 SMALL = {"num_classes": 4, "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16}
 

@@ -14,10 +14,10 @@ from PIL import Image
 from metricseg.cli import main
 from metricseg.data import CamVid
 from metricseg.data.balance import balanced_weights
-from metricseg.embedding_pictures import draw, principal_components
 from metricseg.losses import build_loss
 from metricseg.models import build_model
-from metricseg.training import SegmentationTask
+from metricseg.training.task import SegmentationTask
+from metricseg.visualization.embedding import draw, principal_components
 
 SMALL = {
     "name": "dmlseg", "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 24,

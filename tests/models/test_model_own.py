@@ -9,7 +9,7 @@ from torch import nn
 
 from metricseg.data.module import SegmentationData
 from metricseg.models import DeepLabV3Plus, ModuleSegmenter, build_model
-from metricseg.training import SegmentationTask
+from metricseg.training.task import SegmentationTask
 
 DATA = {"dataset": {"name": "scenes", "length": 8, "size": 48}, "crop": (32, 32), "batch_size": 4}
 SMP = {

@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("lightning")
 import torch
 
-from metricseg import checkpoints
-from metricseg.checkpoints import WholeCheckpoints, check_whole
 from metricseg.cli import main
+from metricseg.training import checkpoints
+from metricseg.training.checkpoints import WholeCheckpoints, check_whole
 
 FORK = multiprocessing.get_context("fork")
 FILES = WholeCheckpoints()

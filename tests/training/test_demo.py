@@ -9,10 +9,11 @@ pytest.importorskip("matplotlib")
 import torch
 from PIL import Image
 
-from metricseg import demo, demo_figures
 from metricseg.data import Scenes
+from metricseg.demo import __main__ as demo
+from metricseg.demo import figures as demo_figures
 from metricseg.losses import build_loss
-from metricseg.memory import peak_memory
+from metricseg.utils.memory import peak_memory
 
 
 def test_eager_loss_is_the_same_loss():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metricseg.registry import Registry
+from metricseg.utils.registry import Registry
 
 THINGS = Registry("thing")
 

@@ -13,10 +13,10 @@ import lightning as L
 import torch
 
 from metricseg.data.module import SegmentationData
-from metricseg.embedding_pictures import EmbeddingPictures
-from metricseg.evaluation import IoU
 from metricseg.models import DMLSeg, WeightsMismatch
-from metricseg.training import SegmentationTask, split_decay
+from metricseg.training.evaluation import IoU
+from metricseg.training.task import SegmentationTask, split_decay
+from metricseg.visualization.embedding import EmbeddingPictures
 
 MODEL = {"name": "deeplabv3plus", "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16}
 DATA = {

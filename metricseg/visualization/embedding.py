@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricseg.data.base import IGNORE
-from metricseg.pictures import Palette
-from metricseg.validation_pictures import Shown, ValidationPictures, at_grid, panels, plt, save
+from metricseg.visualization.pictures import Palette
+from metricseg.visualization.validation import Shown, ValidationPictures, at_grid, panels, plt, save
 
 POINTS_PER_CLASS = 300
 

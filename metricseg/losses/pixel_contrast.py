@@ -13,9 +13,9 @@ from torch import Tensor
 
 import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES
-from metricseg.losses.labels import check_labels, check_maps, nearest
 from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
+from metricseg.utils.labels import check_labels, check_maps, nearest
 from metricseg_kernels.core.labels import IgnoreIndex, resolve_ignore_index
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class ContrastLoss(PairLoss):
         normalize: bring embeddings to unit norm; one of norm 0 stays 0. False takes them as they are.
         warmup_iters: for so many forwards in training mode the loss is 0, with a zero gradient; counted in the buffer
             `iterations`. A state dict without it, of an older version, leaves the count as it is.
-        gather: "all" contrasts with the pixels of all ranks, see `metricseg.distributed`; None with this rank's own.
+        gather: "all" contrasts with the pixels of all ranks, None with this rank's own.
             Without a process group both are the same. Every rank must have the same batch size.
         loss_weight: factor of the result.
         loss_name: key under which a host logs the loss.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import metricseg_kernels as kernels
-from metricseg import distributed
 from metricseg.losses.base import LOSSES
 from metricseg.losses.pairs import PairLoss
+from metricseg.utils import distributed
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +32,7 @@ class EmbeddingLoss(PairLoss):
     """Base of the losses of embeddings: the call, and unit norm.
 
     Args:
-        gather: "all" compares with the embeddings of all ranks, see `metricseg.distributed`; None with this rank's own.
+        gather: "all" compares with the embeddings of all ranks, None with this rank's own.
             Without a process group both are the same. Every rank must have the same N (and M).
         backend: "reference", "cpu", "triton", "cuda"; None for the first that can run.
     """

@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from metricseg.data import Scenes
-from metricseg.pictures import colours
+from metricseg.visualization.pictures import colours
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
 if TYPE_CHECKING:
-    from metricseg.demo import Result
+    from metricseg.demo.__main__ import Result
 
 STYLE = {"eager": {"color": "#d55e00", "lw": 2.6, "alpha": 0.75}, "ours": {"color": "#0072b2", "lw": 1.4}}
 

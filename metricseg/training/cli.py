@@ -17,13 +17,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from metricseg.center_pictures import CenterPictures
-from metricseg.checkpoints import WholeCheckpoints, check_whole
 from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
-from metricseg.embedding_pictures import EmbeddingPictures
-from metricseg.pictures import PredictionWriter
-from metricseg.training import ENDLESS, SegmentationTask
+from metricseg.training.checkpoints import WholeCheckpoints, check_whole
+from metricseg.training.task import ENDLESS, SegmentationTask
+from metricseg.visualization.centers import CenterPictures
+from metricseg.visualization.embedding import EmbeddingPictures
+from metricseg.visualization.pictures import PredictionWriter
 
 
 class FitConfig(SaveConfigCallback):

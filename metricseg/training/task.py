@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from metricseg.data.stream import seeded
-from metricseg.evaluation import IoU, check_scales, predict_probabilities
 from metricseg.losses import Terms, build_loss
 from metricseg.models import WeightsMismatch, build_model, compare_weights
+from metricseg.training.evaluation import IoU, check_scales, predict_probabilities
 
 ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricseg.models.layers import resize
-from metricseg.pictures import Palette, colours
+from metricseg.visualization.pictures import Palette, colours
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from metricseg import demo_figures
 from metricseg.data import IGNORE, Scenes
-from metricseg.evaluation import IoU
+from metricseg.demo import figures
 from metricseg.losses import build_loss
-from metricseg.memory import peak_memory
 from metricseg.models import Segmenter, build_model
+from metricseg.training.evaluation import IoU
+from metricseg.utils.memory import peak_memory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CITYSCAPES = (1, 19, 128, 256, 512, 1024)  # B, K, h, w, H, W
@@ -181,8 +181,8 @@ def main() -> None:
 
     with torch.inference_mode():
         shown = [model.predict(held_out[0][:6]).argmax(1).cpu() for model in models]
-    demo_figures.panel(args.out / "panel.png", held_out[0][:6].cpu(), held_out[1][:6].cpu(), shown)
-    demo_figures.curve(args.out / "curve.png", results)
+    figures.panel(args.out / "panel.png", held_out[0][:6].cpu(), held_out[1][:6].cpu(), shown)
+    figures.curve(args.out / "curve.png", results)
     (args.out / "summary.json").write_text(json.dumps([asdict(r) for r in results], indent=1))
     print(f"\n{device}, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{table(results)}\n")
     print(f"written to {args.out}: panel.png, curve.png, summary.json")

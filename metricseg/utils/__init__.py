@@ -1,0 +1,1 @@
+"""What losses, layers and training share: label maps, ranks, memory, names in configurations."""

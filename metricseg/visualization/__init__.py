@@ -1,0 +1,1 @@
+"""Pictures of predictions, embeddings and class centers, drawn during training or written by `metricseg predict`."""
