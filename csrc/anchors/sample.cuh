@@ -3,7 +3,7 @@
 //   collect  a thread per pixel: its key, if it is below the limit of its cell, becomes a candidate
 //   repair   a block per cell: bisects the limit over the image if the candidates are too few or too many
 //   place    a thread per candidate: its rank among the keys of its cell is its row
-// Labels are read twice, where once is the least. Candidates arrive in any order and leave by distinct keys: the same
+// Labels are read twice; once would be the least. Candidates arrive in any order and leave by distinct keys: the same
 // bits every time. Derivation: docs/kernels/anchors.md.
 #pragma once
 

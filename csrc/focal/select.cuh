@@ -1,7 +1,7 @@
 // The k-th largest of n values by radix selection, most significant digit first. Values become unsigned keys of the
 // same order, NaN the largest. Each pass is one launch of select_pass: every block derives the digits settled so far
 // from the histogram of the pass before, then counts the next 8 bits of the keys that still match. Integer counts: any
-// order of the atomics gives the same bits. Reads the values 4 (fp32) or 8 (fp64) times, where once is the least.
+// order of the atomics gives the same bits. Reads the values 4 (fp32) or 8 (fp64) times; once would be the least.
 #pragma once
 
 #include "../common/reduce.cuh"

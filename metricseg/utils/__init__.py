@@ -1,1 +1,1 @@
-"""What losses, layers and training share: label maps, ranks, memory, names in configurations."""
+"""Helpers of losses, layers and training: label maps, ranks, memory, names in configurations."""
