@@ -74,7 +74,7 @@ PYBIND11_MODULE(anchors, m) {
   m.def("slacken", [](double by) { deviations = by; });
   m.def("sample_anchors_kernel", sample_anchors_kernel);
   m.def("gather_pixels_fwd_kernel", [](const py::array& features, const py::array& index, bool normalize, double eps,
-                                   const py::array& rows, const py::array& norms) {
+                                       const py::array& rows, const py::array& norms) {
     (is_double(features) ? run_gather<double> : run_gather<float>)(features, index, normalize, eps, rows, norms);
   });
   m.def("gather_pixels_bwd_kernel",
