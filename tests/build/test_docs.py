@@ -1,8 +1,9 @@
-"""The documentation names files that exist, and links that lead somewhere."""
+"""The documentation: named files and links exist, and the Python blocks of a page run one after the other."""
 
 import re
 
 import pytest
+import torch
 from places import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -15,3 +16,15 @@ def test_named_files_exist(page):
     assert not [link for link in links if not (page.parent / link).exists()]
     named = re.findall(r"`((?:metricseg|metricseg_kernels|csrc|tests|benchmarks)/[\w/.]+\.\w+)`", text)
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
+)
+def test_python_blocks_run(page):
+    torch.manual_seed(0)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        if "init_process_group" not in block:  # needs several processes
+            exec(compile(block, page.name, "exec"), names)
+    assert names["loss"].isfinite()
