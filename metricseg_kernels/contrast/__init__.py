@@ -52,6 +52,17 @@ class MarginContrastOptions(PairOptions, total=False):
     average: str
 
 
+class Sets(NamedTuple):
+    """Both sides of the pairs; without `contrast` the anchors are compared with themselves."""
+
+    anchors: Tensor
+    anchor_labels: Tensor
+    contrast: Tensor | None
+    contrast_labels: Tensor | None
+    anchor_ids: Tensor | None
+    contrast_ids: Tensor | None
+
+
 class ContrastStats(NamedTuple):
     """By-products of `pixel_contrast_loss`.
 
@@ -155,7 +166,8 @@ def pixel_contrast_loss(
     Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021 ("negatives");
     Khosla et al., Supervised Contrastive Learning, NeurIPS 2020 ("all").
     """
-    _check_sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    sets = Sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    _check_sets(sets)
     _check_positive("temperature", temperature)
     if base_temperature is not None:
         _check_positive("base_temperature", base_temperature)
@@ -165,19 +177,13 @@ def pixel_contrast_loss(
     scale = 1.0 if base_temperature is None else temperature / base_temperature
     name = choose("contrast", anchors.device, backend)
     if name == "reference":
-        anchors = reference.taking_part(anchors, anchor_labels, ignored)
-        if contrast is not None and contrast_labels is not None:
-            contrast = reference.taking_part(contrast, contrast_labels, ignored)
-        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignored)
-        loss, positives = reference.pixel_contrast(anchors, contrast, which, temperature, scale, denominator)
+        x, y, which = _reference_sides(sets, ignored)
+        loss, positives = reference.pixel_contrast(x, y, which, temperature, scale, denominator)
         if reduction != "none":
             loss = loss.sum()
     else:
         form = op.Form(denominator, temperature, scale)
-        terms, counts = _terms(
-            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignored, form,
-            reduction != "none", name,
-        )  # fmt: skip
+        terms, counts = _terms(sets, ignored, form, reduction != "none", name)
         loss, positives = terms[..., 0], counts[:, 0]
     with_positive = (positives > 0).sum()
     if reduction == "mean":
@@ -248,7 +254,8 @@ def margin_contrast_loss(
     Source: Hadsell et al., Dimensionality Reduction by Learning an Invariant Mapping, CVPR 2006 (power 2); Jia et al.
     2025 for pixels; "nonzero" with power 1 is pytorch-metric-learning's ContrastiveLoss.
     """
-    _check_sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    sets = Sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    _check_sets(sets)
     _check_positive("margin", margin)
     checks.number("positive_margin", positive_margin, 0.0)
     if power not in (1, 2):
@@ -257,18 +264,13 @@ def margin_contrast_loss(
     ignored = _ignored(ignore_index, ignore_label)
     name = choose("contrast", anchors.device, backend)
     if name == "reference":
-        anchors = reference.taking_part(anchors, anchor_labels, ignored)
-        if contrast is not None and contrast_labels is not None:
-            contrast = reference.taking_part(contrast, contrast_labels, ignored)
-        which = reference.pairs(anchor_labels, contrast_labels, anchor_ids, contrast_ids, ignored)
+        x, y, which = _reference_sides(sets, ignored)
         pull, push, pulled, pushed = reference.margin_contrast(
-            anchors, contrast, which, margin, positive_margin, power, average == "nonzero"
+            x, y, which, margin, positive_margin, power, average == "nonzero"
         )
     else:
         form = op.Form("margin", 1.0, 1.0, margin, positive_margin, power, average == "nonzero")
-        terms, counts = _terms(
-            anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, ignored, form, True, name
-        )
+        terms, counts = _terms(sets, ignored, form, True, name)
         (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
     loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
     return (loss, MarginStats(pull, push, pulled, pushed)) if return_stats else loss
@@ -284,26 +286,25 @@ def _ignored(ignore_index: int | None, ignore_label: int | None) -> int:
     return resolve_ignore_index(ignore_index, None)
 
 
-def _terms(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Tensor | None,
-    contrast_labels: Tensor | None,
-    anchor_ids: Tensor | None,
-    contrast_ids: Tensor | None,
-    ignore_index: int,
-    form: op.Form,
-    reduce: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
+def _reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, reference.Pairs]:
+    """Both sides as the reference takes them, with zeros in rows that take no part, and the kinds of their pairs."""
+    y = None
+    if sets.contrast is not None and sets.contrast_labels is not None:
+        y = reference.taking_part(sets.contrast, sets.contrast_labels, ignored)
+    which = reference.pairs(sets.anchor_labels, sets.contrast_labels, sets.anchor_ids, sets.contrast_ids, ignored)
+    return reference.taking_part(sets.anchors, sets.anchor_labels, ignored), y, which
+
+
+def _terms(sets: Sets, ignored: int, form: op.Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
     """(terms [A, 2] or their sum [2], counts [A, 2]) from the backend that takes the call."""
-    features, labels, ids = [anchors], [anchor_labels], None if anchor_ids is None else [anchor_ids]
-    if contrast is not None and contrast_labels is not None:
+    anchors, contrast = sets.anchors, sets.contrast
+    features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]
+    if contrast is not None and sets.contrast_labels is not None:
         features.append(contrast)
-        labels.append(contrast_labels)
-        if ids is not None and contrast_ids is not None:
-            ids.append(contrast_ids)
-    sides = [field for rows in sort_rows(features, labels, ids, ignore_index) for field in rows]
+        labels.append(sets.contrast_labels)
+        if ids is not None and sets.contrast_ids is not None:
+            ids.append(sets.contrast_ids)
+    sides = [field for rows in sort_rows(features, labels, ids, ignored) for field in rows]
     sides += [None] * (8 - len(sides))
     learns = torch.is_grad_enabled()
     grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
@@ -319,14 +320,8 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 
 
-def _check_sets(
-    anchors: Tensor,
-    anchor_labels: Tensor,
-    contrast: Tensor | None,
-    contrast_labels: Tensor | None,
-    anchor_ids: Tensor | None,
-    contrast_ids: Tensor | None,
-) -> None:
+def _check_sets(sets: Sets) -> None:
+    anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids = sets
     checks.tensor("anchors", anchors, 2, checks.FLOATS, "[A, D]")
     _check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
     if anchor_ids is not None:
