@@ -43,6 +43,15 @@ class FocalOptions(CrossEntropyOptions, total=False):
     normalizer: str
 
 
+class Scalars(NamedTuple):
+    """Constants of a softmax loss, as `reference.focal` and the private op take them."""
+
+    gamma: float
+    label_smoothing: float
+    ignore_index: int
+    align_corners: bool
+
+
 class Stats(NamedTuple):
     """By-products of a loss, from the same pass.
 
@@ -127,11 +136,11 @@ def focal_loss(
     checks.number("gamma", gamma, 0.0)
     checks.choice("normalizer", normalizer, ("valid", "weight"))
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
-    scalars = (gamma, label_smoothing, ignored, align_corners)
+    scalars = Scalars(float(gamma), float(label_smoothing), ignored, align_corners)
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(pixel_weight, target)
     form = reduction if pixel_weight is None else "none"
-    loss, totals, argmax = _softmax_family(input, target, weight, None, *scalars, form, return_stats, backend)
+    loss, totals, argmax = _softmax_family(input, target, weight, None, scalars, form, return_stats, backend)
     if pixel_weight is not None:
         loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
     if reduction == "mean":
@@ -282,18 +291,17 @@ def ohem_cross_entropy(
     checks.integer("min_kept", min_kept, 0, 2**63 - 1)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device, backend)
-    scalars = (0.0, 0.0, ignored, align_corners)
+    scalars = Scalars(0.0, 0.0, ignored, align_corners)
     with torch.no_grad():
-        nll, _, _ = _softmax_family(input, target, None, None, *scalars, "none", False, name)
+        nll, _, _ = _softmax_family(input, target, None, None, scalars, "none", False, name)
         ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
         hardest = (
             reference.kth_largest(ranked, min_kept) if name == "reference" else ops.kth_largest(ranked, min_kept, name)
         )
         # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
         keep_above = hardest.clamp(max=-math.log(thresh))
-    loss, totals, _ = _softmax_family(
-        input, target, weight, keep_above, 0.0, label_smoothing, ignored, align_corners, "sum", False, name
-    )
+    scalars = scalars._replace(label_smoothing=float(label_smoothing))
+    loss, totals, _ = _softmax_family(input, target, weight, keep_above, scalars, "sum", False, name)
     return _mean(loss, totals[0], None)
 
 
@@ -302,10 +310,7 @@ def _softmax_family(
     target: Tensor,
     weight: Tensor | None,
     keep_above: Tensor | None,
-    gamma: float,
-    label_smoothing: float,
-    ignore_index: int,
-    align_corners: bool,
+    scalars: Scalars,
     reduction: str,
     with_argmax: bool,
     backend: str | None,
@@ -313,17 +318,16 @@ def _softmax_family(
     """(sum or map, totals, argmax) from the backend that takes the call."""
     reduce = reduction != "none"
     name = choose("focal", input.device, backend)
-    scalars = (float(gamma), float(label_smoothing), ignore_index, align_corners, reduce)
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
     if name == "reference":
-        loss, totals, argmax = reference.focal(input, target, weight, keep_above, *scalars, with_argmax)
+        loss, totals, argmax = reference.focal(input, target, weight, keep_above, *scalars, reduce, with_argmax)
         if not torch.compiler.is_compiling():
-            op.check_labels(totals, input, ignore_index)
+            op.check_labels(totals, input, scalars.ignore_index)
         return loss, totals, argmax
     with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
     loss, totals, argmax, _ = ops.focal_forward(
-        input, target, weight, keep_above, *scalars, with_grad, with_argmax, name
+        input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, name
     )
     return loss, totals, argmax if with_argmax else None
 
