@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+LOG2E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def exp(x):
@@ -27,3 +29,20 @@ def round_to_tf32(x):
     bits = x.to(tl.int32, bitcast=True)
     rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & -8192
     return tl.where((bits & 0x7F800000) == 0x7F800000, x, rounded.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def in_base(v):
+    """v as an exponent of base 2 in fp32, of e in fp64."""
+    if v.dtype == tl.float32:
+        return v * LOG2E
+    else:
+        return v
+
+
+@triton.jit
+def power_of_base(t):
+    if t.dtype == tl.float32:
+        return tl.exp2(t)
+    else:
+        return tl.exp(t)

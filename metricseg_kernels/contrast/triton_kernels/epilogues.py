@@ -5,41 +5,11 @@
 in docs/kernels/contrast.md.
 """
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-from ...core.triton_kernels import exp
-from ...engines.row_pairs.triton_kernels import add_product, load_groups, load_ids, rounded
-
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-class Row(NamedTuple):
-    """A program's BM rows of X."""
-
-    groups: Any  # [BM]
-    ids: Any  # [BM]
-    coefs: Any  # coefficients of these rows; in "positives" their (m, L)
-    squares: Any  # [BM], for distances
-
-
-@triton.jit
-def in_base(v):
-    """v as an exponent of base 2 in fp32, of e in fp64."""
-    if v.dtype == tl.float32:
-        return v * LOG2E
-    else:
-        return v
-
-
-@triton.jit
-def power_of_base(t):
-    if t.dtype == tl.float32:
-        return tl.exp2(t)
-    else:
-        return tl.exp(t)
+from ...core.triton_kernels import exp, in_base, power_of_base
+from ...engines.row_pairs.triton_kernels import add_product, pair_masks, rounded
 
 
 @triton.jit
@@ -49,17 +19,6 @@ def wanted(fixed, kind):
         return (tl.load(fixed) != 0) == kind.FIXED
     else:
         return True
-
-
-@triton.jit
-def pair_masks(row, y, columns, kind):
-    """(positive, negative) [BM, BN]; unspecified for rows of X that take no part."""
-    group = load_groups(y, columns)[None, :]
-    same = row.groups[:, None] == group
-    positive = same & (group >= 0)
-    if kind.SELF:
-        positive = positive & (row.ids[:, None] != load_ids(y, columns, kind.WITH_IDS)[None, :])
-    return positive, (group >= 0) & (same == 0)
 
 
 @triton.jit

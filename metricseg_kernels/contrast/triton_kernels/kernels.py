@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ...engines.row_pairs.triton_kernels import (
+    Row,
     find_spans,
     load_groups,
     load_ids,
@@ -18,9 +19,9 @@ from ...engines.row_pairs.triton_kernels import (
     row_pointers,
     tiles_before,
     walk,
+    walk_part,
 )
 from .epilogues import (
-    Row,
     load_coefs,
     take_gradient,
     take_lse,
@@ -29,23 +30,6 @@ from .epilogues import (
     take_symmetric_lse,
     wanted,
 )
-
-
-@triton.jit
-def take_tiles(rows, row, y, part, parts, state, kind, numbers, tile, EPILOGUE: tl.constexpr, OTHERS: tl.constexpr,
-               PURE: tl.constexpr):  # fmt: skip
-    """This part's share of the masked tiles; with OTHERS, also of tiles of other groups; without PURE, no tiles wholly
-    of the rows' own group."""
-    others, masked, mixed = find_spans(row.groups, y, tile.SCAN)
-    if OTHERS:
-        begin, end = others[1] * part // parts, others[1] * (part + 1) // parts
-        state = walk(rows, row, y, others, begin, end, state, kind, numbers, tile, EPILOGUE, False)
-    if PURE:
-        begin, end = masked[1] * part // parts, masked[1] * (part + 1) // parts
-        return walk(rows, row, y, masked, begin, end, state, kind, numbers, tile, EPILOGUE, True)
-    else:
-        begin, end = mixed[1] * part // parts, mixed[1] * (part + 1) // parts
-        return walk(rows, row, y, mixed, begin, end, state, kind, numbers, tile, EPILOGUE, True)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -80,13 +64,13 @@ def stats(
             row = Row(group, ids, zero, tl.load(x.squares + r))
             numbers = (tl.full((), margin, tile.ACC), tl.full((), positive_margin, tile.ACC))
             state = (zero, zero, zero, zero)
-            state = take_tiles(rows, row, y, part, parts, state, kind, numbers, tile, take_margin, True, True)
+            state = walk_part(rows, row, y, part, parts, state, kind, numbers, tile, take_margin, True, True)
             sums = (state[0], state[1], state[2], state[3], zero)
         elif kind.PHASE == "positives":
             row = Row(group, ids, (tl.load(before + r), tl.load(before + padded + r)), zero)
             numbers = (tl.full((), scale, tile.ACC), zero)
             state = (zero, zero, zero)
-            state = take_tiles(rows, row, y, part, parts, state, kind, numbers, tile, take_positives, False, True)
+            state = walk_part(rows, row, y, part, parts, state, kind, numbers, tile, take_positives, False, True)
             sums = (zero, zero, state[0], state[1], state[2])
         else:
             m = zero + float("-inf")
@@ -95,7 +79,7 @@ def stats(
             row = Row(group, ids, zero, zero)
             numbers = (tl.full((), scale, tile.ACC), zero)
             state = (m, zero)
-            state = take_tiles(rows, row, y, part, parts, state, kind, numbers, tile, take_lse, True,
+            state = walk_part(rows, row, y, part, parts, state, kind, numbers, tile, take_lse, True,
                                kind.NAME == "all")  # fmt: skip
             sums = (state[0], tl.log(state[1]), zero, zero, zero)
         for i in tl.static_range(5):
@@ -173,7 +157,7 @@ def gradient(x, y, order, out, rows, bound, fixed, unit, scale: tl.float64, marg
             numbers = (tl.full((), scale, tile.ACC), tl.full((), 0.0, tile.ACC))
         part = tl.program_id(2)
         state = (zero, no_sums(tile))
-        total, sums = take_tiles(x_rows, row, y, part, parts, state, kind, numbers, tile, take_gradient, True, True)
+        total, sums = walk_part(x_rows, row, y, part, parts, state, kind, numbers, tile, take_gradient, True, True)
         known = r < rows
         r_out = part.to(tl.int64) * rows + tl.load(order + r, mask=known, other=0)
         p_rows = out + r_out[:, None] * tile.WIDTH

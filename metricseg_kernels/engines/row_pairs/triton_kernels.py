@@ -6,10 +6,21 @@ mostly from L2. A row is a tuple of blocks, whose widths are powers of two that 
 Wide rows, and products without tensor cores, go in chunks of D in an inner loop. See docs/kernels/contrast.md.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ...core.triton_kernels import round_to_tf32
+
+
+class Row(NamedTuple):
+    """A program's BM rows of X."""
+
+    groups: Any  # [BM]
+    ids: Any  # [BM]
+    coefs: Any  # coefficients or statistics of these rows, as the epilogue wants them
+    squares: Any  # [BM], for distances
 
 
 @triton.jit(do_not_specialize=["s_d", "rows"])
@@ -51,6 +62,17 @@ def load_ids(side, r, WITH_IDS: tl.constexpr):
         return tl.load(side.ids + r)
     else:
         return r
+
+
+@triton.jit
+def pair_masks(row, y, columns, kind):
+    """(positive, negative) [BM, BN]; unspecified for rows of X that take no part."""
+    group = load_groups(y, columns)[None, :]
+    same = row.groups[:, None] == group
+    positive = same & (group >= 0)
+    if kind.SELF:
+        positive = positive & (row.ids[:, None] != load_ids(y, columns, kind.WITH_IDS)[None, :])
+    return positive, (group >= 0) & (same == 0)
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -192,6 +214,23 @@ def walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: t
         s, blocks = similarity(rows, y, columns, tile)
         state = EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED)
     return state
+
+
+@triton.jit
+def walk_part(rows, row, y, part, parts, state, kind, numbers, tile, EPILOGUE: tl.constexpr, OTHERS: tl.constexpr,
+              PURE: tl.constexpr):  # fmt: skip
+    """This part's share of the masked tiles; with OTHERS, also of tiles of other groups; without PURE, no tiles wholly
+    of the rows' own group."""
+    others, masked, mixed = find_spans(row.groups, y, tile.SCAN)
+    if OTHERS:
+        begin, end = others[1] * part // parts, others[1] * (part + 1) // parts
+        state = walk(rows, row, y, others, begin, end, state, kind, numbers, tile, EPILOGUE, False)
+    if PURE:
+        begin, end = masked[1] * part // parts, masked[1] * (part + 1) // parts
+        return walk(rows, row, y, masked, begin, end, state, kind, numbers, tile, EPILOGUE, True)
+    else:
+        begin, end = mixed[1] * part // parts, mixed[1] * (part + 1) // parts
+        return walk(rows, row, y, mixed, begin, end, state, kind, numbers, tile, EPILOGUE, True)
 
 
 @triton.jit
