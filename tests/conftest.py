@@ -89,13 +89,16 @@ def pytest_report_header() -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `backend`, and has no such parameter or fixture of its own, runs on each that can run here.
 
-    A module may name its op FAMILY, else all count, and those BACKENDS that it is about.
+    A module may name its op FAMILY, else all count, and those BACKENDS that it is about. A test with the marker
+    `kernels` does not run on the reference.
     """
     own = [mark for mark in metafunc.definition.iter_markers("parametrize") if "backend" in mark.args[0]]
     if "backend" in metafunc.fixturenames and not own and not hasattr(metafunc.module, "backend"):
         families = (metafunc.module.FAMILY,) if hasattr(metafunc.module, "FAMILY") else tuple(FAMILIES)
         names = getattr(metafunc.module, "BACKENDS", backends.BACKENDS)
         names = [b for b in names if any(runnable(f).get(b, "") is None for f in families)]
+        if metafunc.definition.get_closest_marker("kernels"):
+            names = [b for b in names if b != "reference"]
         metafunc.parametrize("backend", [pytest.param(b, marks=[pytest.mark.gpu] * (b == "cuda")) for b in names])
 
 

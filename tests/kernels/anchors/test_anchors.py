@@ -20,10 +20,9 @@ by_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 @by_strategy
 @by_case
+@pytest.mark.kernels
 def test_the_same_choice_on_every_backend(case: Case, strategy: str, backend: str, device: str) -> None:
     """Bit for bit: index, labels and count."""
-    if (backend, device) == ("reference", "cpu"):
-        pytest.skip("it is the truth here")
     for seed in (1, -(2**63)):
         truth, got = (
             mk.sample_anchors(labels, predictions, seed=seed, backend=name, **arguments(case, strategy, confidence))

@@ -27,9 +27,8 @@ def map_and_features(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return torch.randn(2, 6, 16, 24, device=device), labels, predictions, confidence
 
 
+@pytest.mark.kernels
 def test_opcheck(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     labels, predictions, _ = make(NAMED["primes"], device)
     first, seed = (predictions != labels).view(torch.uint8), torch.tensor(3, device=device)
     for group in (first, None):
@@ -72,10 +71,9 @@ def test_compile_fullgraph(strategy: str, backend: str, device: str) -> None:
         torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.kernels
 def test_compile_with_inductor(backend: str, device: str) -> None:
     """Seeds drawn inside the graph differ."""
-    if backend == "reference":
-        pytest.skip("the compilation of its many kernels takes half a minute")
     features, *maps = map_and_features(device)
     torch._dynamo.reset()
     call = lambda seed: sample_and_gather(  # noqa: E731
@@ -123,10 +121,9 @@ def test_the_reference_stays_on_the_device(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
+@pytest.mark.kernels
 def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element of every output is written, nothing beside it, and no input."""
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     labels, predictions, confidence = make(case, device)
     guarded = Guarded(op.kernels(backend))
     call = lambda: mk.sample_anchors(  # noqa: E731
@@ -141,9 +138,8 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("shape", "layout"), FEATURES)
+@pytest.mark.kernels
 def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: str, monkeypatch) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     features, index = make_features(shape, layout, dtype, device)
     guarded = Guarded(op.kernels(backend))
     results = []

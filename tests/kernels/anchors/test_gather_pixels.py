@@ -139,9 +139,8 @@ def test_double_backward(backend: str, device: str) -> None:
 
 
 @by_features
+@pytest.mark.kernels
 def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     features, index = make_features(shape, layout, torch.float32, device)
     index = index.repeat(9)
     upstream = torch.randn(len(index), shape[1])
@@ -156,18 +155,16 @@ def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: s
         assert torch.equal(rows, runs[0][0]) and torch.equal(grad, runs[0][1])
 
 
+@pytest.mark.kernels
 def test_gradient_has_the_features_memory_format(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     features, index = make_features((2, 33, 6, 5), "nhwc", torch.float32, device)
     _, grad = rows_and_grad(features, index, torch.ones(len(index), 33), backend=backend)
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.kernels
 def test_the_map_is_not_kept_alive(backend: str, device: str) -> None:
     """Backward needs rows and norms only: between forward and backward the map's memory is free."""
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     features, index = make_features((2, 5, 3, 4), "nchw", torch.float32, device)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):

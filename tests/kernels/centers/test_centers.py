@@ -101,9 +101,8 @@ def test_reference_is_the_formula(case: Case) -> None:
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)
 @pytest.mark.parametrize("case", CASE_PARAMS)
 @pytest.mark.parametrize("name", ["cosine", "soft", "hard"])
+@pytest.mark.kernels
 def test_values_and_gradients(name: str, case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
-    if (backend, device) == ("reference", "cpu"):
-        pytest.skip("it is the truth here")
     if (name, case.id) == ("soft", "one-pixel"):
         name = "soft-area"  # the mean of one pixel depends on no membership: its gradient is rounding
     outputs, grads = against_reference(name, case, dtype, backend, device)
@@ -115,9 +114,8 @@ def test_values_and_gradients(name: str, case: Case, dtype: torch.dtype, backend
                                                      "strided", "zeros-own", "ignored", "absent", "no-images",
                                                      "no-pixels-own", "tiny", "huge")], ids=lambda c: c.id)  # fmt: skip
 @pytest.mark.parametrize("name", [n for n in JOBS if n not in ("cosine", "soft", "hard")])
+@pytest.mark.kernels
 def test_other_forms(name: str, case: Case, dtype: torch.dtype, backend: str, device: str) -> None:
-    if (backend, device) == ("reference", "cpu"):
-        pytest.skip("it is the truth here")
     if case.id == "huge" and name in ("dot", "euclidean"):
         case = case._replace(magnitude=10.0, center_magnitude=30.0)
     outputs, _ = against_reference(name, case, dtype, backend, device)

@@ -73,9 +73,8 @@ def test_gradgradcheck_of_the_push() -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "euclidean", "pulled", "pull", "soft", "hard"])
+@pytest.mark.kernels
 def test_double_backward_says_what_to_do(name: str, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("it has double backward")
     job, inputs = JOBS[name], make(NAMED["two-classes"], device=device)
     for leaf in job.learn:
         learns = learning(inputs, (leaf,))
@@ -98,9 +97,8 @@ def test_backward_twice_gives_the_same(backend: str, device: str) -> None:
 @pytest.mark.parametrize("case, metric", [
     pytest.param(SHARED, "cosine", id="cosine-shared"), pytest.param(OWN, "euclidean", id="euclidean-own")
 ])  # fmt: skip
+@pytest.mark.kernels
 def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     features, centers, _, labels = learning(make(case, device=device), ("features", "centers"))
     forward, backward = torch.ops.metricseg.center_similarity, torch.ops.metricseg.center_similarity_backward
     weights, bias = op.folded(centers.detach(), metric, 2.0)
@@ -121,9 +119,8 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
 
 
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["nchw", "nhwc"])
+@pytest.mark.kernels
 def test_opcheck_of_class_sums(case: Case, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     features, _, logits, labels = learning(make(case, device=device), ("features", "logits"))
     forward, backward = torch.ops.metricseg.class_sums, torch.ops.metricseg.class_sums_backward
     for assignment in (logits, labels):
@@ -181,9 +178,8 @@ def test_compile_fullgraph(compiler: str, backend: str, device: str) -> None:
         torch.testing.assert_close(ours, eager, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.kernels
 def test_compile_once_for_any_size(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     torch._dynamo.reset()
     compiled = torch.compile(
         lambda x, w, g: mk.center_similarity(x, w + mk.class_centers(x, g, backend=backend), backend=backend),
@@ -228,10 +224,9 @@ def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", CASE_PARAMS)
+@pytest.mark.kernels
 def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device: str, monkeypatch) -> None:
     """Every element of every output is written, nothing beside it, and no input."""
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     skip_unsupported(backend, dtype)
     inputs = make(case, dtype, device)
     names = ("dot", "euclidean", "pulled", "soft", "hard")
@@ -252,10 +247,9 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
 
 
 @pytest.mark.parametrize("name", ["channels-last-own", "primes", "ade20k", "many-channels"])
+@pytest.mark.kernels
 def test_same_bits_twice(name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     inputs = make(NAMED[name], device=device)
     threads = torch.get_num_threads()
     try:
@@ -268,9 +262,8 @@ def test_same_bits_twice(name: str, backend: str, device: str) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.kernels
 def test_gradients_have_the_memory_format_of_their_inputs(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     for name in ("channels-last-own", "channels-last-one-image"):
         inputs = make(NAMED[name], device=device)
         for job in ("cosine", "soft", "hard"):

@@ -65,12 +65,11 @@ def watching(backend: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.kernels
 def test_nothing_but_the_gradient_is_larger_than_the_logits(
     layout: str, backend: str, device: str, monkeypatch
 ) -> None:
     """features -> center_similarity -> cross-entropy at label resolution; and the two kinds of class centers."""
-    if backend == "reference":
-        pytest.skip("it may be large")
     # fewer channels than pixels in a tile of Triton, which sums the gradient of the centers by parts of [K, C]
     case = Case("sizes", (2, 8, 16), 12, 5, layout=layout)
     inputs = learning(make(case, device=device), ("features", "centers", "logits"))

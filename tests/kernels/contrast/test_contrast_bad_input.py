@@ -109,9 +109,8 @@ def test_a_nan_row_that_is_ignored_leaves_the_loss_alone(form: str, backend: str
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.kernels
 def test_double_backward_says_what_to_do(form: str, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("it has double backward")
     for name in ("primes", "two-sets"):
         case = NAMED[name]
         sets = learning(make(case, device=device))

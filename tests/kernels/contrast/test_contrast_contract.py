@@ -71,9 +71,8 @@ def arguments(sets: Sets, form: str) -> tuple:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("case", SMALL)
+@pytest.mark.kernels
 def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     sets = learning(make(case, device=device))
     given = arguments(sets, form)
     forward, backward = torch.ops.metricseg.contrast_forward.default, torch.ops.metricseg.contrast_backward.default
@@ -147,10 +146,9 @@ def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> N
 
 
 @pytest.mark.parametrize("case", CASE_PARAMS)
+@pytest.mark.kernels
 def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element of every output is written, nothing beside it, and no input."""
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     sets = make(case, device=device)
 
     def work() -> list[Tensor]:
@@ -173,10 +171,9 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
 
 @pytest.mark.parametrize("name", ["nineteen-classes", "two-sets", "many-channels"])
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.kernels
 def test_same_bits_twice(form: str, name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     sets = make(NAMED[name], device=device)
     threads = torch.get_num_threads()
     try:

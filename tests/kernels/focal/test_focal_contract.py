@@ -35,9 +35,8 @@ def test_gradgradcheck_of_the_reference() -> None:
     )
 
 
+@pytest.mark.kernels
 def test_double_backward_says_what_to_do(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("it has double backward")
     input, target, _ = make(NAMED["up4"], device=device)
     for reduction in ("mean", "none"):
         x = input.clone().requires_grad_()
@@ -57,9 +56,8 @@ def test_backward_twice_gives_the_same(backend: str, device: str) -> None:
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.kernels
 def test_opcheck(layout: str, reduce: bool, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     input, target, _ = make(Case("small", (2, 3), (4, 6), batch=2, classes=3, layout=layout), device=device)
     weight = torch.rand(input.shape[1], device=device)
     input.requires_grad_()
@@ -124,10 +122,9 @@ def test_autocast_takes_the_logits_as_they_are(backend: str, device: str) -> Non
 
 
 @pytest.mark.parametrize("case", CASE_PARAMS)
+@pytest.mark.kernels
 def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element of every output is written, nothing beside it, and no input."""
-    if backend == "reference":
-        pytest.skip("plain PyTorch")
     guarded = Guarded(op.kernels(backend))
     input, target, weight = make(case, device=device)
     input.requires_grad_()
@@ -153,9 +150,8 @@ def _flatten(values) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", [NAMED[n] for n in ("up4", "primes", "down", "ade", "up8-tall")], ids=lambda c: c.id)
+@pytest.mark.kernels
 def test_same_bits_twice_and_for_any_number_of_threads(case: Case, backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     input, target, weight = make(case, device=device)
     threads = torch.get_num_threads()
     runs = []
@@ -169,9 +165,8 @@ def test_same_bits_twice_and_for_any_number_of_threads(case: Case, backend: str,
         assert torch.equal(loss, runs[0][0]) and torch.equal(grad, runs[0][1])
 
 
+@pytest.mark.kernels
 def test_gradient_has_the_inputs_memory_format(backend: str, device: str) -> None:
-    if backend == "reference":
-        pytest.skip("PyTorch's own kernels decide")
     input, target, _ = make(NAMED["channels-last"], device=device)
     for reduction in ("mean", "none"):
         _, grad = loss_and_grad(
