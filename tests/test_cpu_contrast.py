@@ -22,16 +22,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("sorted_bytes", [panels.SORTED_BYTES, 0], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize(
+    ("sorted_bytes", "own"),
+    [(panels.SORTED_BYTES, False), (0, False), (panels.SORTED_BYTES, True)],
+    ids=["sorted", "unsorted", "own-products"],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 @pytest.mark.parametrize("form", FORMS)
-def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases are smaller than a tile; here a tile is smaller than the cases."""
     if case.columns is None and sorted_bytes == 0:
         pytest.skip("a set with itself is always sorted")
     monkeypatch.setattr(panels, "BLOCK", 16)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
+    monkeypatch.setattr(panels, "use_own_products", lambda dim: own)
     for dtype in (torch.float64, torch.float32):
         against_reference(form, case, dtype, "cpu", "cpu")
 
@@ -98,8 +103,48 @@ def test_rows_of_any_norm_beside_a_row_that_moves_nobody() -> None:
     assert found[0][:5].any()
 
 
+def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "library_is_half_width", lambda: False)
+    assert not panels.use_own_products(256)
+    monkeypatch.setattr(panels, "library_is_half_width", lambda: True)
+    assert panels.use_own_products(panels.OWN_DIM) and not panels.use_own_products(panels.OWN_DIM - 1)
+
+
+def test_the_library_is_half_width_on_amd_alone() -> None:
+    cpu_info = Path("/proc/cpuinfo")
+    if not cpu_info.exists() or os.environ.get("METRICSEG_SIMD"):
+        pytest.skip("the processor can't be read here")
+    text = cpu_info.read_text()
+    amd = "AuthenticAMD" in text and all(f"avx512{part}" in text for part in ("f", "bw", "dq", "vl"))
+    assert panels.library_is_half_width() == (amd and torch.backends.mkl.is_available())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("columns", [None, 1500], ids=["self", "two-sets"])
+def test_own_products_give_the_same_bits_with_any_number_of_threads(
+    form: str, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "use_own_products", lambda dim: True)
+    x, y = torch.randn(1300, 70) / 8, None if columns is None else torch.randn(columns, 70) / 8
+    labels = torch.arange(1500) % 7
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            leaves = [t.clone().requires_grad_() for t in (x, y) if t is not None]
+            sets = leaves[0], labels[:1300], *((leaves[1], labels) if columns else (None, None))
+            options = {} if form == "margin" else {"denominator": form}
+            function = mk.margin_contrast_loss if form == "margin" else mk.pixel_contrast_loss
+            loss = function(*sets, **options, backend="cpu")
+            found.append([loss, *torch.autograd.grad(loss, leaves)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 def compare_all() -> None:
-    """Every case of the table in the vector width that METRICSEG_SIMD names."""
+    """Every case of the table in the vector width that METRICSEG_SIMD names, with the products of that width."""
+    panels.use_own_products = lambda dim: True
     for form in FORMS:
         for case in CASES:
             for dtype in (torch.float32, torch.float64):
