@@ -112,10 +112,11 @@ def test_conversions_are_those_of_torch(lanes: ctypes.CDLL, dtype: torch.dtype) 
     torch.testing.assert_close(got.float(), x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 
-# (M, N, K): none, one, parts of a block, of a panel, of a square that is transposed, of a step of K and of a run of K
+# (M, N, K): none, one, parts of a block, of a panel, of a square that is transposed, of a step and a run of K, of a run
+# of rows
 PRODUCTS = (
     (0, 3, 4), (3, 0, 4), (5, 7, 0), (1, 1, 1), (3, 5, 7), (6, 8, 4), (14, 32, 16), (15, 33, 17), (28, 16, 256),
-    (31, 31, 600), (100, 190, 63), (300, 70, 257), (513, 64, 1030),
+    (31, 31, 600), (100, 190, 63), (300, 70, 257), (513, 64, 1030), (2050, 9, 20),
 )  # fmt: skip
 
 

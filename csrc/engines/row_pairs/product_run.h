@@ -15,10 +15,9 @@ constexpr int64_t kRunBytes = int64_t{2} << 20;  // of packed A: WY is 1.07 time
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// parallel(n, grain, f): f(begin, end) on ranges that cover [0, n)
+// A product whose packed rows fit in kRunBytes for one step of K.
 template <typename T, typename Parallel>
-void run_product(const Loops<T>& loops, Product<T> p, const Parallel& parallel) {
-  if (p.M == 0 || p.N == 0) return;
+void run_rows(const Loops<T>& loops, Product<T> p, const Parallel& parallel) {
   if (p.K == 0 && !p.accumulate) {
     for (int64_t r = 0; r < p.M; ++r) std::fill_n(p.out + r * p.out_row, p.N, T(0));
   }
@@ -41,6 +40,19 @@ void run_product(const Loops<T>& loops, Product<T> p, const Parallel& parallel) 
         loops.multiply(p, first, std::min(first + unit, blocks), i % panels * sizes.columns, panel.get());
       }
     });
+  }
+}
+
+// parallel(n, grain, f): f(begin, end) on ranges that cover [0, n)
+template <typename T, typename Parallel>
+void run_product(const Loops<T>& loops, const Product<T>& p, const Parallel& parallel) {
+  constexpr int64_t most = kRunBytes / (kDepth * sizeof(T));
+  for (int64_t row = 0; row < p.M && p.N > 0; row += most) {
+    Product<T> part = p;
+    part.a += row * p.a_row;
+    part.out += row * p.out_row;
+    part.M = std::min(p.M - row, most);
+    run_rows(loops, part, parallel);
   }
 }
 
