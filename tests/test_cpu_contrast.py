@@ -34,6 +34,7 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
     if case.columns is None and sorted_bytes == 0:
         pytest.skip("a set with itself is always sorted")
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
     monkeypatch.setattr(panels, "use_own_products", lambda dim: own)
@@ -44,9 +45,12 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
 def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums, and then the gradient, from the tiles on and above the diagonal; positives from those with any."""
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(panels, "SMALL", 16)
     formed: list[tuple[int, int]] = []
     tile = panels.Products.tile
-    monkeypatch.setattr(panels.Products, "tile", lambda self, x0, y0: formed.append((x0, y0)) or tile(self, x0, y0))
+    monkeypatch.setattr(
+        panels.Products, "tile", lambda self, x, y: formed.append((x.start, y.start)) or tile(self, x, y)
+    )
     x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1).requires_grad_()
     labels = torch.arange(160) % 10
     loss = mk.pixel_contrast_loss(x, labels, backend="cpu")
@@ -101,6 +105,20 @@ def test_rows_of_any_norm_beside_a_row_that_moves_nobody() -> None:
         found.append(torch.autograd.grad(loss, s.anchors)[0])
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-13)
     assert found[0][:5].any()
+
+
+def test_runs_of_groups() -> None:
+    """Each row of a group is in one run, complete with its group; runs stay under SMALL where groups do."""
+    for counts in ([], [3], [0, 1], [5, 300, 2, 2], [0, 250, 6, 1, 256, 257], [7, 100, 100, 56, 1]):
+        groups = torch.arange(-1, len(counts) - 1).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+        side = panels.Side(torch.zeros(len(groups), 1), None, groups, None)
+        runs = list(panels.runs_of_groups(side))
+        inside = [row for begin, end in runs for row in range(begin, end)]
+        assert inside == list(range(counts[0] if counts else 0, len(groups)))
+        for begin, end in runs:
+            assert begin < end
+            assert end - begin <= panels.SMALL or len(groups[begin:end].unique()) == 1
+            assert end == len(groups) or groups[end - 1] != groups[end]
 
 
 def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The contrast family on the CPU: which tiles are met, in which phases.
 
 A set with itself: every tile on or above the diagonal serves its rows and its columns, in each of three passes: sums of
-exponentials (half a product), positives (the tiles that hold any), gradient (half a product, and one with the rows).
+exponentials (half a product), positives (tiles of whole classes), gradient (half a product, and one with the rows).
 The exponentials are exp(s - bound / t) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
 temperature is too large for that, and for two sets, complete rows are formed a panel at a time: three products with
 both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 128 MB; the rest grows with A + M.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.library import define_kernel, ops
-from ..engines.row_pairs.cpu import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
+from ..engines.row_pairs.cpu import BLOCK, Side, Tile, add_product, extended, make_side, panels, square_tiles
 from ..engines.row_pairs.rows import Rows
 from .op import COEFFICIENTS, STATS, Form, coefficients_of
 
@@ -69,7 +69,7 @@ class Stream:
 
     def epilogue(self, tile: Tile, phase: int, x_terms: Tensor | None, y_terms: Tensor | None,
                  x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
-        """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms [4, M padded], y_out [STATS, M padded]."""
+        """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms, y_out [4 or STATS, M extended]."""
         form, x, y = self.form, self.x, self.other
         columns = slice(tile.y.start, tile.y.start + tile.products.shape[1])
         ops.contrast_tile_kernel(
@@ -81,12 +81,12 @@ class Stream:
         )  # fmt: skip
 
     def by_column(self, terms: Tensor) -> Tensor:
-        """[M, 4] -> [4, M padded]."""
-        return torch.nn.functional.pad(terms.t(), (0, padded(len(terms)) - len(terms))).contiguous()
+        """[M, 4] -> [4, M extended]."""
+        return torch.nn.functional.pad(terms.t(), (0, extended(len(terms)) - len(terms))).contiguous()
 
     def zeros_by_column(self) -> Tensor:
-        """[STATS, M padded]."""
-        return self.x.rows.new_zeros((STATS, padded(self.other.size)))
+        """[STATS, M extended]."""
+        return self.x.rows.new_zeros((STATS, extended(self.other.size)))
 
     def terms(self, coefficients: Tensor, symmetric: bool) -> tuple[Tensor, Tensor | None]:
         """What an epilogue takes of rows and columns: the coefficients; for "margin" (squared norm, a, b, -).
@@ -127,10 +127,6 @@ class Stream:
     def near(self, x: slice, y: slice) -> bool:
         """Whether a tile can move a row."""
         return self.with_pairs(x, y) and not (self.form.name == "margin" and self.far(x, y))
-
-    def with_positives(self, x: slice, y: slice) -> bool:
-        """Whether a tile of the sorted set with itself, on or above the diagonal, can hold positives."""
-        return bool(self.x.groups[x.stop - 1] >= self.x.groups[y.start]) and self.with_pairs(x, y)
 
     def with_negatives(self, x: slice, y: slice) -> bool:
         """Whether it can hold negatives."""
@@ -180,7 +176,7 @@ def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
     terms[:, 3] = (stats[:, 1] + columns[1, : len(stats)]).log()
     columns.zero_()
     y_terms = stream.by_column(terms)
-    for tile in products.tiles(True, stream.with_positives):
+    for tile in products.tiles_within_groups():
         stream.epilogue(tile, POSITIVES, terms, y_terms, stats, None if tile.x == tile.y else columns)
     stats += columns[:, : len(stats)].t()
     stats[:, :2] = terms[:, 0::3]

@@ -21,6 +21,7 @@ define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool acc
 define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
 
 PAD = 16  # columns of a tile come in multiples of it, the widest vector of the C++ loops
+SMALL = 256  # rows of small groups that share a tile, where only pairs within a group count
 BLOCK = 1024  # rows, and columns, of a square tile: 4 MB of products in fp32
 PANEL_BYTES = 128 << 20  # of complete rows; at 64 MB a bank of 190,000 rows takes 1.2 times as long
 OWN_DIM = 64  # features per row from which our products can be faster than torch's, see use_own_products
@@ -32,13 +33,18 @@ def padded(count: int) -> int:
     return -(-count // PAD) * PAD
 
 
+def extended(count: int) -> int:
+    """Columns that a tile of `count` columns can reach, whatever column it begins at."""
+    return padded(count) + PAD
+
+
 class Side(NamedTuple):
-    """One set in the order of work; groups and ids end in rows that take no part, up to a multiple of PAD."""
+    """One set in the order of work; groups and ids end in rows that take no part, see `extended`."""
 
     rows: Tensor  # [N, D] in the accumulator dtype
     order: Tensor | None  # [N]: where the rows come from; None: they are the features themselves
-    groups: Tensor  # [N padded] int32
-    ids: Tensor | None  # [N padded] int32
+    groups: Tensor  # [N extended] int32
+    ids: Tensor | None  # [N extended] int32
 
     @property
     def size(self) -> int:
@@ -73,7 +79,7 @@ def make_side(rows: Rows, alone: bool, may_stay: bool = False) -> Side:
 
 
 def _pad(values: Tensor) -> Tensor:
-    return torch.nn.functional.pad(values, (0, padded(len(values)) - len(values)), value=-1)
+    return torch.nn.functional.pad(values, (0, extended(len(values)) - len(values)), value=-1)
 
 
 class Tile(NamedTuple):
@@ -94,20 +100,19 @@ class Products:
         self.x, self.y, self.rows, self.columns = x, x if y is None else y, max(1, rows), max(1, columns)
         # zeros: the padding takes no part, but it is multiplied
         self.values = x.rows.new_zeros(min(self.rows, self.x.size) * padded(min(self.columns, self.y.size)))
-        self.held: tuple[int, int] | None = None
+        self.held: tuple[slice, slice] | None = None
 
     def spoil(self) -> None:
         """Something else was put in the place of the products."""
         self.held = None
 
-    def tile(self, x0: int, y0: int) -> Tile:
-        """The tile that begins at row x0 and column y0."""
-        x, y = slice(x0, min(x0 + self.rows, self.x.size)), slice(y0, min(y0 + self.columns, self.y.size))
-        rows, columns = x.stop - x0, y.stop - y0
+    def tile(self, x: slice, y: slice) -> Tile:
+        """The tile of some rows and columns, at most `rows` x `columns`."""
+        rows, columns = x.stop - x.start, y.stop - y.start
         products = self.values[: rows * padded(columns)].view(rows, padded(columns))
-        if self.held != (x0, y0):
+        if self.held != (x, y):
             put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
-            self.held = x0, y0
+            self.held = x, y
         return Tile(x, y, products)
 
     def tiles(self, upper: bool = False, wanted: Callable[[slice, slice], bool] | None = None) -> Iterator[Tile]:
@@ -116,7 +121,36 @@ class Products:
             for y0 in range(x0 if upper else 0, self.y.size, self.columns):
                 x, y = slice(x0, min(x0 + self.rows, self.x.size)), slice(y0, min(y0 + self.columns, self.y.size))
                 if wanted is None or wanted(x, y):
-                    yield self.tile(x0, y0)
+                    yield self.tile(x, y)
+
+    def tiles_within_groups(self) -> Iterator[Tile]:
+        """Tiles on and above the diagonal of a sorted set with itself that hold all pairs within a group, each once.
+
+        A set of one tile stays that tile: it may be held. The padding of a tile can be rows of another group.
+        """
+        if self.x.size <= min(self.rows, self.columns):
+            yield from self.tiles(upper=True)
+            return
+        for begin, end in runs_of_groups(self.x):
+            for x0 in range(begin, end, self.rows):
+                for y0 in range(x0, end, self.columns):
+                    yield self.tile(slice(x0, min(x0 + self.rows, end)), slice(y0, min(y0 + self.columns, end)))
+
+
+def runs_of_groups(side: Side) -> Iterator[tuple[int, int]]:
+    """(begin, end) of complete groups of a sorted set: a single one, or several with at most SMALL rows in total."""
+    groups, counts = side.groups[: side.size].unique_consecutive(return_counts=True)
+    begin = end = 0
+    for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+        if group < 0 or end + count - begin > SMALL:
+            if end > begin:
+                yield begin, end
+            begin = end
+        end += count
+        if group < 0:
+            begin = end
+    if end > begin:
+        yield begin, end
 
 
 def square_tiles(x: Side, y: Side | None) -> Products:
