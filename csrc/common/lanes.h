@@ -139,6 +139,22 @@ METRICSEG_HD Lanes<T> interleave(Lanes<T> a, Lanes<T> b) {
 #endif
 }
 
+// Lane j of vector i becomes lane i of vector j.
+template <int step, typename T>
+METRICSEG_HD void transpose(Lanes<T> (&v)[Lanes<T>::count]) {
+  constexpr int n = Lanes<T>::count;
+  if constexpr (step < n) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (i & step) continue;
+      const Lanes<T> a = v[i], b = v[i + step];
+      v[i] = interleave<step, false>(a, b);
+      v[i + step] = interleave<step, true>(a, b);
+    }
+    transpose<2 * step>(v);
+  }
+}
+
 // exp for x <= 0, the argument of every softmax.
 METRICSEG_HD Lanes<float> exp_below_zero(Lanes<float> x) {
   using L = Lanes<float>;

@@ -11,6 +11,7 @@
 #include "../common/parallel.h"
 #include "../common/simd_choice.h"
 #include "../common/torch_map.h"
+#include "../engines/row_pairs/product_kernel.h"
 #include "cpu_tile.h"
 
 namespace metricseg::contrast {

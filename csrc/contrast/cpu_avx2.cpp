@@ -1,8 +1,9 @@
-// The tile loops of the contrast family for AVX2.
+// The tile loops of the contrast family, and the products of its engine, for AVX2.
 #if defined(__x86_64__)
 #define METRICSEG_SIMD avx2
 #include "../common/simd_begin.h"
 
+#include "../engines/row_pairs/product_loops.h"
 #include "cpu_rows.h"
 
 #include "../common/simd_end.h"
@@ -12,4 +13,10 @@ namespace metricseg::contrast {
 const Workers avx2_workers = avx2::workers;
 
 }  // namespace metricseg::contrast
+
+namespace metricseg::row_pairs {
+
+const Workers avx2_workers = avx2::workers;
+
+}  // namespace metricseg::row_pairs
 #endif

@@ -1,7 +1,8 @@
-// The tile loops of the contrast family for the baseline of the processor family.
+// The tile loops of the contrast family, and the products of its engine, for the baseline of the processor family.
 #define METRICSEG_SIMD baseline
 #include "../common/simd_begin.h"
 
+#include "../engines/row_pairs/product_loops.h"
 #include "cpu_rows.h"
 
 #include "../common/simd_end.h"
@@ -11,3 +12,9 @@ namespace metricseg::contrast {
 const Workers baseline_workers = baseline::workers;
 
 }  // namespace metricseg::contrast
+
+namespace metricseg::row_pairs {
+
+const Workers baseline_workers = baseline::workers;
+
+}  // namespace metricseg::row_pairs

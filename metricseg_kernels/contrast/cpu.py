@@ -1,21 +1,18 @@
-"""The contrast family on the CPU: which tiles are met, in which phases.
+"""CPU kernels of the contrast family: the tiles that are visited, in which phases. Epilogues: csrc/contrast.
 
-A set with itself: every tile on or above the diagonal serves its rows and its columns, in each of three passes: sums of
-exponentials (half a product), positives (the tiles that hold any), gradient (half a product, and one with the rows).
-The exponentials are exp(s - bound / t) with one bound for all rows, so that a tile needs one for both. Where |x|^2 /
-temperature is too large for that, and for two sets, complete rows are formed a panel at a time: three products with
-both gradients, two with one, if forward makes them. A tile takes 4 MB, a panel 128 MB; the rest grows with A + M.
+A set with itself: every tile on or above the diagonal serves its rows and its columns, in three passes: sums of
+exponentials, positives (tiles of whole classes), gradient. The exponentials are exp(s - bound / t), with one bound for
+all rows. If |x|^2 / temperature is too large for that, and for two sets, complete rows are formed a panel at a time.
+A tile takes 4 MB, a panel 128 MB; the rest grows with A + M. See docs/kernels/contrast.md.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 from torch import Tensor
 
 from ..core.library import define_kernel, ops
-from ..engines.row_pairs.cpu import BLOCK, Side, Tile, add_product, make_side, padded, panels, square_tiles
+from ..engines.row_pairs.cpu import Pairs, SecondProduct, Tile, panels, square_tiles
 from ..engines.row_pairs.rows import Rows
 from .op import COEFFICIENTS, STATS, Form, coefficients_of
 
@@ -31,34 +28,12 @@ GRADIENT_IN_FORWARD = True
 SPREAD = {torch.float32: 80.0, torch.float64: 600.0}  # exp(-spread) and its inverse are far from the dtype's ends
 
 
-def enclose(side: Side, classes: int) -> tuple[Tensor, Tensor]:
-    """A ball around the rows of each group: means [K, D], radii [K]; -inf where a group has no row."""
-    taking_part = side.groups[: side.size] >= 0
-    rows, groups = side.rows[taking_part], side.groups[: side.size][taking_part].long()
-    count = rows.new_zeros(classes).index_add_(0, groups, rows.new_ones(len(rows)))
-    means = rows.new_zeros((classes, rows.shape[1])).index_add_(0, groups, rows) / count.clamp(min=1)[:, None]
-    radii = rows.new_full((classes,), -torch.inf)
-    return means, radii.scatter_reduce_(0, groups, (rows - means[groups]).norm(dim=1), "amax")
-
-
-class Stream:
-    """Two sides, and the epilogue on their tiles. Without y the set meets itself."""
+class Stream(Pairs):
+    """The pairs of a call, with the epilogue of its form."""
 
     def __init__(self, x: Rows, y: Rows | None, form: Form) -> None:
+        super().__init__(x, y)
         self.form = form
-        self.x = make_side(x, alone=y is None)
-        self.y = None if y is None else make_side(y, alone=False, may_stay=True)
-
-    @property
-    def other(self) -> Side:
-        """The side of the columns."""
-        return self.x if self.y is None else self.y
-
-    @functools.cached_property
-    def squares(self) -> tuple[Tensor, Tensor]:
-        """Squared norms of rows and columns, [A] and [M]."""
-        x, y = (torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)]) for s in (self.x, self.other))
-        return x, y
 
     def bound(self) -> float | None:
         """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread."""
@@ -69,7 +44,7 @@ class Stream:
 
     def epilogue(self, tile: Tile, phase: int, x_terms: Tensor | None, y_terms: Tensor | None,
                  x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
-        """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms [4, M padded], y_out [STATS, M padded]."""
+        """One phase on one tile. x_terms [A, 4], x_out [A, STATS]; y_terms, y_out [4 or STATS, M extended]."""
         form, x, y = self.form, self.x, self.other
         columns = slice(tile.y.start, tile.y.start + tile.products.shape[1])
         ops.contrast_tile_kernel(
@@ -79,14 +54,6 @@ class Stream:
             FORMS.index(form.name), phase, form.temperature, form.margin, form.positive_margin, form.power == 2,
             form.nonzero, None if x_out is None else x_out[tile.x], None if y_out is None else y_out[:, columns],
         )  # fmt: skip
-
-    def by_column(self, terms: Tensor) -> Tensor:
-        """[M, 4] -> [4, M padded]."""
-        return torch.nn.functional.pad(terms.t(), (0, padded(len(terms)) - len(terms))).contiguous()
-
-    def zeros_by_column(self) -> Tensor:
-        """[STATS, M padded]."""
-        return self.x.rows.new_zeros((STATS, padded(self.other.size)))
 
     def terms(self, coefficients: Tensor, symmetric: bool) -> tuple[Tensor, Tensor | None]:
         """What an epilogue takes of rows and columns: the coefficients; for "margin" (squared norm, a, b, -).
@@ -98,43 +65,13 @@ class Stream:
         rows = torch.cat([self.squares[0][:, None], coefficients[:, :3]], 1)
         if self.y is None:
             return rows, self.by_column(rows)
-        columns = self.zeros_by_column()
+        columns = self.zeros_by_column(STATS)
         columns[0, : self.y.size] = self.squares[1]
         return rows, columns
 
-    def with_pairs(self, x: slice, y: slice) -> bool:
-        """Whether a tile can hold pairs that take part; the others come first."""
-        return bool(self.x.groups[x.stop - 1] >= 0)
-
-    @functools.cached_property
-    def gaps(self) -> Tensor | None:
-        """How far the groups of the rows lie from those of the columns at least, [K, K]; None where it does not pay."""
-        classes = int(max(side.groups.amax() for side in (self.x, self.other))) + 1
-        if self.other.order is None or not 0 < classes <= BLOCK:
-            return None
-        (x_means, x_radii), (y_means, y_radii) = (enclose(side, classes) for side in (self.x, self.other))
-        return torch.cdist(x_means, y_means) - x_radii[:, None] - y_radii
-
-    def far(self, x: slice, y: slice) -> bool:
-        """Whether "margin" leaves a tile alone: negatives only, all beyond the margin and a thousandth for rounding."""
-        if self.gaps is None:
-            return False
-        rows, columns = self.x.groups[x].clamp(min=0), self.other.groups[y].clamp(min=0)
-        if rows[0] <= columns[-1] and columns[0] <= rows[-1]:
-            return False
-        return bool(self.gaps[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].amin() > 1.001 * self.form.margin)
-
     def near(self, x: slice, y: slice) -> bool:
-        """Whether a tile can move a row."""
-        return self.with_pairs(x, y) and not (self.form.name == "margin" and self.far(x, y))
-
-    def with_positives(self, x: slice, y: slice) -> bool:
-        """Whether a tile of the sorted set with itself, on or above the diagonal, can hold positives."""
-        return bool(self.x.groups[x.stop - 1] >= self.x.groups[y.start]) and self.with_pairs(x, y)
-
-    def with_negatives(self, x: slice, y: slice) -> bool:
-        """Whether it can hold negatives."""
-        return bool(self.x.groups[x.start] != self.x.groups[y.stop - 1])
+        """Whether a tile can contribute to a gradient."""
+        return self.with_pairs(x, y) and not (self.form.name == "margin" and self.farther(x, y, self.form.margin))
 
 
 def contrast_fwd_kernel(
@@ -159,7 +96,7 @@ def _complete_rows(stream: Stream, stats: Tensor, gradient: Gradient | None) -> 
         stream.epilogue(tile, ROWS, None, None, stats)
         if gradient is not None:
             coefficients[tile.x] = coefficients_of(stats[tile.x], stats.new_ones(2), stream.form)
-            gradient.add(tile, coefficients, None, twice=True)
+            gradient.add_weights(tile, coefficients, None, twice=True)
             products.spoil()
     if gradient is not None:
         gradient.write()
@@ -172,7 +109,7 @@ def _no_pairs(stats: Tensor) -> None:
 
 def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
     stats.zero_()
-    products, columns = square_tiles(stream.x, None), stream.zeros_by_column()
+    products, columns = square_tiles(stream.x, None), stream.zeros_by_column(STATS)
     terms = stats.new_full((len(stats), COEFFICIENTS), bound)
     wanted = stream.with_negatives if stream.form.name == "negatives" else stream.with_pairs
     for tile in products.tiles(True, wanted):
@@ -180,7 +117,7 @@ def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
     terms[:, 3] = (stats[:, 1] + columns[1, : len(stats)]).log()
     columns.zero_()
     y_terms = stream.by_column(terms)
-    for tile in products.tiles(True, stream.with_positives):
+    for tile in products.tiles_within_groups():
         stream.epilogue(tile, POSITIVES, terms, y_terms, stats, None if tile.x == tile.y else columns)
     stats += columns[:, : len(stats)].t()
     stats[:, :2] = terms[:, 0::3]
@@ -189,7 +126,7 @@ def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
 def _margin_stats(stream: Stream, stats: Tensor) -> None:
     stats.zero_()
     terms, y_terms = stream.terms(torch.zeros_like(stats), symmetric=True)
-    columns, alone = stream.zeros_by_column(), stream.y is None
+    columns, alone = stream.zeros_by_column(STATS), stream.y is None
 
     def near(x: slice, y: slice) -> bool:
         if stream.near(x, y):
@@ -207,47 +144,31 @@ def _margin_stats(stream: Stream, stats: Tensor) -> None:
         stats += columns[:, : len(stats)].t()
 
 
-class Gradient:
-    """Adds up weights times rows, on the sides that are asked for, and writes the sums out.
-
-    dX += W Y, dY += W^T X; where the set meets itself both go to one total. For "margin", whose gradient is
-    sum_j W_ij (x_i - y_j), the products count negative and the sums of the weights times the rows come on top.
-    """
+class Gradient(SecondProduct):
+    """Gradients of both sides. That of "margin" is sum_j W_ij (x_i - y_j): its products count negative, and the sums of
+    the weights times the rows are added at the end."""
 
     def __init__(self, stream: Stream, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-        self.stream, self.targets = stream, (grad_x, grad_y)
-        self.x_total = None if grad_x is None else torch.zeros_like(stream.x.rows)
-        alone = stream.y is None
-        self.y_total = self.x_total if alone else None if grad_y is None else torch.zeros_like(stream.other.rows)
-        self.margin = stream.form.name == "margin"
+        super().__init__(stream, grad_x, grad_y)
+        self.stream, self.margin = stream, stream.form.name == "margin"
         self.x_sums = stream.x.rows.new_zeros((stream.x.size, STATS)) if self.margin else None
-        self.y_sums = stream.zeros_by_column() if self.margin else None
+        self.y_sums = stream.zeros_by_column(STATS) if self.margin else None
 
-    def add(self, tile: Tile, x_terms: Tensor, y_terms: Tensor | None, twice: bool) -> None:
-        """One tile; `twice`: its weights serve its columns too."""
-        stream = self.stream
-        stream.epilogue(tile, WEIGHTS, x_terms, y_terms, self.x_sums, self.y_sums if twice else None)
-        weights, sign = tile.products[:, : tile.y.stop - tile.y.start], -1 if self.margin else 1
-        if self.x_total is not None:
-            add_product(self.x_total[tile.x], weights, stream.other.rows[tile.y], sign)
-        if self.y_total is not None and twice:
-            add_product(self.y_total[tile.y], weights.t(), stream.x.rows[tile.x], sign)
+    def add_weights(self, tile: Tile, x_terms: Tensor, y_terms: Tensor | None, twice: bool) -> None:
+        """Turn a tile of products into weights, and add their products."""
+        self.stream.epilogue(tile, WEIGHTS, x_terms, y_terms, self.x_sums, self.y_sums if twice else None)
+        self.add(tile, -1 if self.margin else 1, twice)
 
     def write(self) -> None:
-        """To the order and dtype of the features."""
-        grad_x, grad_y = self.targets
-        x, y = self.stream.x, self.stream.other
+        """See `SecondProduct`."""
+        x, y = self.stream.x, self.stream.y
         if self.x_sums is not None and self.y_sums is not None:
-            column_sums = self.y_sums[0, : y.size, None]
+            column_sums = self.y_sums[0, : self.stream.other.size, None]
             if self.x_total is not None:
-                own = self.x_sums[:, :1] + column_sums if self.stream.y is None else self.x_sums[:, :1]
-                self.x_total.addcmul_(own, x.rows)
-            if self.y_total is not None and self.stream.y is not None:
+                self.x_total.addcmul_(self.x_sums[:, :1] + column_sums if y is None else self.x_sums[:, :1], x.rows)
+            if self.y_total is not None and y is not None:
                 self.y_total.addcmul_(column_sums, y.rows)
-        if grad_x is not None and self.x_total is not None:
-            x.fill(grad_x, self.x_total)
-        if grad_y is not None and self.y_total is not None:
-            y.fill(grad_y, self.y_total)
+        super().write()
 
 
 def contrast_bwd_kernel(
@@ -256,7 +177,7 @@ def contrast_bwd_kernel(
     """See op.py."""
     stream = Stream(x, y, form)
     bound = stream.bound()
-    if bound is not None:  # of rows that move nobody too: one exponential serves both rows of a pair
+    if bound is not None:  # also for rows without a gradient: one exponential serves both rows of a pair
         coefficients = torch.cat([torch.full_like(coefficients[:, :1], bound), coefficients[:, 1:]], 1)
     symmetric = y is None and (form.name == "margin" or bound is not None)
     terms, y_terms = stream.terms(coefficients, symmetric)
@@ -265,6 +186,6 @@ def contrast_bwd_kernel(
     products = square_tiles(stream.x, stream.y) if square else panels(stream.x, stream.other)
     gradient = Gradient(stream, grad_x, grad_y)
     for tile in products.tiles(symmetric, stream.near):
-        gradient.add(tile, terms, y_terms, twice=not symmetric or tile.x != tile.y)
+        gradient.add_weights(tile, terms, y_terms, twice=not symmetric or tile.x != tile.y)
         products.spoil()
     gradient.write()

@@ -1,4 +1,4 @@
-"""The vector functions of the cpu backend, at every width that this processor has, against fp64 and torch."""
+"""Vector functions and products of the cpu backend, at every width that this processor has, against fp64 and torch."""
 
 from __future__ import annotations
 
@@ -110,3 +110,52 @@ def test_conversions_are_those_of_torch(lanes: ctypes.CDLL, dtype: torch.dtype) 
     x = torch.cat([wide, step, middles, torch.randn(1 << 18) * 1e-6, torch.randn(1 << 18) * 1e5, inf])
     got = apply(getattr(lanes, f"narrow_{name}"), x, torch.int16).view(dtype)
     torch.testing.assert_close(got.float(), x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
+
+
+# (M, N, K): none, one, parts of a block, of a panel, of a square that is transposed, of a step and a run of K, of a run
+# of rows
+PRODUCTS = (
+    (0, 3, 4), (3, 0, 4), (5, 7, 0), (1, 1, 1), (3, 5, 7), (6, 8, 4), (14, 32, 16), (15, 33, 17), (28, 16, 256),
+    (31, 31, 600), (100, 190, 63), (300, 70, 257), (513, 64, 1030), (2050, 9, 20),
+)  # fmt: skip
+
+
+def stored(matrix: Tensor, transposed: bool) -> Tensor:
+    """A view of the same values with the other dimension contiguous, inside a tensor of NaN: its rows are strided."""
+    values = matrix.t() if transposed else matrix
+    room = torch.full((len(values), values.shape[1] + 3), torch.nan, dtype=matrix.dtype)
+    room[:, : values.shape[1]] = values
+    room = room[:, : values.shape[1]]
+    return room.t() if transposed else room
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+@pytest.mark.parametrize("turned", [(0, 0), (0, 1), (1, 0)], ids=["W-Y", "X-Yt", "Wt-X"])
+def test_product(lanes: ctypes.CDLL, turned: tuple[int, int], dtype: torch.dtype) -> None:
+    """Against fp64: the error bound of a sum of K terms in any order. Nothing beside `out` is read or written."""
+    function = lanes.product_f32 if dtype == torch.float32 else lanes.product_f64
+    rng = torch.Generator().manual_seed(0)
+    for M, N, K in PRODUCTS:
+        a = stored(torch.randn(M, K, generator=rng, dtype=dtype), bool(turned[0]))
+        b = stored(torch.randn(K, N, generator=rng, dtype=dtype), bool(turned[1]))
+        truth, sizes = a.numpy().astype("f8") @ b.numpy().astype("f8"), abs(a.double()) @ abs(b.double())
+        for sign, accumulate in ((1, 0), (1, 1), (-1, 1)):
+            room = torch.randn(M, N + 5, generator=rng, dtype=dtype)
+            before, out = room.clone(), room[:, 1 : N + 1]
+            strides = (ctypes.c_int64 * 5)(*a.stride(), *b.stride(), room.stride(0))
+            pointers = (ctypes.c_void_p(t.data_ptr()) for t in (a, b, out))
+            function(*pointers, *map(ctypes.c_int64, (M, N, K)), strides, sign, accumulate)
+            start = accumulate * before[:, 1 : N + 1].double()
+            error = (out.double() - (start + sign * torch.from_numpy(truth))).abs()
+            assert (error <= torch.finfo(dtype).eps * (0.5 * K + 1) * (sizes + start.abs())).all(), (M, N, K)
+            assert torch.equal(room[:, 0], before[:, 0]) and torch.equal(room[:, N + 1 :], before[:, N + 1 :])
+
+
+def test_product_keeps_a_nan_in_its_row_and_column(lanes: ctypes.CDLL) -> None:
+    for M, N, K in ((29, 37, 300), (14, 32, 16)):
+        a, b, out = torch.randn(M, K), torch.randn(K, N), torch.zeros(M, N)
+        a[-1, 3], b[5, 0] = torch.nan, torch.inf
+        strides = (ctypes.c_int64 * 5)(*a.stride(), *b.stride(), N)
+        pointers = (ctypes.c_void_p(t.data_ptr()) for t in (a, b, out))
+        lanes.product_f32(*pointers, *map(ctypes.c_int64, (M, N, K)), strides, 1, 0)
+        assert out[:-1, 1:].isfinite().all() and out[-1].isnan().all() and not out[:, 0].isfinite().any()

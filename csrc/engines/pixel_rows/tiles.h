@@ -8,22 +8,6 @@
 namespace metricseg {
 namespace METRICSEG_SIMD {
 
-// Lane j of vector i becomes lane i of vector j.
-template <int step, typename T>
-METRICSEG_HD void transpose(Lanes<T> (&v)[Lanes<T>::count]) {
-  constexpr int n = Lanes<T>::count;
-  if constexpr (step < n) {
-#pragma GCC unroll 16
-    for (int i = 0; i < n; ++i) {
-      if (i & step) continue;
-      const Lanes<T> a = v[i], b = v[i + step];
-      v[i] = interleave<step, false>(a, b);
-      v[i + step] = interleave<step, true>(a, b);
-    }
-    transpose<2 * step>(v);
-  }
-}
-
 // Where the pixels of a tile have their channel 0; null beyond n.
 template <int count>
 struct Addresses {

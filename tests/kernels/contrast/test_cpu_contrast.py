@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,16 +22,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("sorted_bytes", [panels.SORTED_BYTES, 0], ids=["sorted", "unsorted"])
+@pytest.mark.parametrize(
+    ("sorted_bytes", "own"),
+    [(panels.SORTED_BYTES, False), (0, False), (panels.SORTED_BYTES, True)],
+    ids=["sorted", "unsorted", "own-products"],
+)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 @pytest.mark.parametrize("form", FORMS)
-def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cases are smaller than a tile; here a tile is smaller than the cases."""
     if case.columns is None and sorted_bytes == 0:
         pytest.skip("a set with itself is always sorted")
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
+    monkeypatch.setattr(panels, "use_own_products", lambda dim: own)
     for dtype in (torch.float64, torch.float32):
         against_reference(form, case, dtype, "cpu", "cpu")
 
@@ -38,9 +45,12 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, monkeypatch:
 def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums, and then the gradient, from the tiles on and above the diagonal; positives from those with any."""
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(panels, "SMALL", 16)
     formed: list[tuple[int, int]] = []
     tile = panels.Products.tile
-    monkeypatch.setattr(panels.Products, "tile", lambda self, x0, y0: formed.append((x0, y0)) or tile(self, x0, y0))
+    monkeypatch.setattr(
+        panels.Products, "tile", lambda self, x, y: formed.append((x.start, y.start)) or tile(self, x, y)
+    )
     x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1).requires_grad_()
     labels = torch.arange(160) % 10
     loss = mk.pixel_contrast_loss(x, labels, backend="cpu")
@@ -68,8 +78,8 @@ def test_classes_beyond_the_margin_are_left_alone(
 
     x, y = rows(150), rows(columns) if columns else (None, None)
     answers = []
-    far = cpu.Stream.far
-    monkeypatch.setattr(cpu.Stream, "far", lambda *a: answers.append(far(*a)) or answers[-1])
+    farther = cpu.Stream.farther
+    monkeypatch.setattr(cpu.Stream, "farther", lambda *a: answers.append(farther(*a)) or answers[-1])
     found = []
     for backend in ("reference", "cpu"):
         leaves = [t.clone().requires_grad_() for t in (x[0], y[0]) if t is not None]
@@ -97,8 +107,62 @@ def test_rows_of_any_norm_beside_a_row_that_moves_nobody() -> None:
     assert found[0][:5].any()
 
 
+def test_runs_of_groups() -> None:
+    """Each row of a group is in one run, complete with its group; runs stay under SMALL where groups do."""
+    for counts in ([], [3], [0, 1], [5, 300, 2, 2], [0, 250, 6, 1, 256, 257], [7, 100, 100, 56, 1]):
+        groups = torch.arange(-1, len(counts) - 1).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+        side = panels.Side(torch.zeros(len(groups), 1), None, groups, None)
+        runs = list(panels.runs_of_groups(side))
+        inside = [row for begin, end in runs for row in range(begin, end)]
+        assert inside == list(range(counts[0] if counts else 0, len(groups)))
+        for begin, end in runs:
+            assert begin < end
+            assert end - begin <= panels.SMALL or len(groups[begin:end].unique()) == 1
+            assert end == len(groups) or groups[end - 1] != groups[end]
+
+
+def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panels, "library_is_half_width", lambda: False)
+    assert not panels.use_own_products(256)
+    monkeypatch.setattr(panels, "library_is_half_width", lambda: True)
+    assert panels.use_own_products(panels.OWN_DIM) and not panels.use_own_products(panels.OWN_DIM - 1)
+
+
+def test_the_library_is_half_width_on_amd_alone() -> None:
+    cpu_info = Path("/proc/cpuinfo")
+    if not cpu_info.exists() or os.environ.get("METRICSEG_SIMD"):
+        pytest.skip("the processor can't be read here")
+    text = cpu_info.read_text()
+    amd = "AuthenticAMD" in text and all(f"avx512{part}" in text for part in ("f", "bw", "dq", "vl"))
+    assert panels.library_is_half_width() == (amd and torch.backends.mkl.is_available())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("columns", [None, 1500], ids=["self", "two-sets"])
+def test_own_products_give_the_same_bits_with_any_number_of_threads(
+    form: str, columns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(panels, "use_own_products", lambda dim: True)
+    x, y = torch.randn(1300, 70) / 8, None if columns is None else torch.randn(columns, 70) / 8
+    labels = torch.arange(1500) % 7
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            leaves = [t.clone().requires_grad_() for t in (x, y) if t is not None]
+            sets = leaves[0], labels[:1300], *((leaves[1], labels) if columns else (None, None))
+            options = {} if form == "margin" else {"denominator": form}
+            function = mk.margin_contrast_loss if form == "margin" else mk.pixel_contrast_loss
+            loss = function(*sets, **options, backend="cpu")
+            found.append([loss, *torch.autograd.grad(loss, leaves)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 def compare_all() -> None:
-    """Every case of the table in the vector width that METRICSEG_SIMD names."""
+    """Every case of the table in the vector width that METRICSEG_SIMD names, with the products of that width."""
+    panels.use_own_products = lambda dim: True
     for form in FORMS:
         for case in CASES:
             for dtype in (torch.float32, torch.float64):

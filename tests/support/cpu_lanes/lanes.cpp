@@ -1,8 +1,11 @@
-// The vector functions and conversions of one width, on plain arrays, for tests/test_cpu_lanes.py.
+// The vector functions, conversions and matrix products of one width, on plain arrays, for test_cpu_lanes.py.
+#include "../../../csrc/engines/row_pairs/product_run.h"
+// host code above this line is compiled at the baseline
 #include "../../../csrc/common/simd_begin.h"
 
 #include "../../../csrc/common/convert.h"
 #include "../../../csrc/common/lanes.h"
+#include "../../../csrc/engines/row_pairs/product_loops.h"
 
 #include "../../../csrc/common/simd_end.h"
 
@@ -55,3 +58,34 @@ extern "C" void narrow_bf16(const float* x, uint16_t* out, int n) {
   write_as(x, 1, n, reinterpret_cast<BFloat16*>(out));
 }
 extern "C" void narrow_f16(const float* x, uint16_t* out, int n) { write_as(x, 1, n, reinterpret_cast<Float16*>(out)); }
+
+// out [M, N] = A B, or out += sign A B; strides: of A's rows and steps, B's steps and columns, out's rows
+template <typename T>
+void multiply_all(const T* a, const T* b, T* out, const int64_t (&shape)[3], const int64_t* strides, int sign,
+                  int accumulate) {
+  metricseg::row_pairs::Product<T> p{};
+  p.a = a;
+  p.b = b;
+  p.out = out;
+  p.M = shape[0];
+  p.N = shape[1];
+  p.K = shape[2];
+  p.a_row = strides[0];
+  p.a_step = strides[1];
+  p.b_step = strides[2];
+  p.b_column = strides[3];
+  p.out_row = strides[4];
+  p.sign = static_cast<T>(sign);
+  p.accumulate = accumulate != 0;
+  const auto serially = [](int64_t n, int64_t, const auto& f) { f(int64_t{0}, n); };
+  run_product(metricseg::row_pairs::METRICSEG_SIMD::workers.loops(T()), p, serially);
+}
+
+extern "C" void product_f32(const float* a, const float* b, float* out, int64_t M, int64_t N, int64_t K,
+                            const int64_t* strides, int sign, int accumulate) {
+  multiply_all(a, b, out, {M, N, K}, strides, sign, accumulate);
+}
+extern "C" void product_f64(const double* a, const double* b, double* out, int64_t M, int64_t N, int64_t K,
+                            const int64_t* strides, int sign, int accumulate) {
+  multiply_all(a, b, out, {M, N, K}, strides, sign, accumulate);
+}

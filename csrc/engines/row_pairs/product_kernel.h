@@ -1,0 +1,68 @@
+// Matrix product of the pair stream: from torch's tensors to a Product, its units of work to torch's threads. One
+// source file of the extension includes this header; the three files per vector width of the same family define the
+// workers.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "../../common/library.h"
+#include "../../common/parallel.h"
+#include "../../common/simd_choice.h"
+#include "../../common/torch_map.h"
+#include "product_run.h"
+
+namespace metricseg::row_pairs {
+
+using torch::stable::Tensor;
+
+inline const Workers& product_workers() {
+  static const Workers& chosen = METRICSEG_WIDEST;
+  return chosen;
+}
+
+template <typename T>
+void launch_product(const Tensor& a, const Tensor& b, double sign, bool accumulate, const Tensor& out) {
+  Product<T> p{};
+  p.a = static_cast<const T*>(a.const_data_ptr());
+  p.a_row = a.stride(0);
+  p.a_step = a.stride(1);
+  p.b = static_cast<const T*>(b.const_data_ptr());
+  p.b_step = b.stride(0);
+  p.b_column = b.stride(1);
+  p.out = static_cast<T*>(out.mutable_data_ptr());
+  p.out_row = out.stride(0);
+  p.M = a.size(0);
+  p.N = b.size(1);
+  p.K = a.size(1);
+  p.sign = static_cast<T>(sign);
+  p.accumulate = accumulate;
+  run_product(product_workers().loops(T()), p, [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
+}
+
+inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Tensor out) {
+  const Type type = type_of(out);
+  STD_TORCH_CHECK((type == Type::f32 || type == Type::f64) && type_of(a) == type && type_of(b) == type,
+                  "metricseg: row_pairs_product_kernel takes fp32 or fp64, the same in all");
+  STD_TORCH_CHECK(a.size(1) == b.size(0) && out.size(0) == a.size(0) && out.size(1) == b.size(1),
+                  "metricseg: row_pairs_product_kernel takes [M, K], [K, N] and [M, N]");
+  STD_TORCH_CHECK(out.stride(1) == 1 || out.size(1) <= 1, "metricseg: each row of out must be contiguous");
+  STD_TORCH_CHECK(accumulate || sign == 1, "metricseg: a sign goes with accumulate");
+  const auto launcher = type == Type::f64 ? launch_product<double> : launch_product<float>;
+  launcher(a, b, sign, accumulate, out);
+}
+
+// Whether the processor is AMD's and has AVX-512, and METRICSEG_SIMD doesn't narrow the vectors.
+inline bool is_amd_avx512([[maybe_unused]] Tensor on_cpu) {
+#if defined(__x86_64__)
+  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
+}  // namespace metricseg::row_pairs
+
+METRICSEG_LIBRARY_IMPL(CPU, m) {
+  m.impl("row_pairs_product_kernel", TORCH_BOX(&metricseg::row_pairs::product_kernel));
+  m.impl("row_pairs_is_amd_avx512", TORCH_BOX(&metricseg::row_pairs::is_amd_avx512));
+}

@@ -1,0 +1,104 @@
+// Loops of a matrix product of the pair stream, for one vector width. A comes in packed blocks [depth, R] of R rows, B
+// in packed panels [depth, kTile]: the register tile of ../pixel_rows/products.h reads both in order, R x 2 vectors of
+// sums, two loads and R broadcasts for each step of K. See product_run.h for the order of the work.
+#pragma once
+
+#include "../pixel_rows/products.h"
+#include "product.h"
+
+namespace metricseg::row_pairs {
+namespace METRICSEG_SIMD {
+
+using namespace metricseg::METRICSEG_SIMD;
+
+// to [depth, width] = from [available, depth] transposed. Fast if one of the strides is 1. Rows from `available` on
+// hold no defined values. Writes up to one vector beyond the end of `to`.
+template <typename T>
+void pack_panel(const T* from, int64_t row, int64_t step, int64_t available, int64_t depth, int64_t width, T* to) {
+  constexpr int64_t n = Lanes<T>::count;
+  const int64_t count = available < width ? available : width, whole = round_up(width, n);
+  if (row == 1 && available >= whole) {  // the last vector may reach into the next step, which is written after it
+    for (int64_t k = 0; k < depth; ++k) {
+      for (int64_t i = 0; i < whole; i += n) Lanes<T>::load(from + k * step + i).store(to + k * width + i);
+    }
+    return;
+  }
+  const int64_t squares = step == 1 ? depth / n * n : 0;
+  for (int64_t i = whole - n; i >= 0 && squares > 0; i -= n) {  // backward, for the same reason
+    const T* rows[n];
+    for (int64_t r = 0; r < n; ++r) rows[r] = from + (i + r < count ? i + r : count - 1) * row;
+    for (int64_t k = 0; k < squares; k += n) {
+      Lanes<T> square[n];
+#pragma GCC unroll 16
+      for (int r = 0; r < n; ++r) square[r] = Lanes<T>::load(rows[r] + k);
+      transpose<1>(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < n; ++r) square[r].store(to + (k + r) * width + i);
+    }
+  }
+  for (int64_t k = squares; k < depth; ++k) {
+    for (int64_t i = 0; i < width; ++i) to[k * width + i] = i < count ? from[i * row + k * step] : T(0);
+  }
+}
+
+template <typename T>
+Sizes sizes(int64_t M) {
+  constexpr int64_t n = Lanes<T>::count;
+  const int64_t rows = block_rows(M);
+  return {rows, round_up(rows * kDepth, n) + n, kTile<T>};
+}
+
+template <typename T>
+METRICSEG_HD T* packed_block(const Product<T>& p, const Sizes& s, int64_t step, int64_t block) {
+  return p.packed + (step * ((p.M + s.block_rows - 1) / s.block_rows) + block) * s.block_values;
+}
+
+template <typename T>
+void pack_block(const Product<T>& p, int64_t step, int64_t block) {
+  const Sizes s = sizes<T>(p.M);
+  const int64_t row = block * s.block_rows, k = p.begin + step * kDepth,
+                depth = p.end - k < kDepth ? p.end - k : kDepth;
+  pack_panel(p.a + row * p.a_row + k * p.a_step, p.a_row, p.a_step, p.M - row, depth, s.block_rows,
+             packed_block(p, s, step, block));
+}
+
+// out [rows, columns] = values [rows, kTile], or out += sign values
+template <typename T>
+METRICSEG_HD void write_block(const T* values, int64_t rows, int64_t columns, T sign, bool accumulate, T* out,
+                              int64_t out_row) {
+  using V = Lanes<T>;
+  constexpr int64_t n = V::count;
+  for (int64_t r = 0; r < rows; ++r, values += kTile<T>, out += out_row) {
+    if (columns < kTile<T>) {
+      for (int64_t j = 0; j < columns; ++j) out[j] = accumulate ? out[j] + sign * values[j] : values[j];
+    } else if (accumulate) {
+      (V::load(out) + V(sign) * V::load(values)).store(out);
+      (V::load(out + n) + V(sign) * V::load(values + n)).store(out + n);
+    } else {
+      V::load(values).store(out);
+      V::load(values + n).store(out + n);
+    }
+  }
+}
+
+template <typename T>
+void multiply(const Product<T>& p, int64_t first, int64_t last, int64_t column, T* panel) {
+  const Sizes s = sizes<T>(p.M);
+  const int64_t columns = p.N - column < kTile<T> ? p.N - column : kTile<T>;
+  alignas(64) T values[kRows * kTile<T>];
+  for (int64_t step = 0, k = p.begin; k < p.end; ++step, k += kDepth) {
+    const int64_t depth = p.end - k < kDepth ? p.end - k : kDepth;
+    pack_panel(p.b + k * p.b_step + column * p.b_column, p.b_column, p.b_step, p.N - column, depth, kTile<T>, panel);
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t row = block * s.block_rows, rows = p.M - row < s.block_rows ? p.M - row : s.block_rows;
+      product_of<kRows>(s.block_rows, packed_block(p, s, step, block), panel, depth, values);
+      write_block(values, rows, columns, p.sign, p.accumulate || k > 0, p.out + row * p.out_row + column, p.out_row);
+    }
+  }
+}
+
+constexpr Workers workers{{sizes<float>, pack_block<float>, multiply<float>},
+                          {sizes<double>, pack_block<double>, multiply<double>}};
+
+}  // namespace METRICSEG_SIMD
+}  // namespace metricseg::row_pairs
