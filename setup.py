@@ -87,10 +87,10 @@ def why_no_cuda() -> str | None:
 def make_extension(with_cuda: bool) -> Extension:
     if torch is None:
         return Extension("metricseg_kernels._C", [], optional=CUDA_MODE != "1")
-    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*/*.cpp"))
+    sources = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp"))
     cuda: dict[str, list[str]] = {}
     if with_cuda:
-        sources += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").glob("*/*.cu"))
+        sources += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cu"))
         target = f"targets/{platform.machine()}-linux/lib"
         cuda = {
             "libraries": ["cudart_static", "dl", "rt"],

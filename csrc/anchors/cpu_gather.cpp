@@ -8,21 +8,19 @@
 #include <type_traits>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/torch_map.h"
 
 #define METRICSEG_SIMD baseline
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
-#include "../common/convert.h"
+#include "../common/simd/convert.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::anchors {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kTile = 16;
 constexpr int64_t kBytes = int64_t(1) << 20;  // a share of the gradient
@@ -207,13 +205,13 @@ void scatter(const Tensor& grad_rows, const Tensor& rows, const Tensor& norms, c
 }
 
 void gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, double eps, Tensor rows, Tensor norms) {
-  const auto run = type_of(features) == Type::f64 ? gather<double> : gather<float>;
+  const auto run = is_double(features) ? gather<double> : gather<float>;
   run(features, index, normalize, eps, rows, norms);
 }
 
 void gather_pixels_bwd_kernel(Tensor grad_rows, Tensor rows, Tensor norms, Tensor index, Tensor order, bool normalize,
                               double eps, Tensor grad) {
-  const auto run = type_of(grad) == Type::f64 ? scatter<double> : scatter<float>;
+  const auto run = is_double(grad) ? scatter<double> : scatter<float>;
   run(grad_rows, rows, norms, index, order, normalize, eps, grad);
 }
 

@@ -9,15 +9,13 @@
 #include <optional>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/torch_map.h"
 #include "rules.h"
 
 namespace metricseg::anchors {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr double kDeviations = 3.0;  // a miss, once in hundreds of calls, costs one more walk over an image
 

@@ -1,10 +1,10 @@
 // Raw kernels of the anchors family on CUDA tensors: checks, then the launches of run.cuh on the stream of torch. The
 // caller (metricseg_kernels/anchors/op.py) has checked the arguments of the user and allocated the outputs.
 
-#include "../common/arguments.h"
-#include "../common/launch.h"
-#include "../common/library.h"
-#include "../common/torch_map.h"
+#include "../common/cuda/launch.h"
+#include "../common/host/arguments.h"
+#include "../common/host/library.h"
+#include "../common/host/torch_map.h"
 #include "run.cuh"
 
 namespace metricseg::anchors {

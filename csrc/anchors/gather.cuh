@@ -6,8 +6,8 @@
 
 #include <type_traits>
 
-#include "../common/reduce.cuh"
-#include "../common/scalar.cuh"
+#include "../common/cuda/reduce.cuh"
+#include "../common/cuda/scalar.cuh"
 #include "../common/tensor_map.h"
 
 namespace metricseg::anchors {

@@ -9,7 +9,7 @@
 
 #include <limits>
 
-#include "../common/reduce.cuh"
+#include "../common/cuda/reduce.cuh"
 #include "../common/tensor_map.h"
 #include "rules.h"
 

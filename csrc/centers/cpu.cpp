@@ -6,17 +6,14 @@
 #include <algorithm>
 #include <string>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/simd_choice.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/simd_choice.h"
+#include "../common/host/torch_map.h"
 #include "cpu_job.h"
 
 namespace metricseg::centers {
 namespace {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 constexpr int64_t kPanelBytes = int64_t{320} << 10;  // of the tiles of features in a panel
 constexpr int64_t kMostPanel = 1024;
@@ -126,7 +123,7 @@ void run_sums(const Job<T>& job, Loop<T> loop, const Tensor& features, int64_t g
 }
 
 template <typename T>
-void set_metric(Job<T>& job, const std::string& metric, double scale, double eps, const Maybe& bias) {
+void set_metric(Job<T>& job, const std::string& metric, double scale, double eps, const Optional& bias) {
   job.direction = metric == "cosine";
   job.square = static_cast<T>(metric == "euclidean" ? scale : 0.0);
   job.eps = static_cast<T>(eps);
@@ -134,9 +131,9 @@ void set_metric(Job<T>& job, const std::string& metric, double scale, double eps
 }
 
 template <typename T>
-void similarity(const Tensor& features, const Tensor& weights, const Maybe& bias, const Maybe& labels,
+void similarity(const Tensor& features, const Tensor& weights, const Optional& bias, const Optional& labels,
                 const std::string& metric, double scale, int64_t ignore_index, double eps, const Tensor& logits,
-                const Maybe& own, const Maybe& norms) {
+                const Optional& own, const Optional& norms) {
   Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
   const Packed<T> packed(weights, job, true, false);
   set_metric(job, metric, scale, eps, bias);
@@ -148,9 +145,9 @@ void similarity(const Tensor& features, const Tensor& weights, const Maybe& bias
 }
 
 template <typename T>
-void similarity_grad(const Tensor& grad_logits, const Maybe& grad_own, const Tensor& features, const Tensor& weights,
-                     const Maybe& labels, const Maybe& norms, const std::string& metric, double scale,
-                     int64_t ignore_index, double eps, const Maybe& grad_features, const Maybe& grad_weights) {
+void similarity_grad(const Tensor& grad_logits, const Optional& grad_own, const Tensor& features, const Tensor& weights,
+                     const Optional& labels, const Optional& norms, const std::string& metric, double scale,
+                     int64_t ignore_index, double eps, const Optional& grad_features, const Optional& grad_weights) {
   Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
   const Packed<T> packed(weights, job, false, grad_features.has_value());
   set_metric(job, metric, scale, eps, std::nullopt);
@@ -177,7 +174,7 @@ void soft_sums(const Tensor& features, const Tensor& logits, const Tensor& sums,
 
 template <typename T>
 void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tensor& features, const Tensor& logits,
-                    const Maybe& grad_features, const Maybe& grad_logits) {
+                    const Optional& grad_features, const Optional& grad_logits) {
   Job<T> job = make_job<T>(features, logits.size(1), 0);
   const Packed<T> packed(grad_sums, job, grad_logits.has_value(), grad_features.has_value());
   job.logits = map_of(logits);
@@ -187,28 +184,29 @@ void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tens
   run(job, loops<T>().soft_sums_grad, features);
 }
 
-void similarity_fwd_kernel(Tensor features, Tensor weights, Maybe bias, Maybe labels, std::string metric, double scale,
-                           int64_t ignore_index, double eps, Tensor logits, Maybe own, Maybe norms) {
-  const auto run = type_of(features) == Type::f64 ? similarity<double> : similarity<float>;
+void similarity_fwd_kernel(Tensor features, Tensor weights, Optional bias, Optional labels, std::string metric,
+                           double scale, int64_t ignore_index, double eps, Tensor logits, Optional own,
+                           Optional norms) {
+  const auto run = is_double(features) ? similarity<double> : similarity<float>;
   run(features, weights, bias, labels, metric, scale, ignore_index, eps, logits, own, norms);
 }
 
-void similarity_bwd_kernel(Tensor grad_logits, Maybe grad_own, Tensor features, Tensor weights, Maybe labels,
-                           Maybe norms, std::string metric, double scale, int64_t ignore_index, double eps,
-                           Maybe grad_features, Maybe grad_weights) {
-  const auto run = type_of(features) == Type::f64 ? similarity_grad<double> : similarity_grad<float>;
+void similarity_bwd_kernel(Tensor grad_logits, Optional grad_own, Tensor features, Tensor weights, Optional labels,
+                           Optional norms, std::string metric, double scale, int64_t ignore_index, double eps,
+                           Optional grad_features, Optional grad_weights) {
+  const auto run = is_double(features) ? similarity_grad<double> : similarity_grad<float>;
   run(grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, eps, grad_features,
       grad_weights);
 }
 
 void soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor sums, Tensor mass) {
-  const auto run = type_of(features) == Type::f64 ? soft_sums<double> : soft_sums<float>;
+  const auto run = is_double(features) ? soft_sums<double> : soft_sums<float>;
   run(features, logits, sums, mass);
 }
 
-void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Maybe grad_features,
-                          Maybe grad_logits) {
-  const auto run = type_of(features) == Type::f64 ? soft_sums_grad<double> : soft_sums_grad<float>;
+void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Optional grad_features,
+                          Optional grad_logits) {
+  const auto run = is_double(features) ? soft_sums_grad<double> : soft_sums_grad<float>;
   run(grad_sums, grad_mass, features, logits, grad_features, grad_logits);
 }
 

@@ -1,11 +1,11 @@
 // The tile loops of the centers family for AVX2.
 #if defined(__x86_64__)
 #define METRICSEG_SIMD avx2
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
 #include "cpu_loops.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::centers {
 

@@ -1,10 +1,10 @@
 // The tile loops of the centers family for the baseline of the processor family.
 #define METRICSEG_SIMD baseline
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
 #include "cpu_loops.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::centers {
 

@@ -6,21 +6,19 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/torch_map.h"
 
 #define METRICSEG_SIMD baseline
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
-#include "../common/planes.h"
+#include "../common/simd/planes.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::centers {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
 constexpr int64_t kChannels = 16;  // whose sums by class go together: a cache line if channels are contiguous
@@ -128,12 +126,12 @@ void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index
 }
 
 void label_sums_fwd_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
-  const auto run = type_of(sums) == Type::f64 ? label_sums<double> : label_sums<float>;
+  const auto run = is_double(sums) ? label_sums<double> : label_sums<float>;
   run(features, labels, ignore_index, sums, mass);
 }
 
 void label_sums_bwd_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
-  const auto run = type_of(rows) == Type::f64 ? label_spread<double> : label_spread<float>;
+  const auto run = is_double(rows) ? label_spread<double> : label_spread<float>;
   run(rows, labels, ignore_index, maps);
 }
 

@@ -7,18 +7,15 @@
 #include <string>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/simd_choice.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/simd_choice.h"
+#include "../common/host/torch_map.h"
 #include "../engines/row_pairs/product_kernel.h"
 #include "cpu_tile.h"
 
 namespace metricseg::contrast {
 namespace {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 const Workers& workers() {
   static const Workers& chosen = METRICSEG_WIDEST;
@@ -26,7 +23,7 @@ const Workers& workers() {
 }
 
 template <typename T>
-T* data_of(const Maybe& tensor) {
+T* data_of(const Optional& tensor) {
   return tensor.has_value() ? static_cast<T*>(const_cast<void*>(tensor->const_data_ptr())) : nullptr;
 }
 
@@ -70,9 +67,10 @@ void run(Tile<T> tile, T* y_sums, int64_t y_sums_stride) {
 }
 
 template <typename T>
-void launch(const Tensor& s, const Tensor& x_groups, const Tensor& y_groups, const Maybe& x_ids, const Maybe& y_ids,
-            const Maybe& x_terms, const Maybe& y_terms, Form form, Phase phase, double temperature, double margin,
-            double positive_margin, bool squared, bool nonzero, const Maybe& x_out, const Maybe& y_out) {
+void launch(const Tensor& s, const Tensor& x_groups, const Tensor& y_groups, const Optional& x_ids,
+            const Optional& y_ids, const Optional& x_terms, const Optional& y_terms, Form form, Phase phase,
+            double temperature, double margin, double positive_margin, bool squared, bool nonzero,
+            const Optional& x_out, const Optional& y_out) {
   Tile<T> tile{};
   tile.form = form;
   tile.phase = phase;
@@ -95,12 +93,12 @@ void launch(const Tensor& s, const Tensor& x_groups, const Tensor& y_groups, con
   run(tile, data_of<T>(y_out), y_out.has_value() ? y_out->stride(0) : 0);
 }
 
-void tile_kernel(Tensor s, Tensor x_groups, Tensor y_groups, Maybe x_ids, Maybe y_ids, Maybe x_terms, Maybe y_terms,
-                 int64_t form, int64_t phase, double temperature, double margin, double positive_margin, bool squared,
-                 bool nonzero, Maybe x_out, Maybe y_out) {
+void tile_kernel(Tensor s, Tensor x_groups, Tensor y_groups, Optional x_ids, Optional y_ids, Optional x_terms,
+                 Optional y_terms, int64_t form, int64_t phase, double temperature, double margin,
+                 double positive_margin, bool squared, bool nonzero, Optional x_out, Optional y_out) {
   STD_TORCH_CHECK(s.is_contiguous() && s.size(1) % kMaxLanes == 0 && y_groups.numel() == s.size(1),
                   "metricseg: contrast_tile_kernel takes contiguous rows padded to ", kMaxLanes);
-  const auto launcher = type_of(s) == Type::f64 ? launch<double> : launch<float>;
+  const auto launcher = is_double(s) ? launch<double> : launch<float>;
   launcher(s, x_groups, y_groups, x_ids, y_ids, x_terms, y_terms, static_cast<Form>(form), static_cast<Phase>(phase),
            temperature, margin, positive_margin, squared, nonzero, x_out, y_out);
 }

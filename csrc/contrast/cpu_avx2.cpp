@@ -1,12 +1,12 @@
 // The tile loops of the contrast family, and the products of its engine, for AVX2.
 #if defined(__x86_64__)
 #define METRICSEG_SIMD avx2
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
 #include "../engines/row_pairs/product_loops.h"
 #include "cpu_rows.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::contrast {
 

@@ -1,11 +1,11 @@
 // The tile loops of the contrast family, and the products of its engine, for the baseline of the processor family.
 #define METRICSEG_SIMD baseline
-#include "../common/simd_begin.h"
+#include "../common/simd/simd_begin.h"
 
 #include "../engines/row_pairs/product_loops.h"
 #include "cpu_rows.h"
 
-#include "../common/simd_end.h"
+#include "../common/simd/simd_end.h"
 
 namespace metricseg::contrast {
 

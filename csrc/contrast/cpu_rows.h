@@ -4,7 +4,7 @@
 // is read, and by `weights` written, once: 4 bytes or 8 a pair, from the cache that the matrix product left it in.
 #pragma once
 
-#include "../common/lanes.h"
+#include "../common/simd/lanes.h"
 #include "cpu_tile.h"
 
 namespace metricseg::contrast {

@@ -6,17 +6,14 @@
 #include <optional>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/simd_choice.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/simd_choice.h"
+#include "../common/host/torch_map.h"
 #include "cpu_job.h"
 
 namespace metricseg::focal {
 namespace {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 const Workers& workers() {
   static const Workers& chosen = METRICSEG_WIDEST;
@@ -87,7 +84,7 @@ void collapse(Job<T>& job) {
 
 // For an empty input: B, H or W is 0.
 template <typename T>
-void clear_gradient(const Job<T>& job, const Maybe& grad) {
+void clear_gradient(const Job<T>& job, const Optional& grad) {
   if (!grad.has_value() || grad->numel() == 0) return;
   std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
 }
@@ -131,8 +128,8 @@ Partial execute(Job<T>& job, bool softmax) {
 }
 
 template <typename T>
-Job<T> make_job(const Tensor& input, const Tensor& target, const Maybe& grad_loss, const Maybe& loss, const Maybe& grad,
-                double gamma, int64_t ignore_index, bool align_corners) {
+Job<T> make_job(const Tensor& input, const Tensor& target, const Optional& grad_loss, const Optional& loss,
+                const Optional& grad, double gamma, int64_t ignore_index, bool align_corners) {
   Job<T> job{};
   const int64_t rank = target.dim();
   STD_TORCH_CHECK(input.dim() == 4 && (rank == 3 || rank == 4), "metricseg: input [B, K, h, w], target [B, (K,) H, W]");
@@ -160,7 +157,7 @@ Job<T> make_job(const Tensor& input, const Tensor& target, const Maybe& grad_los
 }
 
 template <typename T>
-void finish(Job<T>& job, bool softmax, const Maybe& loss, const Maybe& totals, const Maybe& grad) {
+void finish(Job<T>& job, bool softmax, const Optional& loss, const Optional& totals, const Optional& grad) {
   const bool empty = job.images == 0 || job.H == 0 || job.W == 0;
   if (empty) clear_gradient(job, grad);
   const Partial all = empty ? Partial{} : execute(job, softmax);
@@ -172,9 +169,9 @@ void finish(Job<T>& job, bool softmax, const Maybe& loss, const Maybe& totals, c
 }
 
 template <typename T>
-void focal(const Tensor& input, const Tensor& target, const Maybe& weight, const Maybe& keep_above,
-           const Maybe& grad_loss, double gamma, double label_smoothing, int64_t ignore_index, bool align_corners,
-           const Maybe& loss, const Maybe& totals, const Maybe& argmax, const Maybe& grad) {
+void focal(const Tensor& input, const Tensor& target, const Optional& weight, const Optional& keep_above,
+           const Optional& grad_loss, double gamma, double label_smoothing, int64_t ignore_index, bool align_corners,
+           const Optional& loss, const Optional& totals, const Optional& argmax, const Optional& grad) {
   Job<T> job = make_job<T>(input, target, grad_loss, loss, grad, gamma, ignore_index, align_corners);
   job.argmax = map_of(argmax);
   job.weight = weight.has_value() ? static_cast<const T*>(weight->const_data_ptr()) : nullptr;
@@ -190,25 +187,25 @@ void focal(const Tensor& input, const Tensor& target, const Maybe& weight, const
 }
 
 template <typename T>
-void sigmoid_focal(const Tensor& input, const Tensor& target, const Maybe& grad_loss, double gamma, double alpha,
-                   int64_t ignore_index, bool align_corners, const Maybe& loss, const Maybe& totals,
-                   const Maybe& grad) {
+void sigmoid_focal(const Tensor& input, const Tensor& target, const Optional& grad_loss, double gamma, double alpha,
+                   int64_t ignore_index, bool align_corners, const Optional& loss, const Optional& totals,
+                   const Optional& grad) {
   Job<T> job = make_job<T>(input, target, grad_loss, loss, grad, gamma, ignore_index, align_corners);
   job.alpha = static_cast<T>(alpha);
   finish(job, false, loss, totals, grad);
 }
 
-void focal_kernel(Tensor input, Tensor target, Maybe weight, Maybe keep_above, Maybe grad_loss, double gamma,
-                  double label_smoothing, int64_t ignore_index, bool align_corners, Maybe loss, Maybe totals,
-                  Maybe argmax, Maybe grad) {
-  const auto run = type_of(input) == Type::f64 ? focal<double> : focal<float>;
+void focal_kernel(Tensor input, Tensor target, Optional weight, Optional keep_above, Optional grad_loss, double gamma,
+                  double label_smoothing, int64_t ignore_index, bool align_corners, Optional loss, Optional totals,
+                  Optional argmax, Optional grad) {
+  const auto run = is_double(input) ? focal<double> : focal<float>;
   run(input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners, loss, totals,
       argmax, grad);
 }
 
-void sigmoid_focal_kernel(Tensor input, Tensor target, Maybe grad_loss, double gamma, double alpha,
-                          int64_t ignore_index, bool align_corners, Maybe loss, Maybe totals, Maybe grad) {
-  const auto run = type_of(input) == Type::f64 ? sigmoid_focal<double> : sigmoid_focal<float>;
+void sigmoid_focal_kernel(Tensor input, Tensor target, Optional grad_loss, double gamma, double alpha,
+                          int64_t ignore_index, bool align_corners, Optional loss, Optional totals, Optional grad) {
+  const auto run = is_double(input) ? sigmoid_focal<double> : sigmoid_focal<float>;
   run(input, target, grad_loss, gamma, alpha, ignore_index, align_corners, loss, totals, grad);
 }
 

@@ -4,8 +4,8 @@
 // gradient comes out of the same product as all others. Derivation: docs/kernels/focal.md.
 #pragma once
 
-#include "../common/convert.h"
-#include "../common/lanes.h"
+#include "../common/simd/convert.h"
+#include "../common/simd/lanes.h"
 #include "cpu_job.h"
 
 namespace metricseg::focal {

@@ -6,14 +6,12 @@
 #include <cstring>
 #include <vector>
 
-#include "../common/library.h"
-#include "../common/parallel.h"
-#include "../common/torch_map.h"
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/torch_map.h"
 
 namespace metricseg::focal {
 namespace {
-
-using torch::stable::Tensor;
 
 constexpr int kDigit = 8;
 constexpr int64_t kShare = 1 << 16;
@@ -77,7 +75,7 @@ void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
   STD_TORCH_CHECK(values.is_contiguous() && k >= 0, "metricseg: kth_largest takes contiguous values and k >= 0");
   const void* data = values.const_data_ptr();
   void* out = result.mutable_data_ptr();
-  if (type_of(values) == Type::f64) {
+  if (is_double(values)) {
     *static_cast<double*>(out) = kth_largest<double, uint64_t>(static_cast<const double*>(data), values.numel(), k);
   } else {
     *static_cast<float*>(out) = kth_largest<float, uint32_t>(static_cast<const float*>(data), values.numel(), k);

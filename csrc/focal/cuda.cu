@@ -2,9 +2,9 @@
 // caller (metricseg_kernels/focal/op.py) has checked the arguments of the user and allocated the outputs. The checks
 // here are those that memory safety depends on.
 
-#include "../common/arguments.h"
-#include "../common/launch.h"
-#include "../common/library.h"
+#include "../common/cuda/launch.h"
+#include "../common/host/arguments.h"
+#include "../common/host/library.h"
 #include "run.cuh"
 
 namespace metricseg::focal {

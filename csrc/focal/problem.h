@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "../common/device_limits.h"
+#include "../common/cuda/device_limits.h"
 #include "../common/resize.h"
 
 namespace metricseg::focal {

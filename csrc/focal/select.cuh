@@ -4,7 +4,7 @@
 // order of the atomics gives the same bits. Reads the values 4 (fp32) or 8 (fp64) times; once would be the least.
 #pragma once
 
-#include "../common/reduce.cuh"
+#include "../common/cuda/reduce.cuh"
 
 namespace metricseg::focal {
 

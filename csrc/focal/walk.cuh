@@ -10,8 +10,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "../common/reduce.cuh"
-#include "../common/sweep.cuh"
+#include "../common/cuda/reduce.cuh"
+#include "../common/cuda/sweep.cuh"
 #include "problem.h"
 
 namespace metricseg::focal {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-NAMESPACE = "metricseg"  # in csrc/common/library.h, too
+NAMESPACE = "metricseg"  # in csrc/common/host/library.h, too
 ops = getattr(torch.ops, NAMESPACE)
 _library = torch.library.Library(NAMESPACE, "DEF")
 

@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.fixture
 def small(checkout: Path) -> Path:
     """The checkout with one small source in place of the kernels."""
-    for source in (checkout / "csrc").glob("*/*.cpp"):
+    for source in (checkout / "csrc").rglob("*.cpp"):
         source.unlink()
     (checkout / "csrc" / "common" / "small.cpp").write_text('extern "C" int metricseg_small() { return 0; }\n')
     return checkout

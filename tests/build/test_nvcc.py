@@ -61,7 +61,7 @@ def instantiations(family: str) -> str:
     """A translation unit with every kernel of the family, and no torch: what run.cuh launches, from a device of air."""
     return f"""
 #include "{ROOT}/csrc/{family}/run.cuh"
-#include "{ROOT}/csrc/common/device_limits.h"
+#include "{ROOT}/csrc/common/cuda/device_limits.h"
 using namespace metricseg;
 using namespace metricseg::{family};
 struct Device {{

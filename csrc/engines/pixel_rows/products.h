@@ -11,7 +11,7 @@
 // half-wide vectors; packing for it would also cost a pass of its own when M is 19 and J 512.
 #pragma once
 
-#include "../../common/lanes.h"
+#include "../../common/simd/lanes.h"
 
 namespace metricseg {
 namespace METRICSEG_SIMD {

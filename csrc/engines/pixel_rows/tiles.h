@@ -2,7 +2,7 @@
 // lie together, squares of channels and pixels turned over in registers where the channels do.
 #pragma once
 
-#include "../../common/planes.h"
+#include "../../common/simd/planes.h"
 #include "products.h"
 
 namespace metricseg {

@@ -5,15 +5,13 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#include "../../common/library.h"
-#include "../../common/parallel.h"
-#include "../../common/simd_choice.h"
-#include "../../common/torch_map.h"
+#include "../../common/host/library.h"
+#include "../../common/host/parallel.h"
+#include "../../common/host/simd_choice.h"
+#include "../../common/host/torch_map.h"
 #include "product_run.h"
 
 namespace metricseg::row_pairs {
-
-using torch::stable::Tensor;
 
 inline const Workers& product_workers() {
   static const Workers& chosen = METRICSEG_WIDEST;

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../../common/memory.h"
+#include "../../common/host/memory.h"
 #include "product.h"
 
 namespace metricseg::row_pairs {

@@ -1,13 +1,13 @@
 // The vector functions, conversions and matrix products of one width, on plain arrays, for test_cpu_lanes.py.
 #include "../../../csrc/engines/row_pairs/product_run.h"
 // host code above this line is compiled at the baseline
-#include "../../../csrc/common/simd_begin.h"
+#include "../../../csrc/common/simd/simd_begin.h"
 
-#include "../../../csrc/common/convert.h"
-#include "../../../csrc/common/lanes.h"
+#include "../../../csrc/common/simd/convert.h"
+#include "../../../csrc/common/simd/lanes.h"
 #include "../../../csrc/engines/row_pairs/product_loops.h"
 
-#include "../../../csrc/common/simd_end.h"
+#include "../../../csrc/common/simd/simd_end.h"
 
 #if METRICSEG_SIMD_BYTES == 64
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))

@@ -9,7 +9,7 @@
 #include <list>
 #include <optional>
 
-#include "../../../csrc/common/device_limits.h"
+#include "../../../csrc/common/cuda/device_limits.h"
 #include "../../../csrc/common/tensor_map.h"
 
 namespace py = pybind11;

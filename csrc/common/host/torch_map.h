@@ -6,11 +6,14 @@
 
 #include <optional>
 
-#include "tensor_map.h"
+#include "../tensor_map.h"
 
 namespace metricseg {
 
-inline Type type_of(const torch::stable::Tensor& tensor) {
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+inline Type type_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
     case ScalarType::Double:
@@ -33,6 +36,9 @@ inline Type type_of(const torch::stable::Tensor& tensor) {
   return Type::f32;
 }
 
+// Whether arithmetic runs in fp64.
+inline bool is_double(const Tensor& tensor) { return type_of(tensor) == Type::f64; }
+
 inline int64_t bytes_of(Type type) {
   switch (type) {
     case Type::f64:
@@ -49,7 +55,7 @@ inline int64_t bytes_of(Type type) {
 }
 
 // [B, K, y, x] as it is; [B, y, x] without channels; an absent tensor, and one of other rank, has no data.
-inline Map map_of(const std::optional<torch::stable::Tensor>& tensor) {
+inline Map map_of(const Optional& tensor) {
   Map map;
   if (!tensor.has_value() || (tensor->dim() != 3 && tensor->dim() != 4)) return map;
   const int64_t channels = tensor->dim() == 4;

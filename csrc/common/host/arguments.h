@@ -2,25 +2,21 @@
 // user before, with better messages.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
-#include <optional>
 #include <type_traits>
+
+#include "torch_map.h"
 
 namespace metricseg {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 template <typename T>
 constexpr ScalarType kTypeOf = std::is_same_v<T, double>    ? ScalarType::Double
                                : std::is_same_v<T, int64_t> ? ScalarType::Long
                                                             : ScalarType::Float;
-
-inline bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double; }
 
 // Null if absent; else on the input's device, of this dtype, and contiguous if it has to be.
 template <typename T>

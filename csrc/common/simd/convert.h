@@ -2,7 +2,7 @@
 // depends on a value, so that the loops become vector code without hardware conversions.
 #pragma once
 
-#include "tensor_map.h"
+#include "../tensor_map.h"
 
 namespace metricseg {
 namespace METRICSEG_SIMD {

@@ -7,7 +7,7 @@
 // fp64 calls the library, lane by lane.
 #pragma once
 
-#include "macros.h"
+#include "../macros.h"
 
 #ifndef METRICSEG_SIMD_REGION
 #error "include this between simd_begin.h and simd_end.h"
