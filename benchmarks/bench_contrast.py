@@ -12,19 +12,15 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import machine
-import memory
-import peers
 import pytest
-import race
-import shapes
 import torch
 import torch.nn.functional as F
-from race import Contestant
-from shapes import Rows
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Rows
 from metricseg_kernels.contrast import reference
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES

@@ -1,12 +1,12 @@
 """CamVid, one DeepLabv3+ with six classifiers: what class centers add, and what they cost.
 
-    python benchmarks/camvid_centers.py --data DIR --weights FILE --work DIR                      # six epochs, seed 0
-    python benchmarks/camvid_centers.py --data DIR --weights FILE --work DIR --epochs 20 --seeds 0 1 2 --device cuda
-    python benchmarks/camvid_centers.py --data DIR --weights FILE --time-steps 12                 # step time, memory
-    python benchmarks/camvid_centers.py --work DIR --report
-    python benchmarks/camvid_centers.py --data DIR --weights FILE --work DIR --pictures              # of the centers
+    python -m benchmarks.camvid.centers --data DIR --weights FILE --work DIR                      # six epochs, seed 0
+    python -m benchmarks.camvid.centers --data DIR --weights FILE --work DIR --epochs 20 --seeds 0 1 2 --device cuda
+    python -m benchmarks.camvid.centers --data DIR --weights FILE --time-steps 12                 # step time, memory
+    python -m benchmarks.camvid.centers --work DIR --report
+    python -m benchmarks.camvid.centers --data DIR --weights FILE --work DIR --pictures              # of the centers
 
-See `camvid_comparison.py`. All rows have cross-entropy on the logits, without class weights; they differ in the
+See `comparison.py`. All rows have cross-entropy on the logits, without class weights; they differ in the
 classifier and in the losses of its centers.
 """
 
@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from camvid_comparison import Comparison, Row, four_pictures, main, trained
-from camvid_recipe import prepare
-
 from metricseg.center_pictures import center_similarities, draw_maps, draw_matrices
 from metricseg.data import CamVid
+
+from .comparison import Comparison, Row, four_pictures, main, trained
+from .recipe import prepare
 
 CE = {"ce": {"loss": "cross_entropy"}}
 GUIDED = {

@@ -1,7 +1,7 @@
 """Comparisons on CamVid: tables whose rows are one network with other losses, or another classifier, trained alike.
 
-A script names its rows and calls `main`: `camvid_losses.py`, `camvid_centers.py`. All rows of a table have the same
-network up to where they differ, weights at the start, batches, order and rates (`camvid_recipe.py`), bf16 autocast and
+A script names its rows and calls `main`: `losses.py`, `centers.py`. All rows of a table have the same
+network up to where they differ, weights at the start, batches, order and rates (`recipe.py`), bf16 autocast and
 channels-last. Each epoch ends with a checkpoint in `--work`; the same command resumes there. Results go to `--out`:
 `<comparison>.{csv,json,png}`, and pictures.
 """
@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from camvid_comparison_report import measure, report
-from camvid_recipe import HALF, prepare, train, train_loader
-from camvid_systems import CLASSES, System
 from torch import Tensor
 
 from metricseg.data import CamVid, eval_transform
 from metricseg.losses import build_loss
 from metricseg.models import build_model
 from metricseg.validation_pictures import Shown, each_picture
+
+from .recipe import HALF, prepare, train, train_loader
+from .report import measure, report
+from .systems import CLASSES, System
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """CamVid, one DMLSeg network trained with five losses: what a contrast loss adds, and what it costs.
 
-    python benchmarks/camvid_losses.py --data DIR --weights FILE --work DIR                       # six epochs, seed 0
-    python benchmarks/camvid_losses.py --data DIR --weights FILE --work DIR --epochs 20 --seeds 0 1 2 --device cuda
-    python benchmarks/camvid_losses.py --data DIR --weights FILE --time-steps 12                  # step time, memory
-    python benchmarks/camvid_losses.py --work DIR --report
-    python benchmarks/camvid_losses.py --data DIR --weights FILE --work DIR --pictures               # of the embeddings
+    python -m benchmarks.camvid.losses --data DIR --weights FILE --work DIR                       # six epochs, seed 0
+    python -m benchmarks.camvid.losses --data DIR --weights FILE --work DIR --epochs 20 --seeds 0 1 2 --device cuda
+    python -m benchmarks.camvid.losses --data DIR --weights FILE --time-steps 12                  # step time, memory
+    python -m benchmarks.camvid.losses --work DIR --report
+    python -m benchmarks.camvid.losses --data DIR --weights FILE --work DIR --pictures               # of the embeddings
 
-See `camvid_comparison.py`. All rows have 0.4 times cross-entropy on the encoder, and no class weights; they differ in
+See `comparison.py`. All rows have 0.4 times cross-entropy on the encoder, and no class weights; they differ in
 the loss on the logits and in the one on the embedding.
 """
 
@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from camvid_comparison import Comparison, Row, four_pictures, main, trained
-
 from metricseg.data import CamVid
 from metricseg.embedding_pictures import draw
+
+from .comparison import Comparison, Row, four_pictures, main, trained
 
 AUXILIARY = {"auxiliary": {"output": "auxiliary", "weight": 0.4, "loss": "cross_entropy"}}
 FOCAL = {"focal": {"loss": {"name": "focal", "gamma": 2.0}}, **AUXILIARY}

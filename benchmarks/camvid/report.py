@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import machine
-from camvid_recipe import laps, step, write_rows
-from camvid_systems import System
-
+from benchmarks.harness import machine
 from metricseg.memory import peak_memory
 
+from .recipe import laps, step, write_rows
+from .systems import System
+
 if TYPE_CHECKING:
-    from camvid_comparison import Comparison
+    from .comparison import Comparison
 
 Runs = dict[str, dict[int, list[dict[str, str]]]]  # by row and seed, the lines of a curve
 

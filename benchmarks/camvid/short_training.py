@@ -1,4 +1,6 @@
-"""An epoch of each system on generated scenes through Lightning, under bf16-mixed: python benchmarks/short_training.py
+"""An epoch of each system on generated scenes through Lightning, under bf16-mixed.
+
+    python -m benchmarks.camvid.short_training
 
 Losses of every family together, in the precision and memory format that users train in. Checks that the mean loss of
 the last steps is finite and below that of the first.

@@ -1,4 +1,4 @@
-"""The two networks of benchmarks/camvid.py behind one small interface."""
+"""The two networks of the comparison of two networks behind one small interface."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """CamVid, the same recipe for two networks: segmentation_models_pytorch's DeepLabV3Plus with eager losses, and ours
 with ours.
 
-    python benchmarks/camvid.py --data DIR --weights FILE --model smp --epochs 20 --out benchmarks/results/cpu
-    python benchmarks/camvid.py --data DIR --weights FILE --model metricseg --epochs 20 --out benchmarks/results/cpu
-    python benchmarks/camvid.py --data DIR --weights FILE --time-steps 12 --out benchmarks/results/cpu
-    python benchmarks/camvid.py --plot --out benchmarks/results/cpu
+    python -m benchmarks.camvid.two_networks --data DIR --weights FILE --model smp --epochs 20
+    python -m benchmarks.camvid.two_networks --data DIR --weights FILE --model metricseg --epochs 20
+    python -m benchmarks.camvid.two_networks --data DIR --weights FILE --time-steps 12
+    python -m benchmarks.camvid.two_networks --plot
 
-Both follow the recipe of `camvid_recipe.py`, on the same pictures in the same order.
+Both follow the recipe of `recipe.py`, on the same pictures in the same order.
 DIR is CamVid in SegNet's layout, FILE the ImageNet weights of timm's `tf_efficientnet_lite0`. Each epoch ends with a
 checkpoint in `--work`; the same command resumes there.
 """
@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from camvid_recipe import prepare, train, train_loader
-from camvid_report import plot, time_steps
-from camvid_systems import SYSTEMS
+
+from .recipe import prepare, train, train_loader
+from .systems import SYSTEMS
+from .two_networks_report import plot, time_steps
 
 
 def arguments() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""What benchmarks/camvid.py reports: step times of both networks in one run, and the curves of the kept runs."""
+"""Reports of the comparison of two networks: step times of both in one run, and the curves of the kept runs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import machine
-from camvid_recipe import laps
-from camvid_systems import System
+from benchmarks.harness import machine
+
+from .recipe import laps
+from .systems import System
 
 COLOURS = {"smp": "#d55e00", "metricseg": "#0072b2"}
 NAMES = {"smp": "smp DeepLabV3Plus, eager cross-entropy, fp32", "metricseg": "metricseg, fused focal loss, bf16"}

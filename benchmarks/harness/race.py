@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import machine
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.harness import machine
 from metricseg import memory
 
 if TYPE_CHECKING:
-    from memory import FreshProcesses
+    from benchmarks.harness.memory import FreshProcesses
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
 BUDGET = {"cpu": 8.0, "cuda": 0.7}  # seconds of laps per race

@@ -1,6 +1,6 @@
 """Turns a run's JSON into what is kept and shown: a results file, a table and plots per op family.
 
-    python benchmarks/report.py [RAW ...] [--out FOLDER]
+    python -m benchmarks.harness.report [RAW ...] [--out FOLDER]
 
 RAW is what `pytest benchmarks/ --benchmark-only --benchmark-json=RAW` wrote (default: .benchmarks/latest.json), or the
 rows that METRICSEG_BENCH_ROWS=RAW.jsonl kept, of a run that was killed too. FOLDER is benchmarks/results/<device>
@@ -15,8 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import machine
 import matplotlib
+
+from benchmarks.harness import machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """Each kernel of a backend once or twice on small input: for compute-sanitizer, and the first thing to run on a device.
 
-    python benchmarks/small_cases.py BACKEND [FAMILY ...]
+    python -m benchmarks.harness.small_cases BACKEND [FAMILY ...]
 
 Results are checked for being finite, and NaN where a label is out of range; tests check their values.
 """
