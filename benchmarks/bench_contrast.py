@@ -21,6 +21,7 @@ import metricseg_kernels as mk
 from benchmarks.harness import machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Rows
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.contrast import reference
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
@@ -236,6 +237,28 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
     with race.precision(shape.precision):
         results = race.run(problem, entrants(shape, loss), device, peak, phases, laps=laps(shape, device))
     return problem, results
+
+
+def small_cases(backend: str, device: str) -> None:
+    """A set with itself and two sets, no size a multiple of a tile, ignored rows, ids, odd strides."""
+    for rows, columns, dim, dtype in ((150, None, 20, torch.float32), (131, 77, 64, torch.bfloat16)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2 * rows, dim, generator=generator).to(device, dtype)[::2].requires_grad_()
+        labels = torch.randint(-1, 4, (rows,), generator=generator).to(device)
+        sets: list[Any] = [x, labels, None, None]
+        ids = {"anchor_ids": torch.arange(rows, device=device)}
+        if columns is not None:
+            y = torch.randn(columns, dim, generator=generator).to(device, dtype).requires_grad_()
+            sets[2:] = y, torch.randint(-1, 4, (columns,), generator=generator).to(device)
+            ids["contrast_ids"] = torch.arange(columns, device=device)
+        losses = [
+            mk.pixel_contrast_loss(*sets, backend=backend),
+            mk.pixel_contrast_loss(*sets, denominator="all", reduction="none", backend=backend, **ids).mean(),
+            mk.margin_contrast_loss(*sets, margin=9.0, backend=backend),
+        ]
+        sum(losses).backward()
+        check_finite(*losses, x.grad)
+        print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)

@@ -19,6 +19,7 @@ import metricseg_kernels as mk
 from benchmarks.harness import machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
 from metricseg_kernels.focal import reference
 
@@ -166,6 +167,34 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
     problem = FocalProblem(shape, loss, device)
     peak = race.peak_meter(problem, contestants, processes, device)
     return problem, race.run(problem, entrants(shape, loss), device, peak, phases)
+
+
+def small_cases(backend: str, device: str) -> None:
+    """Upsampling, downsampling and neither; ignored labels, a label out of range."""
+    for classes, cells, size, dtype in (
+        (19, (9, 13), (36, 52), torch.float32),
+        (5, (8, 8), (31, 29), torch.bfloat16),
+        (150, (12, 12), (12, 12), torch.float32),
+        (3, (33, 17), (9, 8), torch.float16),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
+        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
+        labels[:, 0, :2] = 255
+        weight = torch.linspace(0.5, 1.5, classes, device=device)
+        losses = [
+            mk.focal_loss(x, labels, backend=backend),
+            mk.cross_entropy(x, labels, weight=weight, label_smoothing=0.1, align_corners=True, backend=backend),
+            mk.focal_loss(x, labels, reduction="none", return_stats=True, backend=backend)[0].mean(),
+            mk.sigmoid_focal_loss(x, labels, backend=backend),
+            mk.ohem_cross_entropy(x, labels, min_kept=20, backend=backend),
+        ]
+        sum(losses).backward()
+        check_finite(*losses, x.grad)
+        if device == "cuda":  # on the CPU it is an error
+            labels[0, 0, 5] = 200
+            assert bool(mk.focal_loss(x, labels, backend=backend).isnan())
+        print(f"{backend} focal {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)

@@ -104,7 +104,7 @@ def plan(out: Path, cores: int) -> list[Command]:
     commands = [
         Command("build/extension", {"setup": build}, {"METRICSEG_BUILD_CUDA": "1"}, ("setuptools",)),
         Command("build/report", {"report": [python, "-m", "metricseg_kernels"]}),
-        Command("tests/small", small),
+        Command("tests/small", small, packages=("pytest",)),
     ]
 
     shares = {str(i): f"{i}/{cores}" for i in range(1, cores + 1)}
