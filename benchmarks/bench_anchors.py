@@ -142,8 +142,8 @@ def run_race(shape: Maps, loss: str, phases: tuple[str, ...], processes: memory.
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = AnchorsProblem(shape, loss, device)
-    peak = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, contestants(loss), device, peak, phases)
+    peaks = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, contestants(loss), device, peaks, phases)
 
 
 def small_cases(backend: str, device: str) -> None:

@@ -233,9 +233,9 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
     device = machine.DEVICE
     problem = ContrastProblem(shape, loss, device)
     warm_up = shapes.SAMPLED if laps(shape, device) == (1, 1) else None
-    peak = race.peak_meter(problem, contestants, processes, device, warm_up)
+    peaks = race.peak_meter(problem, contestants, processes, device, warm_up)
     with race.precision(shape.precision):
-        results = race.run(problem, entrants(shape, loss), device, peak, phases, laps=laps(shape, device))
+        results = race.run(problem, entrants(shape, loss), device, peaks, phases, laps=laps(shape, device))
     return problem, results
 
 

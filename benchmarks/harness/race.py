@@ -122,21 +122,22 @@ def forget_gradients(problem: Problem) -> None:
         leaf.grad = None
 
 
-def fresh_step(
+def fresh_steps(
     make_problem: Callable[..., Problem], entrants: Callable[..., Sequence[Contestant]], shape: Any, loss: str,
-    contestant: str, phase: str, warm_up: Any = None,
-) -> Callable[[], None]:  # fmt: skip
-    """A step made from nothing, for a fresh process on the CPU; warm_up: a smaller shape to have been run once."""
+    contestant: str, phases: Sequence[str], warm_up: Any = None,
+) -> list[Callable[[], None]]:  # fmt: skip
+    """The step of each phase, made in a fresh process on the CPU; warm_up: a smaller shape to run once before."""
     if warm_up is not None:
-        fresh_step(make_problem, entrants, warm_up, loss, contestant, phase)()
+        for step in fresh_steps(make_problem, entrants, warm_up, loss, contestant, phases):
+            step()
     problem = make_problem(shape, loss, "cpu")
-    step = make_step(problem, next(c for c in entrants(loss, "cpu") if c.name == contestant), phase)
+    chosen = next(c for c in entrants(loss, "cpu") if c.name == contestant)
 
-    def lap() -> None:
+    def lap(step: Callable[[], None]) -> None:
         step()
         forget_gradients(problem)
 
-    return lap
+    return [functools.partial(lap, make_step(problem, chosen, phase)) for phase in phases]
 
 
 def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[float, float]:
@@ -200,12 +201,12 @@ def run(
     problem: Problem,
     contestants: Sequence[Contestant],
     device: str,
-    peak: Callable[[Contestant, str], int] | None = None,
+    peaks: Callable[[Contestant, Sequence[str]], dict[str, int]] | None = None,
     phases: Sequence[str] = PHASES,
     budget: float | None = None,
     laps: tuple[int, int] | None = None,
 ) -> dict[str, Result]:
-    """Checks, measures memory (`peak(contestant, phase)`), then times those that take part, see `why_absent`.
+    """Checks, measures memory (`peaks(contestant, phases)`), then times those that take part, see `why_absent`.
 
     laps: at least and at most so many, within the budget. With a single one the check is the warm-up.
     """
@@ -225,9 +226,9 @@ def run(
                 if laps[1] > 1:
                     call()  # warm-up
                     forget_gradients(problem)
-                if peak is not None:
-                    result.peak_bytes[phase] = peak(contestant, phase)
-                    forget_gradients(problem)
+            if peaks is not None:
+                result.peak_bytes = peaks(contestant, phases)
+                forget_gradients(problem)
             steps += calls
         except Exception as error:
             result.error = error
@@ -274,18 +275,19 @@ def rows(
 def peak_meter(
     problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: FreshProcesses | None, device: str,
     warm_up: Any = None,
-) -> Callable[[Contestant, str], int] | None:  # fmt: skip
-    """What measures the peak memory of a contestant's phase: on CUDA here, on the CPU a fresh process, after a smaller
-    shape where one is given; None without processes."""
+) -> Callable[[Contestant, Sequence[str]], dict[str, int]] | None:  # fmt: skip
+    """The meter of a contestant's peak memory by phase: on CUDA in this process, on the CPU in a fresh one, after a
+    smaller shape if one is given; None without processes."""
 
-    def peak(contestant: Contestant, phase: str) -> int:
+    def peaks(contestant: Contestant, phases: Sequence[str]) -> dict[str, int]:
         if device == "cuda":
-            return memory.cuda_peak(make_step(problem, contestant, phase))
+            return {phase: memory.cuda_peak(make_step(problem, contestant, phase)) for phase in phases}
         assert processes is not None
-        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phase, warm_up
-        return processes.peak(fresh_step, *arguments, warm=warm_up is not None)
+        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phases, warm_up
+        measured = processes.peaks(fresh_steps, *arguments, warm=warm_up is not None)
+        return dict(zip(phases, measured, strict=True))
 
-    return peak if device == "cuda" or processes is not None else None
+    return peaks if device == "cuda" or processes is not None else None
 
 
 def report(
