@@ -161,6 +161,11 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
         yield shape, "focal", ("step",)
 
 
+def quick(shape: Shape, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return loss == "ohem"
+
+
 def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
@@ -198,7 +203,7 @@ def small_cases(backend: str, device: str) -> None:
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
 def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))

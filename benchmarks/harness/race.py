@@ -266,14 +266,19 @@ def _laps(
 
 
 def rows(
-    problems: Iterable[tuple[Any, str, tuple[str, ...]]], entrants: Callable[..., Sequence[Contestant]]
-) -> Iterator[Any]:
-    """pytest's parameters (shape, loss, phase, contestant, phases) of all rows of a benchmark."""
+    problems: Iterable[tuple[Any, str, tuple[str, ...]]], entrants: Callable[..., Sequence[Contestant]],
+    quick: Callable[[Any, str], bool],
+) -> Iterator[Any]:  # fmt: skip
+    """pytest's parameters (shape, loss, phase, contestant, phases) of all rows of a benchmark.
+
+    Rows of the races that are `quick(shape, loss)` have the marker quick.
+    """
     for shape, loss, phases in problems:
         for phase in phases:
             for contestant in entrants(shape, loss):
                 name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
+                marks = [pytest.mark.quick] if quick(shape, loss) else []
+                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name, marks=marks)
 
 
 def peak_meter(
@@ -287,8 +292,9 @@ def peak_meter(
         if device == "cuda":
             return {phase: memory.cuda_peak(make_step(problem, contestant, phase)) for phase in phases}
         assert processes is not None
-        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phases, warm_up
-        measured = processes.peaks(fresh_steps, *arguments, warm=warm_up is not None)
+        smaller = None if contestant.name == "torch.compile" else warm_up  # each shape is compiled
+        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phases, smaller
+        measured = processes.peaks(fresh_steps, *arguments, warm=smaller is not None)
         return dict(zip(phases, measured, strict=True))
 
     return peaks if device == "cuda" or processes is not None else None
