@@ -1,10 +1,11 @@
-"""The two networks of the comparison of two networks behind one small interface."""
+"""The networks of the comparisons behind one small interface."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metricseg.data import IGNORE
+from metricseg.losses import build_loss
+from metricseg.models import build_model
 
 CLASSES = 11
 
@@ -28,8 +31,8 @@ class System:
     device: str = "cpu"
 
 
-def smp_system(weights: Path) -> System:
-    """segmentation_models_pytorch as it comes: logits upsampled to the labels, then F.cross_entropy."""
+def smp_system(weights: Path, device: str) -> System:
+    """segmentation_models_pytorch's DeepLabV3Plus in fp32: logits upsampled to the labels, then F.cross_entropy."""
     import segmentation_models_pytorch as smp
 
     model = smp.DeepLabV3Plus(
@@ -38,6 +41,7 @@ def smp_system(weights: Path) -> System:
     missing = model.encoder.model.load_state_dict(load_file(weights), strict=False).missing_keys
     if missing:
         raise ValueError(f"{weights} lacks {missing}")
+    model.to(device)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images), labels.long(), ignore_index=IGNORE)
@@ -47,35 +51,24 @@ def smp_system(weights: Path) -> System:
         return model(F.pad(images, (0, -width % 16, 0, -height % 16)))[..., :height, :width]
 
     inner = list(model.encoder.parameters())
-    return System(model, inner, [p for p in model.parameters() if all(p is not q for q in inner)], loss, predict)
+    rest = [p for p in model.parameters() if all(p is not q for q in inner)]
+    return System(model, inner, rest, loss, predict, device)
 
 
-def metricseg_system(weights: Path) -> System:
-    """Ours: channels-last, bf16 autocast, logits at stride 4, and focal loss at label resolution inside the kernel.
+def metricseg_system(config: dict[str, Any], terms: dict[str, Any], weights: Path, device: str) -> System:
+    """A network of metricseg in channels-last under bf16 autocast, with the sum of the terms as its loss.
 
-    Two separable convolutions in the decoder where smp has one; ASPP rates 6, 12, 18 where smp has 12, 24, 36.
+    Two separable convolutions in the decoder, against one in smp; ASPP rates 6, 12, 18 against 12, 24, 36.
     """
-    from metricseg.losses import build_loss
-    from metricseg.models import build_model
-
-    model = build_model(
-        {
-            "name": "deeplabv3plus",
-            "num_classes": CLASSES,
-            "backbone": "tf_efficientnet_lite0",
-            "weights": weights,
-            "decoder_depth": 2,
-        }
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    criterion = build_loss({"name": "focal", "gamma": 2.0})
+    backbone = {"backbone": "tf_efficientnet_lite0", "weights": weights}
+    model = build_model({**config, **backbone, "num_classes": CLASSES, "decoder_depth": 2})
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    criterion = build_loss({"name": "terms", **terms}).to(device)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(images.contiguous(memory_format=torch.channels_last))
-        return criterion(logits, labels)
+        with torch.autocast(device, torch.bfloat16):
+            outputs = model.outputs(images.contiguous(memory_format=torch.channels_last), criterion.needs, labels)
+        return torch.stack(list(criterion(outputs, labels).values())).sum()
 
-    backbone, rest = (group["params"] for group in model.parameter_groups(1e-3, 3e-4))
-    return System(model, backbone, rest, loss, model.predict)
-
-
-SYSTEMS: dict[str, Callable[[Path], System]] = {"smp": smp_system, "metricseg": metricseg_system}
+    inner, rest = (group["params"] for group in model.parameter_groups(1e-3, 3e-4))
+    return System(model, inner, rest, loss, model.predict, device)

@@ -145,9 +145,9 @@ def plan(out: Path, cores: int) -> list[Command]:
 
     train = {
         "demo": [python, "-m", "metricseg.demo", "--out", str(out / "demo")],
-        "bf16-mixed": [python, "-m", "benchmarks.camvid.short_training"],
+        "bf16-mixed": [python, "-m", "benchmarks.camvid", "scenes"],
     }
-    needed = ("lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "tqdm")
+    needed = ("lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "safetensors", "tqdm")
     commands.append(Command("train/both", train, packages=needed))
     return sorted(commands, key=lambda command: list(SECONDS).index(command.name))
 

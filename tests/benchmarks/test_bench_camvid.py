@@ -1,6 +1,7 @@
 """The comparisons on CamVid: their rows build, a run resumes, and the report comes out of the kept curves."""
 
 import json
+import sys
 
 import pytest
 
@@ -9,16 +10,17 @@ pytest.importorskip("matplotlib")
 import torch
 from torch import nn
 
-from benchmarks.camvid import centers, losses, recipe, report
+from benchmarks.camvid import __main__, recipe, report
+from benchmarks.camvid.rows import CENTERS, LOSSES
 from benchmarks.camvid.systems import System
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
 from metricseg.models import MODELS
 
 
-@pytest.mark.parametrize("row", list(losses.LOSSES.rows))
+@pytest.mark.parametrize("row", list(LOSSES.rows))
 def test_rows_differ_in_their_losses_alone(row):
-    terms = build_loss({"name": "terms", **losses.LOSSES.rows[row].terms})
+    terms = build_loss({"name": "terms", **LOSSES.rows[row].terms})
     assert terms.plans["auxiliary"] == ("auxiliary", 0.4, 1)
     assert ("embedding" in terms.needs) == (row not in ("ce", "focal"))
     outputs = {name: torch.randn(2, 11, 16, 16, requires_grad=True) for name in terms.needs}
@@ -27,7 +29,7 @@ def test_rows_differ_in_their_losses_alone(row):
     assert all(value.grad.isfinite().all() and value.grad.any() for value in outputs.values())
 
 
-@pytest.mark.parametrize("row", centers.CENTERS.rows.values(), ids=list(centers.CENTERS.rows))
+@pytest.mark.parametrize("row", CENTERS.rows.values(), ids=list(CENTERS.rows))
 def test_rows_have_the_losses_that_their_centers_can_give(row):
     """Cross-entropy of the logits always, of the guidance where there is one."""
     terms = build_loss({"name": "terms", **row.terms})
@@ -76,9 +78,21 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     (tmp_path / "camvid_losses.json").write_text(
         json.dumps({"steps": {n: {"seconds": 1, "peak_mb": 2} for n in ("ce", "focal")}})
     )
-    report.report(losses.LOSSES, tmp_path, tmp_path)
+    report.report(LOSSES, tmp_path, tmp_path)
     runs = json.loads((tmp_path / "camvid_losses.json").read_text())["runs"]
     assert runs["ce"] == {"epochs": 2, "seeds": 1, "val_miou": 50.0, "spread": None} and set(runs) == {"ce", "focal"}
     assert (tmp_path / "camvid_losses.png").exists()
     table = (tmp_path / "camvid_losses.csv").read_text().splitlines()
     assert len(table) == 5 and table[0].startswith("row,seed,epoch,") and table[0].endswith(CamVid.classes[-1])
+
+
+def test_command_line_reports_kept_runs(tmp_path, monkeypatch, capsys):
+    """The comparison of two networks, of which one run is kept."""
+    row = {"epoch": 1, "train_loss": 0.5, "val_miou": 0.25, "train_seconds": 3.0, "train_cpu_seconds": 5.0}
+    recipe.write_rows(tmp_path / "metricseg-0.csv", [row])
+    folders = ["--work", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.camvid", "networks", "report", *folders])
+    __main__.main()
+    assert "| metricseg, fused focal loss, bf16 | 25.0 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "camvid.json").read_text())["runs"]["metricseg"]["val_miou"] == 25.0
+    assert (tmp_path / "camvid.csv").exists() and (tmp_path / "camvid.png").exists()
