@@ -286,6 +286,8 @@ def test_centers(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.pixels,
         "size_label": " x ".join(map(str, shape.cells)),
         "floor_mib": output_mib,
+        "size_name": "feature grid",
+        "floor_name": "outputs and gradients",
         "title": f"cosine logits of class centers, forward + backward: batch {shape.batch}, {shape.channels} channels, "
         f"{shape.classes} classes, {arithmetic}",
     }

@@ -280,6 +280,8 @@ def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.anchors,
         "size_label": f"{shape.anchors:,}",
         "floor_mib": problem.anchors.nbytes / 2**20,
+        "size_name": "anchors",
+        "floor_name": "the features",
         "title": f"contrast of every pixel with every pixel ({LOSSES[loss]}), forward + backward: "
         f"{shape.dim} channels, {shape.classes} classes, {arithmetic}",
     }

@@ -214,6 +214,8 @@ def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.pixels,
         "size_label": " x ".join(map(str, shape.labels)),
         "floor_mib": problem.logits.nbytes / 2**20,
+        "size_name": "label size",
+        "floor_name": "the logits",
         "title": f"{loss.replace('_', ' ')} loss at label resolution, forward + backward: batch {shape.batch}, "
         f"{shape.classes} classes, logits at a quarter of the label size, {shape.dtype}",
     }

@@ -117,6 +117,7 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
                 "op": "focal", "shape": f"cityscapes-1x19x8x16-{size}-fp32", "loss": "focal", "phase": "step",
                 "contestant": contestant, "ours": ours, "dtype": "float32", "series": "cityscapes",
                 "size": 2048 * 4 ** len(rows), "size_label": size, "title": "a title", "floor_mib": 1.0,
+                "size_name": "label size", "floor_name": "the logits",
                 "peak_mib": 20.0 if not ours else 2.0, "gb_per_s": 1.0,
                 "gexp_per_s": 0.5, "limit_ms": 2.0, "times_limit": ms / 2, "loss_error": 1e-8, "gradient_error": 1e-7,
             }  # fmt: skip
