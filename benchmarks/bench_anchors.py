@@ -147,8 +147,8 @@ def run_race(shape: Maps, loss: str, phases: tuple[str, ...], processes: memory.
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = AnchorsProblem(shape, loss, device)
-    peaks = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, contestants(loss), device, peaks, phases)
+    meter = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, contestants(loss), device, meter, phases)
 
 
 def small_cases(backend: str, device: str) -> None:

@@ -233,10 +233,10 @@ def run_race(shape: Centers, loss: str, phases: tuple[str, ...], processes: memo
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = CentersProblem(shape, loss, device)
-    peaks = race.peak_meter(problem, contestants, processes, device)
+    meter = race.peak_meter(problem, contestants, processes, device)
     with race.precision(shape.precision):
         budget = race.BUDGET[device] * len(phases) / 2  # of many races each takes a part
-        results = race.run(problem, entrants(shape, loss), device, peaks, phases, budget)
+        results = race.run(problem, entrants(shape, loss), device, meter, phases, budget)
     return problem, results
 
 

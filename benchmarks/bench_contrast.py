@@ -225,7 +225,7 @@ def laps(shape: Rows, device: str) -> tuple[int, int] | None:
     """Few of what takes seconds."""
     if device == "cuda":
         return (3, 20) if shape.pairs > 1e8 else None
-    return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else (3, 20) if shape.pairs > 1e7 else None
+    return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else None
 
 
 def quick(shape: Rows, loss: str) -> bool:
@@ -238,9 +238,9 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
     device = machine.DEVICE
     problem = ContrastProblem(shape, loss, device)
     warm_up = shapes.SAMPLED if shape.pairs > 1e7 else None
-    peaks = race.peak_meter(problem, contestants, processes, device, warm_up)
+    meter = race.peak_meter(problem, contestants, processes, device, warm_up)
     with race.precision(shape.precision):
-        results = race.run(problem, entrants(shape, loss), device, peaks, phases, laps=laps(shape, device))
+        results = race.run(problem, entrants(shape, loss), device, meter, phases, laps=laps(shape, device))
     return problem, results
 
 

@@ -170,8 +170,8 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = FocalProblem(shape, loss, device)
-    peaks = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, entrants(shape, loss), device, peaks, phases)
+    meter = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, entrants(shape, loss), device, meter, phases)
 
 
 def small_cases(backend: str, device: str) -> None:

@@ -10,9 +10,10 @@ import functools
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,18 +29,26 @@ def _serve(
 ) -> None:
     try:
         torch.set_num_threads(threads)
-        peaks = []
+        measured = []
         for step in make(*arguments):
             if not warm:
                 step()
-            peaks.append(resident_peak(step))
-        pipe.send(peaks)
+            start = time.perf_counter()
+            measured.append(Measured(resident_peak(step), time.perf_counter() - start))
+        pipe.send(measured)
     except Exception as error:
         pipe.send(error)
 
 
 def _one(make_step: Callable[..., Step], *arguments: Any) -> list[Step]:
     return [make_step(*arguments)]
+
+
+class Measured(NamedTuple):
+    """Peak extra bytes of a step, and its seconds if it was timed."""
+
+    peak_bytes: int
+    seconds: float | None = None
 
 
 class FreshProcesses:
@@ -59,12 +68,12 @@ class FreshProcesses:
 
     def peak(self, make_step: Callable[..., Step], *arguments: Any) -> int:
         """Peak extra bytes of `make_step(*arguments)()`, after one run as a warm-up."""
-        return self.peaks(functools.partial(_one, make_step), *arguments)[0]
+        return self.measure(functools.partial(_one, make_step), *arguments)[0].peak_bytes
 
-    def peaks(
+    def measure(
         self, make: Callable[..., Sequence[Step]], *arguments: Any, timeout: float = 120, warm: bool = False
-    ) -> list[int]:
-        """Peak extra bytes of each step of `make(*arguments)` in one fresh process, in their order.
+    ) -> list[Measured]:
+        """Peak memory and time of each step of `make(*arguments)` in one fresh process, in their order.
 
         Each step runs once as a warm-up, unless they are made `warm`.
         """

@@ -15,17 +15,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.harness import machine
-from metricseg import memory
-
-if TYPE_CHECKING:
-    from benchmarks.harness.memory import FreshProcesses
+from benchmarks.harness import machine, memory
+from metricseg.memory import cuda_peak
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
 BUDGET = {"cpu": 2.5, "cuda": 0.7}  # seconds of laps per race
@@ -76,6 +73,9 @@ class Contestant:
     missing: str | None = None
     checked: Callable[[Any], Tensor] | None = None
     bare: Callable[[Any, str], None] | None = None
+
+
+Meter = Callable[[Contestant, Sequence[str]], dict[str, memory.Measured]]
 
 
 @dataclass
@@ -202,15 +202,16 @@ def run(
     problem: Problem,
     contestants: Sequence[Contestant],
     device: str,
-    peaks: Callable[[Contestant, Sequence[str]], dict[str, int]] | None = None,
+    meter: Meter | None = None,
     phases: Sequence[str] = PHASES,
     budget: float | None = None,
     laps: tuple[int, int] | None = None,
 ) -> dict[str, Result]:
-    """Checks, measures memory (`peaks(contestant, phases)`), then times those that take part, see `why_absent`.
+    """Checks, measures memory (`meter(contestant, phases)`), then times those that take part, see `why_absent`.
 
     laps: at least and at most so many, within the budget. With a single one, and for a step on the CPU, the check is
-    the warm-up. A call of more than SLOW seconds takes part in the first lap only.
+    the warm-up. A single one is the run whose memory is measured, if that run has a time. A call of more than SLOW
+    seconds takes part in the first lap only.
     """
     laps = laps or LAPS[device]
     results: dict[str, Result] = {}
@@ -228,10 +229,13 @@ def run(
                 if laps[1] > 1 and not (device == "cpu" and phase == "step" and contestant.bare is None):
                     call()  # warm-up
                     forget_gradients(problem)
-            if peaks is not None:
-                result.peak_bytes = peaks(contestant, phases)
-                forget_gradients(problem)
-            steps += calls
+            measured = {} if meter is None else meter(contestant, phases)
+            forget_gradients(problem)
+            result.peak_bytes = {phase: found.peak_bytes for phase, found in measured.items()}
+            if laps[1] == 1 and measured and all(found.seconds for found in measured.values()):
+                result.times = {phase: [found.seconds] for phase, found in measured.items()}
+            else:
+                steps += calls
         except Exception as error:
             result.error = error
             forget_gradients(problem)
@@ -282,22 +286,23 @@ def rows(
 
 
 def peak_meter(
-    problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: FreshProcesses | None, device: str,
-    warm_up: Any = None,
-) -> Callable[[Contestant, Sequence[str]], dict[str, int]] | None:  # fmt: skip
-    """The meter of a contestant's peak memory by phase: on CUDA in this process, on the CPU in a fresh one, after a
-    smaller shape if one is given; None without processes."""
+    problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: memory.FreshProcesses | None,
+    device: str, warm_up: Any = None,
+) -> Meter | None:  # fmt: skip
+    """The meter of a contestant's memory by phase: on CUDA in this process, on the CPU in a fresh one, after a smaller
+    shape if one is given; None without processes."""
 
-    def peaks(contestant: Contestant, phases: Sequence[str]) -> dict[str, int]:
+    def meter(contestant: Contestant, phases: Sequence[str]) -> dict[str, memory.Measured]:
         if device == "cuda":
-            return {phase: memory.cuda_peak(make_step(problem, contestant, phase)) for phase in phases}
+            peaks = [cuda_peak(make_step(problem, contestant, phase)) for phase in phases]
+            return {phase: memory.Measured(peak) for phase, peak in zip(phases, peaks, strict=True)}
         assert processes is not None
         smaller = None if contestant.name == "torch.compile" else warm_up  # each shape is compiled
         arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phases, smaller
-        measured = processes.peaks(fresh_steps, *arguments, warm=smaller is not None)
+        measured = processes.measure(fresh_steps, *arguments, warm=smaller is not None)
         return dict(zip(phases, measured, strict=True))
 
-    return peaks if device == "cuda" or processes is not None else None
+    return meter if device == "cuda" or processes is not None else None
 
 
 def report(

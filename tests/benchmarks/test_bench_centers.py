@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 from benchmarks import bench_centers as bench
-from benchmarks.harness import machine, race, shapes
+from benchmarks.harness import machine, memory, race, shapes
 
 
 def small():
@@ -61,7 +61,13 @@ def test_bare_products_run_and_the_report_has_memory_over_outputs(tmp_path, monk
     for loss in ("cosine", "soft_centers"):
         problem = bench.CentersProblem(small(), loss, "cpu")
         entrants = [c for c in bench.contestants(loss, "cpu") if c.name in ("eager", "metricseg cpu", "bare products")]
-        results = race.run(problem, entrants, "cpu", lambda _, phases: dict.fromkeys(phases, 3 << 20), laps=(1, 1))
+        results = race.run(
+            problem,
+            entrants,
+            "cpu",
+            lambda _, phases: dict.fromkeys(phases, memory.Measured(3 << 20, 0.5)),
+            laps=(1, 1),
+        )
         for name, result in results.items():
             assert result.error is None, result.error
             figures = race.report(problem, entrants, results, name, "step", "cpu")
