@@ -1,7 +1,7 @@
 """The focal family against what people write instead, at label resolution. Run: pytest benchmarks/ --benchmark-only
 
 Every row computes the same loss and gradient, checked against the reference in fp64 before any time is taken.
-Labels are int64, 5 % of them ignored; logits favour the right class, as those of a network half-way trained do.
+Labels are int64, 5 % of them ignored; logits favor the right class, as in a network half-way trained.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class FocalProblem:
         numbers = {"generator": generator, "device": device}
         coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
         target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
-        favoured = F.interpolate(coarse, shape.cells, mode="nearest").long()
+        favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
         logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
-        logits.scatter_add_(1, favoured, torch.full(favoured.shape, 4.0, device=device))
+        logits.scatter_add_(1, favored, torch.full(favored.shape, 4.0, device=device))
         target[torch.rand(target.shape, **numbers) < 0.05] = IGNORE
         self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
         self.target = target

@@ -1,7 +1,8 @@
 """Benchmarks as a race: contestants that compute one result, checked first, then timed in turns.
 
 A contestant whose loss or gradient is off the fp64 truth is an error and gets no time. The others run lap by lap, each
-phase of each contestant once a lap, so that a busy spell of the machine hits all of them; medians are compared.
+phase of each contestant once a lap, so that a busy spell of the machine hits all of them; medians are compared. A call
+of seconds is timed in the first lap only.
 On CUDA a lap's time lies between two events, after a write that empties the L2 cache; on the CPU it is wall time.
 """
 
