@@ -21,6 +21,7 @@ from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
 from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 from metricseg_kernels.focal import reference
 
 IGNORE, GAMMA, ALPHA, THRESH = 255, 2.0, 0.25, 0.7
@@ -133,9 +134,10 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         ],
         "ohem": [Contestant("eager", lambda p: peers.ohem(p.logits, p.target, IGNORE, THRESH, p.min_kept))],
     }
-    names = ("cpu",) if device == "cpu" else ("cuda", "triton")
     own = [
-        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("focal", n, device)) for n in names
+        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("focal", n, device))
+        for n in getattr(FAMILIES["focal"], device)
+        if n != "reference"
     ]
     return (*rivals[loss], *own)
 
