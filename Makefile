@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-GPU := benchmarks/gpu.py $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
+GPU := -m benchmarks.harness.gpu $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 SOURCES := setup.py $(wildcard csrc/*/* csrc/*/*/*)
 
 .PHONY: demo test lint stacks bench gpu clean
@@ -29,14 +29,15 @@ lint: $(VENV)/dev.stamp
 stacks: $(VENV)/dev.stamp
 	$(VENV)/bin/nox $(SELECT)
 
+# pytest benchmarks/ --benchmark-only -m quick: every family, forward and step, in under 90 s; writes nothing
 bench: $(VENV)/dev.stamp
 	mkdir -p .benchmarks
 	$(PY) -m pytest benchmarks/ --benchmark-only --benchmark-sort=min \
 	  --benchmark-columns=min,median,rounds --benchmark-json=.benchmarks/latest.json
-	$(PY) benchmarks/report.py
+	$(PY) -m benchmarks.harness.report
 
 # a GPU machine's own Python serves if it has torch: nothing is installed then
-# OUT=folder, ONLY="tests/focal bench", AGAIN=1: see benchmarks/gpu.py
+# OUT=folder, ONLY="tests/focal bench", AGAIN=1: see benchmarks/harness/gpu.py
 gpu:
 	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) $(GPU); \
 	else $(MAKE) $(VENV)/dev.stamp && $(PY) $(GPU); fi

@@ -11,19 +11,16 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import machine
-import memory
-import peers
 import pytest
-import race
-import shapes
 import torch
 import torch.nn.functional as F
-from race import Contestant
-from shapes import Maps
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Maps
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.anchors import reference
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
@@ -141,17 +138,48 @@ def problems() -> Iterator[tuple[Maps, str, tuple[str, ...]]]:
         yield shape, "gather_pixels", PHASES["gather_pixels"]
 
 
+def quick(shape: Maps, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return shape.name == "ade20k"
+
+
 def run_race(shape: Maps, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = AnchorsProblem(shape, loss, device)
-    peak = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, contestants(loss), device, peak, phases)
+    meter = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, contestants(loss), device, meter, phases)
+
+
+def small_cases(backend: str, device: str) -> None:
+    """Every strategy, more slots than samples, labels and indices out of range, a pixel twice, odd strides."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (3, 19, 46), generator=generator).to(device)[..., ::2]
+    labels[0, 0, :3] = 255
+    if device == "cuda":  # on the CPU it is an error
+        labels[1, 2, 3] = 2**40
+    predictions = torch.randint(5, labels.shape, generator=generator).to(device)
+    confidence = torch.rand(labels.shape, generator=generator).to(device)
+    for strategy, samples in (("hard", 200), ("random", 7), ("semi_hard", 200), ("boundary", 31)):
+        kwargs = {"strategy": strategy, "max_samples": samples, "max_views": 20, "seed": 1, "backend": backend}
+        index, sampled, count = mk.sample_anchors(labels, predictions, confidence=confidence, **kwargs)
+        used = index[: int(count)]
+        assert count > 0 and bool((labels.flatten()[used] == sampled[: int(count)]).all())
+        for dtype, layout in ((torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)):
+            x = torch.randn(3, 37, 19, 23, generator=generator).to(device, dtype, memory_format=layout).requires_grad_()
+            bad = [-2, 2**50] if device == "cuda" else []
+            pixels = torch.cat([index, index[:5], index.new_tensor([-1, *bad])])
+            rows = mk.gather_pixels(x, pixels, backend=backend)
+            rows.sum().backward()
+            good = len(rows) - len(bad)
+            check_finite(rows[:good], x.grad)
+            assert bool(rows[good:].isnan().all())
+        print(f"{backend} anchors {strategy}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
 @pytest.mark.parametrize(
-    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss)))
+    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss), quick))
 )
 def test_anchors(shape, loss, phase, name, phases, raced, enter) -> None:
     problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))

@@ -12,19 +12,16 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import machine
-import memory
-import peers
 import pytest
-import race
-import shapes
 import torch
 import torch.nn.functional as F
-from race import Contestant
-from shapes import Centers
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Centers
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
 
@@ -227,19 +224,53 @@ def problems() -> Iterator[tuple[Centers, str, tuple[str, ...]]]:
             yield shape, loss, ("step",)
 
 
+def quick(shape: Centers, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return shape is SETS.main[0] and loss == "cosine"
+
+
 def run_race(shape: Centers, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = CentersProblem(shape, loss, device)
-    peak = race.peak_meter(problem, contestants, processes, device)
+    meter = race.peak_meter(problem, contestants, processes, device)
     with race.precision(shape.precision):
         budget = race.BUDGET[device] * len(phases) / 2  # of many races each takes a part
-        results = race.run(problem, entrants(shape, loss), device, peak, phases, budget)
+        results = race.run(problem, entrants(shape, loss), device, meter, phases, budget)
     return problem, results
 
 
+def small_cases(backend: str, device: str) -> None:
+    """No size a multiple of a tile, shared centers and each image's own, labels out of range, odd strides."""
+    for channels, classes, own, dtype, layout in (
+        (37, 19, False, torch.float32, torch.contiguous_format),
+        (64, 150, True, torch.bfloat16, torch.channels_last),
+        (5, 847, False, torch.float16, torch.contiguous_format),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        sizes = (2, channels, 11, 26), (2, classes, 11, 13), (*(2,) * own, classes, channels)
+        x, z, w = (torch.randn(size, generator=generator).to(device, dtype) for size in sizes)
+        x = x[..., ::2] if layout == torch.contiguous_format else x[..., :13].contiguous(memory_format=layout)
+        x, z, w = (t.requires_grad_() for t in (x, z, w))
+        labels = torch.randint(classes, (2, 11, 13), generator=generator).to(device, torch.int32)
+        labels[:, 0, :3] = 255
+        kwargs = {"num_classes": classes, "return_present": True, "backend": backend}
+        logits, pull = mk.center_similarity(x, w, pull_labels=labels, backend=backend)
+        far = mk.center_similarity(x, w, metric="euclidean", scale=0.1, backend=backend)
+        (soft, _), (hard, present) = (mk.class_centers(x, a, **kwargs) for a in (z, labels))
+        loss = sum(t.float().mean() for t in (logits, far, soft, hard)) + pull + mk.center_push(hard, present)
+        loss.backward()
+        check_finite(loss, x.grad, z.grad, w.grad)
+        if device == "cuda":  # on the CPU it is an error
+            labels[0, 1, 1] = 2**30  # the pull is NaN, and so are the centers of its image
+            assert bool(mk.center_pull(x, w, labels, backend=backend).isnan())
+            hard = mk.class_centers(x, labels, **kwargs)[0]
+            assert bool(hard[0].isnan().all() and hard[1].isfinite().all())
+        print(f"{backend} centers {channels} x {classes} {dtype}: done", flush=True)
+
+
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
 def test_centers(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
@@ -255,6 +286,8 @@ def test_centers(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.pixels,
         "size_label": " x ".join(map(str, shape.cells)),
         "floor_mib": output_mib,
+        "size_name": "feature grid",
+        "floor_name": "outputs and gradients",
         "title": f"cosine logits of class centers, forward + backward: batch {shape.batch}, {shape.channels} channels, "
         f"{shape.classes} classes, {arithmetic}",
     }

@@ -12,19 +12,16 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import machine
-import memory
-import peers
 import pytest
-import race
-import shapes
 import torch
 import torch.nn.functional as F
-from race import Contestant
-from shapes import Rows
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Rows
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.contrast import reference
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
@@ -92,7 +89,7 @@ class ContrastProblem:
         parts: list[Any] = [
             [0.0, torch.zeros_like(x), 0.0] for _ in range(2)
         ]  # sum, its gradient, what a mean divides by
-        for rows in (everyone if self.sample is None else self.sample).split(max(1, 2**22 // len(y))):
+        for rows in (everyone if self.sample is None else self.sample).split(max(1, 2**24 // len(y))):
             for part, (total, count) in zip(parts, self._block(x, y, rows), strict=False):
                 part[0] += total.detach()
                 part[1] += torch.autograd.grad(total, x, retain_graph=True)[0]
@@ -228,22 +225,49 @@ def laps(shape: Rows, device: str) -> tuple[int, int] | None:
     """Few of what takes seconds."""
     if device == "cuda":
         return (3, 20) if shape.pairs > 1e8 else None
-    return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else (3, 20) if shape.pairs > 1e7 else None
+    return (1, 1) if shape.pairs > TRUTH_OF_ALL[device] else None
+
+
+def quick(shape: Rows, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return shape is shapes.SAMPLED
 
 
 def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = ContrastProblem(shape, loss, device)
-    warm_up = shapes.SAMPLED if laps(shape, device) == (1, 1) else None
-    peak = race.peak_meter(problem, contestants, processes, device, warm_up)
+    warm_up = shapes.SAMPLED if shape.pairs > 1e7 else None
+    meter = race.peak_meter(problem, contestants, processes, device, warm_up)
     with race.precision(shape.precision):
-        results = race.run(problem, entrants(shape, loss), device, peak, phases, laps=laps(shape, device))
+        results = race.run(problem, entrants(shape, loss), device, meter, phases, laps=laps(shape, device))
     return problem, results
 
 
+def small_cases(backend: str, device: str) -> None:
+    """A set with itself and two sets, no size a multiple of a tile, ignored rows, ids, odd strides."""
+    for rows, columns, dim, dtype in ((150, None, 20, torch.float32), (131, 77, 64, torch.bfloat16)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2 * rows, dim, generator=generator).to(device, dtype)[::2].requires_grad_()
+        labels = torch.randint(-1, 4, (rows,), generator=generator).to(device)
+        sets: list[Any] = [x, labels, None, None]
+        ids = {"anchor_ids": torch.arange(rows, device=device)}
+        if columns is not None:
+            y = torch.randn(columns, dim, generator=generator).to(device, dtype).requires_grad_()
+            sets[2:] = y, torch.randint(-1, 4, (columns,), generator=generator).to(device)
+            ids["contrast_ids"] = torch.arange(columns, device=device)
+        losses = [
+            mk.pixel_contrast_loss(*sets, backend=backend),
+            mk.pixel_contrast_loss(*sets, denominator="all", reduction="none", backend=backend, **ids).mean(),
+            mk.margin_contrast_loss(*sets, margin=9.0, backend=backend),
+        ]
+        sum(losses).backward()
+        check_finite(*losses, x.grad)
+        print(f"{backend} contrast {rows} x {columns or rows} x {dim} {dtype}: done", flush=True)
+
+
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
 def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
@@ -256,6 +280,8 @@ def test_contrast(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.anchors,
         "size_label": f"{shape.anchors:,}",
         "floor_mib": problem.anchors.nbytes / 2**20,
+        "size_name": "anchors",
+        "floor_name": "the features",
         "title": f"contrast of every pixel with every pixel ({LOSSES[loss]}), forward + backward: "
         f"{shape.dim} channels, {shape.classes} classes, {arithmetic}",
     }

@@ -1,7 +1,7 @@
 """The focal family against what people write instead, at label resolution. Run: pytest benchmarks/ --benchmark-only
 
 Every row computes the same loss and gradient, checked against the reference in fp64 before any time is taken.
-Labels are int64, 5 % of them ignored; logits favour the right class, as those of a network half-way trained do.
+Labels are int64, 5 % of them ignored; logits favor the right class, as in a network half-way trained.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import machine
-import memory
-import peers
 import pytest
-import race
-import shapes
 import torch
 import torch.nn.functional as F
-from race import Contestant
-from shapes import Shape
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Shape
+from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
 from metricseg_kernels.focal import reference
 
 IGNORE, GAMMA, ALPHA, THRESH = 255, 2.0, 0.25, 0.7
@@ -38,9 +36,9 @@ class FocalProblem:
         numbers = {"generator": generator, "device": device}
         coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
         target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
-        favoured = F.interpolate(coarse, shape.cells, mode="nearest").long()
+        favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
         logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
-        logits.scatter_add_(1, favoured, torch.full(favoured.shape, 4.0, device=device))
+        logits.scatter_add_(1, favored, torch.full(favored.shape, 4.0, device=device))
         target[torch.rand(target.shape, **numbers) < 0.05] = IGNORE
         self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
         self.target = target
@@ -136,9 +134,10 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         ],
         "ohem": [Contestant("eager", lambda p: peers.ohem(p.logits, p.target, IGNORE, THRESH, p.min_kept))],
     }
-    names = ("cpu",) if device == "cpu" else ("cuda", "triton")
     own = [
-        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("focal", n, device)) for n in names
+        Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("focal", n, device))
+        for n in getattr(FAMILIES["focal"], device)
+        if n != "reference"
     ]
     return (*rivals[loss], *own)
 
@@ -164,16 +163,49 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
         yield shape, "focal", ("step",)
 
 
+def quick(shape: Shape, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return loss == "ohem"
+
+
 def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = FocalProblem(shape, loss, device)
-    peak = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, entrants(shape, loss), device, peak, phases)
+    meter = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, entrants(shape, loss), device, meter, phases)
+
+
+def small_cases(backend: str, device: str) -> None:
+    """Upsampling, downsampling and neither; ignored labels, a label out of range."""
+    for classes, cells, size, dtype in (
+        (19, (9, 13), (36, 52), torch.float32),
+        (5, (8, 8), (31, 29), torch.bfloat16),
+        (150, (12, 12), (12, 12), torch.float32),
+        (3, (33, 17), (9, 8), torch.float16),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
+        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
+        labels[:, 0, :2] = 255
+        weight = torch.linspace(0.5, 1.5, classes, device=device)
+        losses = [
+            mk.focal_loss(x, labels, backend=backend),
+            mk.cross_entropy(x, labels, weight=weight, label_smoothing=0.1, align_corners=True, backend=backend),
+            mk.focal_loss(x, labels, reduction="none", return_stats=True, backend=backend)[0].mean(),
+            mk.sigmoid_focal_loss(x, labels, backend=backend),
+            mk.ohem_cross_entropy(x, labels, min_kept=20, backend=backend),
+        ]
+        sum(losses).backward()
+        check_finite(*losses, x.grad)
+        if device == "cuda":  # on the CPU it is an error
+            labels[0, 0, 5] = 200
+            assert bool(mk.focal_loss(x, labels, backend=backend).isnan())
+        print(f"{backend} focal {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants)))
+@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
 def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
@@ -184,6 +216,8 @@ def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
         "size": shape.pixels,
         "size_label": " x ".join(map(str, shape.labels)),
         "floor_mib": problem.logits.nbytes / 2**20,
+        "size_name": "label size",
+        "floor_name": "the logits",
         "title": f"{loss.replace('_', ' ')} loss at label resolution, forward + backward: batch {shape.batch}, "
         f"{shape.classes} classes, logits at a quarter of the label size, {shape.dtype}",
     }

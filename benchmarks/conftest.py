@@ -13,19 +13,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import machine
-import memory
 import pytest
-import race
 
+from benchmarks.harness import machine, memory, race
 from metricseg.utils.memory import why_not_resident
+from metricseg_kernels.core.registry import FAMILIES
 
 
 @pytest.fixture(scope="session")
 def fresh_processes() -> memory.FreshProcesses | None:
     """What measures memory on the CPU, or None where it can't be measured."""
-    families = ["bench_focal", "bench_contrast", "bench_anchors", "bench_centers"]
-    return None if why_not_resident() else memory.FreshProcesses(preload=families)
+    benches = [f"benchmarks.bench_{family}" for family in FAMILIES]
+    compiler = ["torch._inductor.compile_fx", "torch.utils.cpp_extension"]  # seconds to import for a compiled peer
+    return None if why_not_resident() else memory.FreshProcesses(preload=[*benches, *compiler])
 
 
 @pytest.fixture(scope="session")

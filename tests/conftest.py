@@ -12,7 +12,6 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from places import BENCHMARKS  # noqa: E402
 from selection import selected  # noqa: E402
 
 from metricseg.utils.memory import why_not_resident  # noqa: E402
@@ -66,7 +65,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 def runnable(family: str) -> dict[str, str | None]:
     """The backends of a family, and why one can't run here."""
-    if os.environ.get("METRICSEG_COLLECT") == "device":  # by benchmarks/device_tests.py, on any machine
+    if os.environ.get("METRICSEG_COLLECT") == "device":  # by benchmarks/harness/device_tests.py, on any machine
         return dict.fromkeys(FAMILIES[family].backends)
     missing = {name: backends.why_not(family, name, device_of(name)) for name in FAMILIES[family].backends}
     if not ON_GPU and missing.get("cuda", "") is None:
@@ -115,16 +114,13 @@ def exact_products() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fresh_processes() -> Iterator[object]:
-    """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/memory.py)."""
+def fresh_processes() -> object:
+    """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/harness/memory.py)."""
     if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        patch.syspath_prepend(str(BENCHMARKS.parent))
-        import memory
+    from benchmarks.harness import memory
 
-        yield memory.FreshProcesses(preload=[f"{family}_cases" for family in FAMILIES])
+    return memory.FreshProcesses(preload=[f"{family}_cases" for family in FAMILIES])
 
 
 def device_of(backend: str) -> str:

@@ -5,32 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from places import BENCHMARKS
 from torch import Tensor
 
+import metricseg_kernels as mk
 from metricseg.utils.memory import why_not_resident
 
-
-@pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytest_benchmark")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))  # for the processes that measure memory
+pytest.importorskip("pytest_benchmark")
+from benchmarks import bench_contrast, bench_focal
+from benchmarks.harness import memory, peers, race, shapes
 
 
 @pytest.fixture
-def small(_on_path: None):
+def small():
     """A problem of the focal family that takes milliseconds, and its peers."""
-    import bench_focal
-    import shapes
-
     shape = shapes.CITYSCAPES.smaller(1 / 16)
     return bench_focal.FocalProblem(shape, "cross_entropy", "cpu"), bench_focal
 
 
 def eager(problem) -> Tensor:
-    import peers
-
     return peers.cross_entropy(problem.logits, problem.target, 255, problem.weight)
 
 
@@ -44,8 +36,6 @@ def eager(problem) -> Tensor:
     ids=["loss", "gradient", "nan"],
 )
 def test_wrong_result_gets_no_time(small, distort) -> None:
-    import race
-
     problem, _ = small
     right, wrong = race.Contestant("right", eager), race.Contestant("wrong", lambda p: distort(eager(p)))
     results = race.run(problem, [wrong, right], "cpu", budget=0)
@@ -55,8 +45,6 @@ def test_wrong_result_gets_no_time(small, distort) -> None:
 
 @pytest.mark.parametrize("loss", ["focal", "cross_entropy", "sigmoid_focal", "ohem"])
 def test_every_contestant_is_right(small, loss: str) -> None:
-    import race
-
     problem = small[1].FocalProblem(small[0].shape, loss, "cpu")
     truth = problem.truth()
     entrants = [c for c in small[1].contestants(loss, "cpu") if c.missing is None and c.name != "torch.compile"]
@@ -66,8 +54,6 @@ def test_every_contestant_is_right(small, loss: str) -> None:
 
 
 def test_banded_truth_is_the_reference(small) -> None:
-    import metricseg_kernels as mk
-
     problem, _ = small
     loss, (gradient,) = problem.truth()
     logits = problem.logits.detach().double().requires_grad_()
@@ -77,28 +63,18 @@ def test_banded_truth_is_the_reference(small) -> None:
     torch.testing.assert_close(gradient, logits.grad)
 
 
-@pytest.fixture
-def contrast(_on_path: None):
-    import bench_contrast
-
-    return bench_contrast
-
-
 @pytest.mark.parametrize("bank", [None, 301])
 @pytest.mark.parametrize("loss", ["negatives", "all", "margin", "hinge"])
-def test_every_contestant_of_contrast_is_right(contrast, loss: str, bank: int | None) -> None:
-    import race
-    import shapes
-
-    import metricseg_kernels as mk
-
-    problem = contrast.ContrastProblem(shapes.Rows("small", 200, 16, bank=bank, classes=5), loss, "cpu")
+def test_every_contestant_of_contrast_is_right(loss: str, bank: int | None) -> None:
+    problem = bench_contrast.ContrastProblem(shapes.Rows("small", 200, 16, bank=bank, classes=5), loss, "cpu")
     truth = problem.truth()
     with_bank = ("eager", "metricseg cpu")  # the others have no bank
-    entrants = [c for c in contrast.contestants(loss, "cpu") if not (c.missing or c.bare or c.name == "torch.compile")]
+    entrants = [
+        c for c in bench_contrast.contestants(loss, "cpu") if not (c.missing or c.bare or c.name == "torch.compile")
+    ]
     entrants = [c for c in entrants if bank is None or c.name in with_bank]
     assert entrants
-    for contestant in (race.Contestant("reference", contrast.ours("reference")), *entrants):
+    for contestant in (race.Contestant("reference", bench_contrast.ours("reference")), *entrants):
         race.check(problem, contestant, truth)
     if loss == "negatives":
         problem.sample = torch.tensor([3, 150, 8])
@@ -113,12 +89,9 @@ def test_every_contestant_of_contrast_is_right(contrast, loss: str, bank: int | 
             race.check(problem, entrants[1], (total, (gradient,)))
 
 
-def test_bare_products_are_a_limit_and_no_loss(contrast) -> None:
-    import race
-    import shapes
-
-    problem = contrast.ContrastProblem(shapes.Rows("small", 200, 16, classes=5), "negatives", "cpu")
-    entrants = [c for c in contrast.contestants("negatives", "cpu") if c.name != "torch.compile"]
+def test_bare_products_are_a_limit_and_no_loss() -> None:
+    problem = bench_contrast.ContrastProblem(shapes.Rows("small", 200, 16, classes=5), "negatives", "cpu")
+    entrants = [c for c in bench_contrast.contestants("negatives", "cpu") if c.name != "torch.compile"]
     results = race.run(problem, entrants, "cpu", phases=("step",), laps=(1, 1))
     assert all(len(result.times["step"]) == 1 for result in results.values() if result.error is None)
     figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
@@ -127,18 +100,16 @@ def test_bare_products_are_a_limit_and_no_loss(contrast) -> None:
 
 
 def test_memory_meter_measures_a_known_allocation() -> None:
-    import memory
-
     if (reason := why_not_resident()) is not None:
         pytest.skip(reason)
-    measured = memory.FreshProcesses(preload=["memory"]).peak(memory.hold, 64)
+    measured = memory.FreshProcesses(preload=["benchmarks.harness.memory"]).peak(memory.hold, 64)
     assert measured == pytest.approx(2 * 64 * 2**20, rel=0.03)
 
 
 def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> None:
-    import report
-
     pytest.importorskip("matplotlib")
+    from benchmarks.harness import report
+
     rows = []
     for size, name in (("32x64", "a"), ("64x128", "b"), ("128x256", "c")):
         for contestant, ours, ms in (("eager", False, 40.0), ("metricseg cpu", True, 5.0)):
@@ -146,6 +117,7 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
                 "op": "focal", "shape": f"cityscapes-1x19x8x16-{size}-fp32", "loss": "focal", "phase": "step",
                 "contestant": contestant, "ours": ours, "dtype": "float32", "series": "cityscapes",
                 "size": 2048 * 4 ** len(rows), "size_label": size, "title": "a title", "floor_mib": 1.0,
+                "size_name": "label size", "floor_name": "the logits",
                 "peak_mib": 20.0 if not ours else 2.0, "gb_per_s": 1.0,
                 "gexp_per_s": 0.5, "limit_ms": 2.0, "times_limit": ms / 2, "loss_error": 1e-8, "gradient_error": 1e-7,
             }  # fmt: skip

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_bench import _on_path  # noqa: F401
 
-
-@pytest.fixture
-def bench(_on_path: None):  # noqa: F811
-    import bench_anchors
-
-    return bench_anchors
+pytest.importorskip("pytest_benchmark")
+from benchmarks import bench_anchors as bench
+from benchmarks.harness import race, shapes
 
 
 @pytest.mark.parametrize("loss", ["sample_anchors", "gather_pixels"])
-def test_every_contestant_is_right(bench, loss: str) -> None:
-    import race
-    import shapes
-
+def test_every_contestant_is_right(loss: str) -> None:
     problem = bench.AnchorsProblem(shapes.Maps("small", 3, 6, 5, (48, 64)), loss, "cpu")
     truth = problem.truth()
     entrants = [c for c in bench.contestants(loss, "cpu") if not (c.missing or c.name == "torch.compile")]
@@ -27,11 +20,8 @@ def test_every_contestant_is_right(bench, loss: str) -> None:
         assert race.check(problem, contestant, truth)[1] <= (0 if loss == "sample_anchors" else 1e-5)
 
 
-def test_a_wrong_choice_is_refused(bench) -> None:
+def test_a_wrong_choice_is_refused() -> None:
     """A pixel twice; a pixel of the other group."""
-    import race
-    import shapes
-
     problem = bench.AnchorsProblem(shapes.Maps("small", 3, 6, 5, (48, 64)), "sample_anchors", "cpu")
     truth, (index, _, count) = problem.truth(), problem.choice("reference")
     right = problem.predictions.flatten() == problem.labels.flatten()

@@ -4,27 +4,23 @@ import json
 import sys
 
 import pytest
-from places import BENCHMARKS
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
-sys.path.insert(0, str(BENCHMARKS))
-import camvid_centers
-import camvid_comparison_report
-import camvid_losses
-import camvid_recipe
 import torch
-from camvid_systems import System
 from torch import nn
 
+from benchmarks.camvid import __main__, recipe, report
+from benchmarks.camvid.rows import CENTERS, LOSSES
+from benchmarks.camvid.systems import System
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
 from metricseg.models import MODELS
 
 
-@pytest.mark.parametrize("row", list(camvid_losses.LOSSES.rows))
+@pytest.mark.parametrize("row", list(LOSSES.rows))
 def test_rows_differ_in_their_losses_alone(row):
-    terms = build_loss({"name": "terms", **camvid_losses.LOSSES.rows[row].terms})
+    terms = build_loss({"name": "terms", **LOSSES.rows[row].terms})
     assert terms.plans["auxiliary"] == ("auxiliary", 0.4, 1)
     assert ("embedding" in terms.needs) == (row not in ("ce", "focal"))
     outputs = {name: torch.randn(2, 11, 16, 16, requires_grad=True) for name in terms.needs}
@@ -33,7 +29,7 @@ def test_rows_differ_in_their_losses_alone(row):
     assert all(value.grad.isfinite().all() and value.grad.any() for value in outputs.values())
 
 
-@pytest.mark.parametrize("row", camvid_centers.CENTERS.rows.values(), ids=list(camvid_centers.CENTERS.rows))
+@pytest.mark.parametrize("row", CENTERS.rows.values(), ids=list(CENTERS.rows))
 def test_rows_have_the_losses_that_their_centers_can_give(row):
     """Cross-entropy of the logits always, of the guidance where there is one."""
     terms = build_loss({"name": "terms", **row.terms})
@@ -52,7 +48,7 @@ def system() -> System:
 
 def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     """Two epochs at once and two with a break between: the same weights; and the report of both."""
-    monkeypatch.setattr(camvid_recipe, "validate", lambda *_: [0.5] * 11)
+    monkeypatch.setattr(recipe, "validate", lambda *_: [0.5] * 11)
     pictures = [(torch.randn(3, 4, 4), torch.rand(4, 4)) for _ in range(4)]
 
     class Order(torch.utils.data.SequentialSampler):
@@ -63,19 +59,17 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
 
     def run(name):
         paths = tmp_path / f"{name}.pt", tmp_path / f"{name}.csv"
-        camvid_recipe.train(
-            system, loader, tmp_path, epochs=2, seed=0, eval_every=2, checkpoint=paths[0], curve=paths[1]
-        )
+        recipe.train(system, loader, tmp_path, epochs=2, seed=0, eval_every=2, checkpoint=paths[0], curve=paths[1])
         return torch.load(paths[0], weights_only=True)
 
-    whole, epoch, calls = run("ce-0"), camvid_recipe.train_epoch, []
+    whole, epoch, calls = run("ce-0"), recipe.train_epoch, []
 
     def killed(*args):
         calls.append(args)
         return epoch(*args) if len(calls) < 2 else pytest.fail("killed")
 
     with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
-        patch.setattr(camvid_recipe, "train_epoch", killed)
+        patch.setattr(recipe, "train_epoch", killed)
         run("focal-0")
     resumed = run("focal-0")
     assert torch.equal(whole["model"]["weight"], resumed["model"]["weight"])
@@ -84,9 +78,21 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     (tmp_path / "camvid_losses.json").write_text(
         json.dumps({"steps": {n: {"seconds": 1, "peak_mb": 2} for n in ("ce", "focal")}})
     )
-    camvid_comparison_report.report(camvid_losses.LOSSES, tmp_path, tmp_path)
+    report.report(LOSSES, tmp_path, tmp_path)
     runs = json.loads((tmp_path / "camvid_losses.json").read_text())["runs"]
     assert runs["ce"] == {"epochs": 2, "seeds": 1, "val_miou": 50.0, "spread": None} and set(runs) == {"ce", "focal"}
     assert (tmp_path / "camvid_losses.png").exists()
     table = (tmp_path / "camvid_losses.csv").read_text().splitlines()
     assert len(table) == 5 and table[0].startswith("row,seed,epoch,") and table[0].endswith(CamVid.classes[-1])
+
+
+def test_command_line_reports_kept_runs(tmp_path, monkeypatch, capsys):
+    """The comparison of two networks, of which one run is kept."""
+    row = {"epoch": 1, "train_loss": 0.5, "val_miou": 0.25, "train_seconds": 3.0, "train_cpu_seconds": 5.0}
+    recipe.write_rows(tmp_path / "metricseg-0.csv", [row])
+    folders = ["--work", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks.camvid", "networks", "report", *folders])
+    __main__.main()
+    assert "| metricseg, fused focal loss, bf16 | 25.0 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "camvid.json").read_text())["runs"]["metricseg"]["val_miou"] == 25.0
+    assert (tmp_path / "camvid.csv").exists() and (tmp_path / "camvid.png").exists()

@@ -5,26 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_bench import _on_path  # noqa: F401
 
-
-@pytest.fixture
-def bench(_on_path: None):  # noqa: F811
-    import bench_centers
-
-    return bench_centers
+pytest.importorskip("pytest_benchmark")
+from benchmarks import bench_centers as bench
+from benchmarks.harness import machine, memory, race, shapes
 
 
 def small():
-    import shapes
-
     return shapes.Centers("small", 2, 24, 7, (6, 10))
 
 
 @pytest.mark.parametrize("loss", ["cosine", "soft_centers", "hard_centers", "cross_entropy"])
-def test_every_contestant_is_right(bench, loss: str) -> None:
-    import race
-
+def test_every_contestant_is_right(loss: str) -> None:
     absent = {"torch.compile", "bare products"}
     entrants = [c for c in bench.contestants(loss, "cpu") if not c.missing and c.name not in absent]
     assert len(entrants) > 1
@@ -38,9 +30,7 @@ def test_every_contestant_is_right(bench, loss: str) -> None:
     assert problem.output_bytes("step") > problem.output_bytes("forward")
 
 
-def test_linear_cross_entropy_is_the_same_loss(bench) -> None:
-    import race
-
+def test_linear_cross_entropy_is_the_same_loss() -> None:
     problem = bench.CentersProblem(small(), "cross_entropy", "cpu")
     linear = next(c for c in bench.contestants("cross_entropy", "cpu") if "linear" in c.name)
     if linear.missing:
@@ -48,10 +38,8 @@ def test_linear_cross_entropy_is_the_same_loss(bench) -> None:
     race.check(problem, linear, problem.truth())
 
 
-def test_what_is_timed_has_the_gradient_that_is_checked(bench) -> None:
+def test_what_is_timed_has_the_gradient_that_is_checked() -> None:
     """The step's own gradient, given in the place of a loss."""
-    import race
-
     for loss in ("cosine", "soft_centers"):
         problem = bench.CentersProblem(small(), loss, "cpu")
         _, truth = problem.truth()
@@ -63,19 +51,23 @@ def test_what_is_timed_has_the_gradient_that_is_checked(bench) -> None:
                 race.forget_gradients(problem)
 
 
-def test_bare_products_run_and_the_report_has_memory_over_outputs(bench, tmp_path, monkeypatch) -> None:
-    import machine
-    import race
-    import report
-
+def test_bare_products_run_and_the_report_has_memory_over_outputs(tmp_path, monkeypatch) -> None:
     pytest.importorskip("matplotlib")
+    from benchmarks.harness import report
+
     limits = {"bytes_per_s": 1e10, "exp_per_s": 1e9, "exp_by": "torch.exp in cache", "flops_per_s": {"float32": 1e11}}
     monkeypatch.setattr(machine, "limits", lambda device: limits)
     rows = []
     for loss in ("cosine", "soft_centers"):
         problem = bench.CentersProblem(small(), loss, "cpu")
         entrants = [c for c in bench.contestants(loss, "cpu") if c.name in ("eager", "metricseg cpu", "bare products")]
-        results = race.run(problem, entrants, "cpu", lambda *_: 3 << 20, laps=(1, 1))
+        results = race.run(
+            problem,
+            entrants,
+            "cpu",
+            lambda _, phases: dict.fromkeys(phases, memory.Measured(3 << 20, 0.5)),
+            laps=(1, 1),
+        )
         for name, result in results.items():
             assert result.error is None, result.error
             figures = race.report(problem, entrants, results, name, "step", "cpu")
@@ -89,7 +81,7 @@ def test_bare_products_run_and_the_report_has_memory_over_outputs(bench, tmp_pat
     assert "memory over outputs and gradients" in page and "| 1.25x |" in page
 
 
-def test_every_race_has_rows_of_ours_and_of_a_peer(bench) -> None:
+def test_every_race_has_rows_of_ours_and_of_a_peer() -> None:
     for shape, loss, phases in bench.problems():
         entrants = bench.entrants(shape, loss)
         assert any(c.ours for c in entrants) and any(not c.ours and not c.bare for c in entrants) and "step" in phases

@@ -12,55 +12,45 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
+from benchmarks.harness import gpu, race
 from metricseg_kernels.core.registry import FAMILIES
 
-BENCHMARKS = ROOT / "benchmarks"
 PYTHON = [sys.executable, "-c"]
+PLUGIN = ("-p", "benchmarks.harness.device_tests", "-p", "no:cacheprovider")
 
 pytest_plugins = ["pytester"]
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu
-
-    return gpu
-
-
 def in_tree(*command: str) -> subprocess.CompletedProcess:
     """A Python command at the root, as the visit runs it."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BENCHMARKS)))}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_the_plan_fits_and_has_every_family(gpu) -> None:
-    import small_cases
-
+def test_the_plan_fits_and_has_every_family() -> None:
     commands = {command.name: command for command in gpu.plan(Path("out"), cores=16)}
     assert set(commands) == set(gpu.SECONDS) and sum(gpu.SECONDS.values()) < gpu.TOTAL
     small = commands["tests/small"].processes
     for family, record in FAMILIES.items():
-        assert (BENCHMARKS / f"bench_{family}.py").exists() and f"bench/{family}" in commands
-        assert family in small_cases.CASES and f"tests/{family}" in commands
+        assert (ROOT / "benchmarks" / f"bench_{family}.py").exists() and f"bench/{family}" in commands
+        assert f"tests/{family}" in commands
         for backend in set(record.cuda) - {"reference"}:
             assert small[f"{backend}-{family}"][-2:] == [backend, family]
             assert any(name.endswith(f"-{backend}-{family}") for name in commands[f"sanitizer/{backend}"].processes)
-    printed = in_tree("benchmarks/gpu.py", "--plan").stdout
+    printed = in_tree("-m", "benchmarks.harness.gpu", "--plan").stdout
     assert all(name in printed for name in commands) and f"of {gpu.TOTAL} s" in printed
 
 
-def test_no_test_of_a_device_is_left_out(gpu) -> None:
+def test_no_test_of_a_device_is_left_out() -> None:
     """pytest's own collection of the whole tree, against the files of the plan."""
-    whole = in_tree("-m", "pytest", "tests", "-p", "device_tests", "-p", "no:cacheprovider", "--collect-only", "-qq")
+    whole = in_tree("-m", "pytest", "tests", *PLUGIN, "--collect-only", "-qq")
     per_file = dict(re.findall(r"^(\S+): (\d+)$", whole.stdout, re.MULTILINE))
     planned = [file for files in gpu.test_files().values() for file in files]
     assert per_file and set(per_file) <= set(planned) and len(planned) == len(set(planned)), whole.stdout + whole.stderr
     assert not {name for name in per_file if "compile" in name or "nvcc" in name or "cuda_host" in name}
 
 
-def test_shares_make_up_the_whole(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_shares_make_up_the_whole(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
@@ -74,14 +64,14 @@ def test_shares_make_up_the_whole(pytester: pytest.Pytester, monkeypatch: pytest
             raise AssertionError
         """
     )
-    shares = [pytester.runpytest("-p", "device_tests", "--share", f"{i}/4", "--no-summary") for i in (1, 2, 3, 4)]
+    shares = [pytester.runpytest(*PLUGIN, "--share", f"{i}/4", "--no-summary") for i in (1, 2, 3, 4)]
     counts = [share.parseoutcomes() for share in shares]
     assert [sum(count.get(k, 0) for k in ("passed", "failed")) for count in counts] == [2, 2, 1, 1]
     assert sum(count.get("failed", 0) for count in counts) == 2
     assert sum("too large" in line for share in shares for line in share.outlines if line.startswith("E  ")) == 2
 
 
-def test_commands_are_skipped_repeated_and_summed_up(gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_skipped_repeated_and_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [
         gpu.Command("a/passing", {"one": [*PYTHON, "print('here')"], "two": [*PYTHON, "print('there')"]}),
         gpu.Command("a/failing", {"exit": [*PYTHON, "print('why'); raise SystemExit(3)"]}),
@@ -125,15 +115,14 @@ while os.getppid() == parent:
 def test_a_killed_visit_leaves_what_it_came_to(tmp_path: Path) -> None:
     script = f"""
 import sys
-sys.path.insert(0, {str(BENCHMARKS)!r})
-import gpu
 from pathlib import Path
+from benchmarks.harness import gpu
 gpu.SECONDS = dict.fromkeys(("a/first", "a/second"), 100)
 commands = [gpu.Command("a/first", {{"x": [sys.executable, "-c", "print(1)"]}}),
             gpu.Command("a/second", {{"x": [sys.executable, "-c", {ENDLESS!r}]}})]
 gpu.visit(commands, Path({str(tmp_path)!r}), Path({str(tmp_path / "state")!r}))
 """
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     log, deadline = tmp_path / "logs" / "a-second-x.log", time.monotonic() + 120
     while time.monotonic() < deadline and not (log.exists() and log.read_text()):
         time.sleep(0.1)
@@ -145,16 +134,15 @@ gpu.visit(commands, Path({str(tmp_path)!r}), Path({str(tmp_path / "state")!r}))
 
 
 def test_small_cases_run() -> None:
-    done = in_tree("benchmarks/small_cases.py", "reference", "--device", "cpu")
+    done = in_tree("-m", "benchmarks.harness.small_cases", "reference", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert all(f"reference {family}" in done.stdout for family in FAMILIES)
 
 
-def test_rows_are_kept_as_they_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_kept_as_they_are_measured(tmp_path: Path) -> None:
     """Of a run that was killed while it wrote one, the others make a report."""
     pytest.importorskip("matplotlib")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import report
+    from benchmarks.harness import report
 
     about = {"device": "cpu", "cpu": "test", "threads": 2, "torch": "2.11.0", "commit": None, "python": "3.12"}
     about["limits"] = {"bytes_per_s": 1e10, "exp_per_s": 1e9, "exp_by": "x", "flops_per_s": {"float32": 1e11}}
@@ -172,10 +160,6 @@ def test_rows_are_kept_as_they_are_measured(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_torch_compile_sits_out_on_a_gpu_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytest_benchmark")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import race
-
     compiled, eager = (race.Contestant(name, lambda p: p) for name in ("torch.compile", "eager"))
     assert race.why_absent(compiled, "cuda") and not race.why_absent(compiled, "cpu")
     assert race.why_absent(eager, "cuda") is None

@@ -5,7 +5,6 @@ from pathlib import Path
 
 SUPPORT = Path(__file__).resolve().parent
 ROOT = SUPPORT.parent.parent
-BENCHMARKS = ROOT / "benchmarks"
 
 for folder in sorted((SUPPORT.parent / "kernels").iterdir()):
     if folder.is_dir() and str(folder) not in sys.path:

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from centers_cases import Case, Inputs, learning, make
-from places import BENCHMARKS
 from torch import Tensor
 
 import metricseg_kernels as mk
@@ -20,9 +19,8 @@ by_case = pytest.mark.parametrize("case", [SHARED, OWN], ids=["shared", "own"])
 
 
 @pytest.fixture
-def peers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import peers
+def peers():
+    from benchmarks.harness import peers
 
     return peers
 

@@ -1,7 +1,8 @@
 """Benchmarks as a race: contestants that compute one result, checked first, then timed in turns.
 
 A contestant whose loss or gradient is off the fp64 truth is an error and gets no time. The others run lap by lap, each
-phase of each contestant once a lap, so that a busy spell of the machine hits all of them; medians are compared.
+phase of each contestant once a lap, so that a busy spell of the machine hits all of them; medians are compared. A call
+of seconds is timed in the first lap only.
 On CUDA a lap's time lies between two events, after a write that empties the L2 cache; on the CPU it is wall time.
 """
 
@@ -14,22 +15,21 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import machine
 import pytest
 import torch
 from torch import Tensor
 
-from metricseg.utils import memory
-
-if TYPE_CHECKING:
-    from memory import FreshProcesses
+from benchmarks.harness import machine, memory
+from metricseg.utils.memory import cuda_peak
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
-BUDGET = {"cpu": 8.0, "cuda": 0.7}  # seconds of laps per race
-LAPS = {"cpu": (5, 40), "cuda": (10, 100)}
+BUDGET = {"cpu": 1.5, "cuda": 0.7}  # seconds of laps per race
+LAPS = {"cpu": (3, 20), "cuda": (10, 100)}
+SLOW = 2.0  # seconds of a call that is timed once
 # Relative error of the loss, relative L2 error of a gradient. Peers round interpolated logits to the input's dtype.
 TOLERANCE = {
     "float64": (1e-9, 1e-9),
@@ -77,6 +77,9 @@ class Contestant:
     bare: Callable[[Any, str], None] | None = None
 
 
+Meter = Callable[[Contestant, Sequence[str]], dict[str, memory.Measured]]
+
+
 @dataclass
 class Result:
     """One contestant's race. `error` stands in place of the times."""
@@ -122,21 +125,22 @@ def forget_gradients(problem: Problem) -> None:
         leaf.grad = None
 
 
-def fresh_step(
+def fresh_steps(
     make_problem: Callable[..., Problem], entrants: Callable[..., Sequence[Contestant]], shape: Any, loss: str,
-    contestant: str, phase: str, warm_up: Any = None,
-) -> Callable[[], None]:  # fmt: skip
-    """A step made from nothing, for a fresh process on the CPU; warm_up: a smaller shape to have been run once."""
+    contestant: str, phases: Sequence[str], warm_up: Any = None,
+) -> list[Callable[[], None]]:  # fmt: skip
+    """The step of each phase, made in a fresh process on the CPU; warm_up: a smaller shape to run once before."""
     if warm_up is not None:
-        fresh_step(make_problem, entrants, warm_up, loss, contestant, phase)()
+        for step in fresh_steps(make_problem, entrants, warm_up, loss, contestant, phases):
+            step()
     problem = make_problem(shape, loss, "cpu")
-    step = make_step(problem, next(c for c in entrants(loss, "cpu") if c.name == contestant), phase)
+    chosen = next(c for c in entrants(loss, "cpu") if c.name == contestant)
 
-    def lap() -> None:
+    def lap(step: Callable[[], None]) -> None:
         step()
         forget_gradients(problem)
 
-    return lap
+    return [functools.partial(lap, make_step(problem, chosen, phase)) for phase in phases]
 
 
 def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[Tensor, ...]]) -> tuple[float, float]:
@@ -200,14 +204,16 @@ def run(
     problem: Problem,
     contestants: Sequence[Contestant],
     device: str,
-    peak: Callable[[Contestant, str], int] | None = None,
+    meter: Meter | None = None,
     phases: Sequence[str] = PHASES,
     budget: float | None = None,
     laps: tuple[int, int] | None = None,
 ) -> dict[str, Result]:
-    """Checks, measures memory (`peak(contestant, phase)`), then times those that take part, see `why_absent`.
+    """Checks, measures memory (`meter(contestant, phases)`), then times those that take part, see `why_absent`.
 
-    laps: at least and at most so many, within the budget. With a single one the check is the warm-up.
+    laps: at least and at most so many, within the budget. With a single one, and for a step on the CPU, the check is
+    the warm-up. A single one is the run whose memory is measured, if that run has a time. A call of more than SLOW
+    seconds takes part in the first lap only.
     """
     laps = laps or LAPS[device]
     results: dict[str, Result] = {}
@@ -222,19 +228,52 @@ def run(
                 result.loss_error, result.gradient_error = check(problem, contestant, truth)
             calls = [(contestant.name, phase, make_step(problem, contestant, phase)) for phase in phases]
             for _, phase, call in calls:
-                if laps[1] > 1:
+                if laps[1] > 1 and not (device == "cpu" and phase == "step" and contestant.bare is None):
                     call()  # warm-up
-                    forget_gradients(problem)
-                if peak is not None:
-                    result.peak_bytes[phase] = peak(contestant, phase)
                     forget_gradients(problem)
             steps += calls
         except Exception as error:
             result.error = error
             forget_gradients(problem)
     del truth
+    if meter is not None:
+        entered = [c for c in contestants if c.name in results and results[c.name].error is None]
+        _measure(problem, entered, results, meter, phases, 2 if device == "cpu" and laps[1] > 1 else 1)
+        if laps[1] == 1:
+            steps = [(name, phase, call) for name, phase, call in steps if not results[name].times]
+    steps = [step for step in steps if results[step[0]].error is None]
     _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget, laps)
     return results
+
+
+def _measure(
+    problem: Problem,
+    contestants: Sequence[Contestant],
+    results: dict[str, Result],
+    meter: Meter,
+    phases: Sequence[str],
+    at_once: int,
+) -> None:
+    """Peak memory of every contestant, `at_once` of them at a time; with one at a time the seconds too, if any."""
+
+    def measure(contestant: Contestant) -> None:
+        result = results[contestant.name]
+        try:
+            measured = meter(contestant, phases)
+        except Exception as error:
+            result.error = error
+            return
+        result.peak_bytes = {phase: found.peak_bytes for phase, found in measured.items()}
+        if at_once == 1 and all(found.seconds is not None for found in measured.values()):
+            result.times = {phase: [found.seconds] for phase, found in measured.items()}
+
+    if at_once == 1:  # on CUDA in this thread
+        for contestant in contestants:
+            measure(contestant)
+    else:
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(measure, contestants))
+    forget_gradients(problem)
 
 
 def _laps(
@@ -253,39 +292,49 @@ def _laps(
     try:
         while lap < fewest or (lap < most and time.perf_counter() - start < budget):
             for name, phase, call in steps:
-                results[name].times.setdefault(phase, []).append(clock.time(call))
-                forget_gradients(problem)
+                times = results[name].times.setdefault(phase, [])
+                if not times or times[0] < SLOW:
+                    times.append(clock.time(call))
+                    forget_gradients(problem)
             lap += 1
     finally:
         gc.enable()
 
 
 def rows(
-    problems: Iterable[tuple[Any, str, tuple[str, ...]]], entrants: Callable[..., Sequence[Contestant]]
-) -> Iterator[Any]:
-    """pytest's parameters (shape, loss, phase, contestant, phases) of all rows of a benchmark."""
+    problems: Iterable[tuple[Any, str, tuple[str, ...]]], entrants: Callable[..., Sequence[Contestant]],
+    quick: Callable[[Any, str], bool],
+) -> Iterator[Any]:  # fmt: skip
+    """pytest's parameters (shape, loss, phase, contestant, phases) of all rows of a benchmark.
+
+    Rows of the races that are `quick(shape, loss)` have the marker quick.
+    """
     for shape, loss, phases in problems:
         for phase in phases:
             for contestant in entrants(shape, loss):
                 name = f"{shape}-{loss}-{phase}-{contestant.name.replace(' ', '-')}"
-                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name)
+                marks = [pytest.mark.quick] if quick(shape, loss) else []
+                yield pytest.param(shape, loss, phase, contestant.name, phases, id=name, marks=marks)
 
 
 def peak_meter(
-    problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: FreshProcesses | None, device: str,
-    warm_up: Any = None,
-) -> Callable[[Contestant, str], int] | None:  # fmt: skip
-    """What measures the peak memory of a contestant's phase: on CUDA here, on the CPU a fresh process, after a smaller
-    shape where one is given; None without processes."""
+    problem: Problem, contestants: Callable[..., Sequence[Contestant]], processes: memory.FreshProcesses | None,
+    device: str, warm_up: Any = None,
+) -> Meter | None:  # fmt: skip
+    """The meter of a contestant's memory by phase: on CUDA in this process, on the CPU in a fresh one, after a smaller
+    shape if one is given; None without processes."""
 
-    def peak(contestant: Contestant, phase: str) -> int:
+    def meter(contestant: Contestant, phases: Sequence[str]) -> dict[str, memory.Measured]:
         if device == "cuda":
-            return memory.cuda_peak(make_step(problem, contestant, phase))
+            peaks = [cuda_peak(make_step(problem, contestant, phase)) for phase in phases]
+            return {phase: memory.Measured(peak) for phase, peak in zip(phases, peaks, strict=True)}
         assert processes is not None
-        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phase, warm_up
-        return processes.peak(fresh_step, *arguments, warm=warm_up is not None)
+        smaller = None if contestant.name == "torch.compile" else warm_up  # each shape is compiled
+        arguments = type(problem), contestants, problem.shape, problem.loss, contestant.name, phases, smaller
+        measured = processes.measure(fresh_steps, *arguments, warm=smaller is not None)
+        return dict(zip(phases, measured, strict=True))
 
-    return peak if device == "cuda" or processes is not None else None
+    return meter if device == "cuda" or processes is not None else None
 
 
 def report(

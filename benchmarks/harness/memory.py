@@ -1,4 +1,4 @@
-"""Peak extra memory of one step on the CPU, measured in a fresh process after a warm-up step.
+"""Peak extra memory of a step on the CPU, measured in a fresh process after a warm-up step.
 
 Every process runs under the same malloc settings, by which freed memory goes back to the system at once, so that what
 was freed before the step can't hide what the step needs.
@@ -6,12 +6,14 @@ was freed before the step can't hide what the step needs.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from multiprocessing import forkserver
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,19 +24,35 @@ Step = Callable[[], Any]
 _MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def _serve(pipe: Any, threads: int, make_step: Callable[..., Step], arguments: tuple[Any, ...], warm: bool) -> None:
+def _serve(
+    pipe: Any, threads: int, make: Callable[..., Sequence[Step]], arguments: tuple[Any, ...], warm: bool
+) -> None:
     try:
         torch.set_num_threads(threads)
-        step = make_step(*arguments)
-        if not warm:
-            step()
-        pipe.send(resident_peak(step))
+        measured = []
+        for step in make(*arguments):
+            if not warm:
+                step()
+            start = time.perf_counter()
+            measured.append(Measured(resident_peak(step), time.perf_counter() - start))
+        pipe.send(measured)
     except Exception as error:
         pipe.send(error)
 
 
+def _one(make_step: Callable[..., Step], *arguments: Any) -> list[Step]:
+    return [make_step(*arguments)]
+
+
+class Measured(NamedTuple):
+    """Peak extra bytes of a step, and its seconds if it was timed."""
+
+    peak_bytes: int
+    seconds: float | None = None
+
+
 class FreshProcesses:
-    """Measures steps on the CPU, each in a process forked from one that has imported `preload` and run nothing."""
+    """Measures steps on the CPU in processes forked from one that has imported `preload` and run nothing."""
 
     def __init__(self, preload: list[str]) -> None:
         self.context = multiprocessing.get_context("forkserver")
@@ -48,12 +66,19 @@ class FreshProcesses:
             os.environ.clear()
             os.environ.update(kept)
 
-    def peak(self, make_step: Callable[..., Step], *arguments: Any, timeout: float = 120, warm: bool = False) -> int:
-        """Peak extra bytes of `make_step(*arguments)()`, after one run as a warm-up unless the step is made `warm`."""
+    def peak(self, make_step: Callable[..., Step], *arguments: Any) -> int:
+        """Peak extra bytes of `make_step(*arguments)()`, after one run as a warm-up."""
+        return self.measure(functools.partial(_one, make_step), *arguments)[0].peak_bytes
+
+    def measure(
+        self, make: Callable[..., Sequence[Step]], *arguments: Any, timeout: float = 120, warm: bool = False
+    ) -> list[Measured]:
+        """Peak memory and time of each step of `make(*arguments)` in one fresh process, in their order.
+
+        Each step runs once as a warm-up, unless they are made `warm`.
+        """
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(
-            target=_serve, args=(sender, torch.get_num_threads(), make_step, arguments, warm)
-        )
+        process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), make, arguments, warm))
         process.start()
         sender.close()
         try:

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import machine
-from camvid_recipe import laps, step, write_rows
-from camvid_systems import System
-
+from benchmarks.harness import machine
 from metricseg.utils.memory import peak_memory
 
+from .recipe import laps, step, write_rows
+from .systems import System
+
 if TYPE_CHECKING:
-    from camvid_comparison import Comparison
+    from .rows import Comparison
 
 Runs = dict[str, dict[int, list[dict[str, str]]]]  # by row and seed, the lines of a curve
 
@@ -28,9 +28,10 @@ def update(path: Path, key: str, value: Any) -> None:
 
 
 def measure(systems: dict[str, tuple[System, Any]], batch: Any, count: int, path: Path) -> None:
-    """Step times of all rows in turn, then the memory that a step of each takes at its highest, beyond weights,
-    optimizer state and batch; into the JSON file `path` under "steps"."""
+    """Step times of all rows in turn, then the peak memory of a step beyond weights, optimizer state and batch;
+    into the JSON file `path` under "steps". `times_as_fast`: against the first row."""
     times = laps(systems, batch, count)
+    first = next(iter(times.values()))["seconds"]
     report: dict[str, Any] = {"machine": machine.record(), "batch": list(batch[0].shape), "steps": count}
     for name, (system, optimizer) in systems.items():
         peaks = []
@@ -38,7 +39,11 @@ def measure(systems: dict[str, tuple[System, Any]], batch: Any, count: int, path
             optimizer.zero_grad(set_to_none=True)
             peaks.append(peak_memory(partial(step, system, optimizer, batch), system.device))
         optimizer.zero_grad(set_to_none=True)
-        report[name] = {**times[name], "peak_mb": round(statistics.median(p for p in peaks if p is not None))}
+        report[name] = {
+            **times[name],
+            "times_as_fast": round(first / times[name]["seconds"], 2),
+            "peak_mb": round(statistics.median(p for p in peaks if p is not None)),
+        }
     update(path, "steps", report)
     print(json.dumps(report, indent=1))
 
@@ -94,17 +99,17 @@ def plot(comparison: Comparison, runs: Runs, steps: dict[str, Any], path: Path) 
             if points:
                 row = comparison.rows[name]
                 label = row.name if index == 0 else None
-                axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=row.colour, label=label)
+                axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=row.color, label=label)
     axes[0].set(xlabel="epoch", ylabel="val mIoU, %")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
     axes[0].grid(alpha=0.3)
     measured = [name for name in comparison.rows if name in steps]
-    colours = [comparison.rows[name].colour for name in measured]
+    colors = [comparison.rows[name].color for name in measured]
     for axis, (key, title, form) in zip(
         axes[1:], (("seconds", "training step, s", "%.2f"), ("peak_mb", "memory of a step, MB", "%.0f")), strict=True
     ):
-        bars = axis.bar(measured, [steps[n][key] for n in measured], color=colours, width=0.7)
+        bars = axis.bar(measured, [steps[n][key] for n in measured], color=colors, width=0.7)
         axis.bar_label(bars, fmt=form, padding=2, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", labelrotation=35)

@@ -21,7 +21,7 @@ except ImportError:
     triton = None
 
 DEVICE = os.environ.get("METRICSEG_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _output(*command: str) -> str | None:

@@ -1,6 +1,6 @@
 """Turns a run's JSON into what is kept and shown: a results file, a table and plots per op family.
 
-    python benchmarks/report.py [RAW ...] [--out FOLDER]
+    python -m benchmarks.harness.report [RAW ...] [--out FOLDER]
 
 RAW is what `pytest benchmarks/ --benchmark-only --benchmark-json=RAW` wrote (default: .benchmarks/latest.json), or the
 rows that METRICSEG_BENCH_ROWS=RAW.jsonl kept, of a run that was killed too. FOLDER is benchmarks/results/<device>
@@ -15,8 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import machine
 import matplotlib
+
+from benchmarks.harness import machine
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -27,11 +28,6 @@ Row = dict[str, Any]
 FIGURES = ("gb_per_s", "gexp_per_s", "gflop_per_s", "limit_ms", "times_limit", "times_outputs", "loss_error",
            "gradient_error")  # fmt: skip
 RATIOS = ("times_as_fast_as", "memory_of", "times_bare")
-AXES = {
-    "focal": ("label size", "the logits"),
-    "contrast": ("anchors", "the features"),
-    "centers": ("feature grid", "outputs and gradients"),
-}  # what size and floor_mib are of
 COLORS = {
     "eager": "#7f7f7f",
     "torch.compile": "#c07a2c",
@@ -207,7 +203,7 @@ def _axes(ax: Any, rows: list[Row], title: str) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.xaxis.set_tick_params(which="minor", length=0)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel(AXES[rows[0]["op"]][0])
+    ax.set_xlabel(rows[0]["size_name"])
     ax.set_title(title, loc="left", fontsize=11)
     ax.grid(True, which="major", color="#e6e6e6", lw=0.8)
     ax.spines[["top", "right"]].set_visible(False)
@@ -223,7 +219,7 @@ def plot(about: dict[str, Any], rows: list[Row], path: Path) -> None:
     for ax, title in ((left, "time, ms"), (right, "peak extra memory, MiB")):
         _axes(ax, rows, title)
     _lines(left, rows, "median_ms", "limit_ms", "limit")
-    _lines(right, rows, "peak_mib", "floor_mib", AXES[rows[0]["op"]][1])
+    _lines(right, rows, "peak_mib", "floor_mib", rows[0]["floor_name"])
     figure.savefig(path)
     plt.close(figure)
 

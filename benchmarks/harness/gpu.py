@@ -1,6 +1,6 @@
 """Everything for one visit to a GPU machine, in under nine minutes: `make gpu`.
 
-    python benchmarks/gpu.py [--out FOLDER] [--only NAME ...] [--again] [--plan]
+    python -m benchmarks.harness.gpu [--out FOLDER] [--only NAME ...] [--again] [--plan]
 
 Parts, in this order: build, tests, benchmarks, compute-sanitizer, training. Each is a list of commands, and a command
 a group of processes that run at the same time, each with a log. A command has a time limit, to which the time that the
@@ -32,11 +32,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from metricseg_kernels.core import registry
 
-from metricseg_kernels.core import registry  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 TOTAL = 520  # seconds for all commands together
 SECONDS = {  # by command, in their order; tests and benchmarks mostly wait for Triton's compiler
     "build/extension": 50, "build/report": 8, "tests/small": 28,
@@ -95,36 +93,36 @@ def test_files() -> dict[str, list[str]]:
 
 def plan(out: Path, cores: int) -> list[Command]:
     """The commands of a visit."""
-    python, benchmarks = sys.executable, ROOT / "benchmarks"
+    python = sys.executable
     pytest = [python, "-m", "pytest", "-vv", "-p", "no:cacheprovider"]
     build = [python, "setup.py", "build_ext", "--inplace", "--force"]  # ninja compiles what changed, headers too
     small = {
-        f"{backend}-{family}": [python, str(benchmarks / "small_cases.py"), backend, family]
+        f"{backend}-{family}": [python, "-m", "benchmarks.harness.small_cases", backend, family]
         for family, names in FAMILIES.items()
         for backend in names
     }
     commands = [
         Command("build/extension", {"setup": build}, {"METRICSEG_BUILD_CUDA": "1"}, ("setuptools",)),
         Command("build/report", {"report": [python, "-m", "metricseg_kernels"]}),
-        Command("tests/small", small),
+        Command("tests/small", small, packages=("pytest",)),
     ]
 
     shares = {str(i): f"{i}/{cores}" for i in range(1, cores + 1)}
     single = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     for name, files in test_files().items():
-        test = [*pytest, "-p", "device_tests", "--no-summary", *files, "--share"]
+        test = [*pytest, "-p", "benchmarks.harness.device_tests", "--no-summary", *files, "--share"]
         commands.append(
             Command(f"tests/{name}", {i: [*test, share] for i, share in shares.items()}, single, ("pytest",))
         )
 
     needed = ("pytest", "pytest_benchmark")
-    warm = {i: [python, str(benchmarks / "warm_caches.py"), share] for i, share in shares.items()}
+    warm = {i: [python, "-m", "benchmarks.harness.warm_caches", share] for i, share in shares.items()}
     commands.append(Command("bench/warm", warm, single, needed))
     rows = {family: str(out / f"rows-{family}.jsonl") for family in FAMILIES}
     for family, kept in rows.items():
         race = [*pytest, f"benchmarks/bench_{family}.py", "--benchmark-only", "--benchmark-columns=min,median,rounds"]
         commands.append(Command(f"bench/{family}", {"rows": race}, {"METRICSEG_BENCH_ROWS": kept}, needed))
-    report = [python, str(benchmarks / "report.py"), *rows.values(), "--out", str(out)]
+    report = [python, "-m", "benchmarks.harness.report", *rows.values(), "--out", str(out)]
     commands.append(Command("bench/report", {"report": report}, packages=("matplotlib",)))
 
     places = os.pathsep.join((os.environ.get("PATH", ""), *SANITIZER_PLACES))
@@ -147,9 +145,9 @@ def plan(out: Path, cores: int) -> list[Command]:
 
     train = {
         "demo": [python, "-m", "metricseg.demo", "--out", str(out / "demo")],
-        "bf16-mixed": [python, str(benchmarks / "short_training.py")],
+        "bf16-mixed": [python, "-m", "benchmarks.camvid", "scenes"],
     }
-    needed = ("lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "tqdm")
+    needed = ("lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "safetensors", "tqdm")
     commands.append(Command("train/both", train, packages=needed))
     return sorted(commands, key=lambda command: list(SECONDS).index(command.name))
 
@@ -157,7 +155,7 @@ def plan(out: Path, cores: int) -> list[Command]:
 def run(command: Command, seconds: float, logs: Path) -> dict[str, Any]:
     """{"status", "seconds", "limit", "processes": the last line of each}. Ends every process at the limit."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = (str(ROOT), str(ROOT / "benchmarks"), environment.get("PYTHONPATH"))
+    paths = (str(ROOT), environment.get("PYTHONPATH"))
     environment |= {
         "PATH": os.pathsep.join((sysconfig.get_path("scripts"), environment.get("PATH", ""))),  # ninja
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
@@ -203,8 +201,7 @@ def write(path: Path, content: Any) -> None:
 
 
 def machine_record() -> dict[str, Any]:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import machine
+    from benchmarks.harness import machine
 
     return machine.record()
 

@@ -1,4 +1,6 @@
-"""An epoch of each system on generated scenes through Lightning, under bf16-mixed: python benchmarks/short_training.py
+"""An epoch of each system on generated scenes through Lightning, under bf16-mixed.
+
+    python -m benchmarks.camvid scenes
 
 Losses of every family together, in the precision and memory format that users train in. Checks that the mean loss of
 the last steps is finite and below that of the first.
@@ -6,7 +8,6 @@ the last steps is finite and below that of the first.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from typing import Any
@@ -73,14 +74,7 @@ def train(name: str, device: str, pictures: int) -> None:
     assert last < first  # NaN fails too
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+def main(device: str, pictures: int) -> None:
+    """Train every system."""
     for name in SYSTEMS:
-        train(name, arguments.device, arguments.pictures)
-
-
-if __name__ == "__main__":
-    main()
+        train(name, device, pictures)

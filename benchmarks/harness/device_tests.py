@@ -1,6 +1,6 @@
 """A pytest plugin for a machine with a device: the tests that run on it, and one process's share of them.
 
-    pytest FILES -p device_tests --share 3/16
+    pytest FILES -p benchmarks.harness.device_tests --share 3/16
 
 A test runs on the device if it has the marker gpu, if the name of a device backend is one of its parameters, or if its
 file is named after one (test_triton_<family>.py). Shares are interleaved: neighbors take about equally long. What
@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import gpu
 import pytest
 import torch
+
+from benchmarks.harness import gpu
 
 os.environ["METRICSEG_COLLECT"] = "device"  # without one too, so that the tests of a visit can be counted
 

@@ -1,5 +1,5 @@
 """What people write, or take from a library, in the place of our losses: logits upsampled, then a loss on them; the
-matrix of all pairs of features, masks, and a loss on that; normalised copies of features and centers, and a product."""
+matrix of all pairs of features, masks, and a loss on that; normalized copies of features and centers, and a product."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def indexed_rows(features: Tensor, index: Tensor) -> Tensor:
 
 
 def cosine_logits(x: Tensor, centers: Tensor, scale: float) -> Tensor:
-    """Both sides normalised, one product: [B, K, h, w] of centers [K, C], or of [B, K, C], each image's own."""
+    """Both sides normalized, one product: [B, K, h, w] of centers [K, C], or of [B, K, C], each image's own."""
     product = "bchw,kc->bkhw" if centers.ndim == 2 else "bchw,bkc->bkhw"
     return scale * torch.einsum(product, F.normalize(x, dim=1), F.normalize(centers, dim=-1))
 
@@ -194,6 +194,6 @@ def cosine_cross_entropy(x: Tensor, centers: Tensor, target: Tensor, scale: floa
 
 
 def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: float, ignore: int) -> Tensor:
-    """torch's loss of a linear layer, of rows: the map is normalised and permuted in front of it."""
+    """torch's loss of a linear layer, of rows: the map is normalized and permuted in front of it."""
     rows = F.normalize(x, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
     return F.linear_cross_entropy(rows, scale * F.normalize(centers, dim=1), labels.flatten(), ignore_index=ignore)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from camvid_systems import System
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from metricseg.data import Augmented, CamVid, EpochSampler, eval_transform, train_transform
 from metricseg.data.stream import seeded
 from metricseg.training.evaluation import IoU
+
+from .systems import System
 
 HALF = (0.5, 0.5, 0.5)
 

@@ -1,4 +1,4 @@
-"""Compile what the races of every family will launch: python benchmarks/warm_caches.py I/N
+"""Compile what the races of every family will launch: python -m benchmarks.harness.warm_caches I/N
 
 Compilation takes longer than a race, and many processes can do it at once: this one takes the I-th of N shares of the
 races, and calls each of our contestants once.
@@ -12,8 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import race
-
+from benchmarks.harness import race
 from metricseg_kernels.core.registry import FAMILIES
 
 
@@ -34,7 +33,7 @@ def call_once(
 
 def main() -> int:
     which, shares = map(int, sys.argv[1].split("/"))
-    benches = [importlib.import_module(f"bench_{family}") for family in FAMILIES]
+    benches = [importlib.import_module(f"benchmarks.bench_{family}") for family in FAMILIES]
     races = [(bench, *what) for bench in benches for what in bench.problems()]
     race.run, failed = call_once, 0
     for bench, shape, loss, phases in races[which - 1 :: shares]:

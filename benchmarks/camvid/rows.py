@@ -1,0 +1,109 @@
+"""Three comparisons on CamVid: tables whose rows are trained alike but for the network, the loss or the classifier.
+
+All rows of a table see the same batches in the same order at the same rates (`recipe.py`) and start from the same
+backbone weights. Rows of metricseg run in channels-last under bf16 autocast, without class weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .systems import System, metricseg_system, smp_system
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network and the terms of its loss, with the name and the color that it is shown in; without a network, smp."""
+
+    name: str
+    color: str
+    model: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of a table by a short name, what they are, the title of the plot, and the stem of the result files."""
+
+    stem: str
+    kind: str
+    title: str
+    epochs: int
+    rows: dict[str, Row]
+
+    def system(self, weights: Path, device: str, row: str) -> System:
+        """The network of `row` with its losses."""
+        model, terms = self.rows[row].model, self.rows[row].terms
+        return metricseg_system(model, terms, weights, device) if model else smp_system(weights, device)
+
+
+CE = {"ce": {"loss": "cross_entropy"}}
+FOCAL = {"focal": {"loss": {"name": "focal", "gamma": 2.0}}}
+
+NETWORKS = Comparison(
+    "camvid",
+    "network and loss",
+    "CamVid, EfficientNet-Lite0, 320 x 320 crops, batch 8, same pictures in the same order",
+    20,
+    {
+        "smp": Row("smp DeepLabV3Plus, eager cross-entropy, fp32", "#d55e00"),
+        "metricseg": Row("metricseg, fused focal loss, bf16", "#0072b2", {"name": "deeplabv3plus"}, FOCAL),
+    },
+)
+
+AUXILIARY = {"auxiliary": {"output": "auxiliary", "weight": 0.4, "loss": "cross_entropy"}}
+
+
+def contrast(name: str, stride: int = 1, **options: Any) -> dict[str, Any]:
+    """Focal loss beside 0.1 times a contrast loss on the embedding."""
+    term = {"output": "embedding", "weight": 0.1, "stride": stride, "loss": {"name": name, **options}}
+    return {**FOCAL, **AUXILIARY, "contrast": term}
+
+
+def dmlseg(name: str, color: str, terms: dict[str, Any]) -> Row:
+    """A row of the one network."""
+    return Row(name, color, {"name": "dmlseg"}, terms)
+
+
+ALL = contrast("pixel_contrast", stride=2, temperature=0.1, sampling="all")
+LOSSES = Comparison(
+    "camvid_losses",
+    "loss",
+    "CamVid, DMLSeg on EfficientNet-Lite0: one network, five losses",
+    6,
+    {
+        "ce": dmlseg("cross-entropy", "#999999", {**CE, **AUXILIARY}),
+        "focal": dmlseg("focal", "#0072b2", {**FOCAL, **AUXILIARY}),
+        "margin": dmlseg("focal + margin contrast, sampled", "#e69f00", contrast("margin_contrast", margin=1.0)),
+        "infonce": dmlseg("focal + InfoNCE, sampled", "#cc79a7", contrast("pixel_contrast", temperature=0.1)),
+        "infonce_all": dmlseg("focal + InfoNCE, all pixels", "#009e73", ALL),
+    },
+)
+
+GUIDED = {
+    **CE,
+    "guidance": {"output": "guidance", "weight": 0.4, "loss": "cross_entropy"},
+    "dice": {"output": "guidance", "weight": 0.2, "loss": "dice"},
+}
+PUSH_PULL = {"push": {"output": "push", "weight": 1.0}, "pull": {"output": "pull", "weight": 0.3}}
+STATIC, ADAPTIVE = {"name": "ccsnet", "centers": "static"}, {"name": "ccsnet"}
+MLP = {"name": "ccsnet", "adapter": "mlp"}
+
+CENTERS = Comparison(
+    "camvid_centers",
+    "classifier",
+    "CamVid, DeepLabv3+ on EfficientNet-Lite0: one network, six classifiers",
+    6,
+    {
+        "plain": Row("1 x 1 convolution", "#999999", {"name": "deeplabv3plus"}, CE),
+        "static": Row("static centers", "#56b4e9", STATIC, CE),
+        "static_losses": Row("static centers, push and pull", "#0072b2", STATIC, {**CE, **PUSH_PULL}),
+        "adaptive": Row("adaptive centers", "#e69f00", ADAPTIVE, GUIDED),
+        "adaptive_losses": Row("adaptive centers, push and pull", "#d55e00", ADAPTIVE, {**GUIDED, **PUSH_PULL}),
+        "mlp_losses": Row("adaptive centers by MLP, push and pull", "#009e73", MLP, {**GUIDED, **PUSH_PULL}),
+    },
+)
+
+COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS}

@@ -1,0 +1,58 @@
+"""The contract between op families and the rest: backends alike, and few places that name a family."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
+
+ALLOWED = {"metricseg_kernels/core/registry.py", "metricseg_kernels/__init__.py", "README.md"}
+# the model layer and its studies call ops by name; tests of an op lie in the folder of its family
+APART = ("metricseg/", "benchmarks/camvid", "benchmarks/short_training", "benchmarks/harness/peers", "docs/", "tests/build",
+         "tests/benchmarks", "tests/losses", "tests/models", "tests/training", "tests/data", "tests/kernels")  # fmt: skip
+TEXT = (".py", ".toml", ".cpp", ".cu", ".cuh", ".h", "")
+
+
+def parameters(kernel) -> list[str]:
+    """Names of a kernel's parameters: a Python function, or an op of the extension."""
+    if inspect.isfunction(kernel):
+        return list(inspect.signature(kernel).parameters)
+    return [argument.name for argument in kernel.default._schema.arguments]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backends_have_the_same_functions(family: str) -> None:
+    pytest.importorskip("triton")
+    record = FAMILIES[family]
+    modules = {name: backends.kernels(family, name) for name in record.backends if name != "reference"}
+    for kernel, inputs in record.kernels.items():
+        names = {name: parameters(getattr(module, kernel)) for name, module in modules.items()}
+        assert len(set(map(tuple, names.values()))) == 1, names
+        assert 0 < inputs < len(next(iter(names.values())))
+    # capabilities: in all of them or in none
+    flags = [{n for n, v in vars(module).items() if n.isupper() and isinstance(v, bool)} for module in modules.values()]
+    assert all(found == flags[0] for found in flags), flags
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_few_places_name_a_family(family: str) -> None:
+    """Outside folders of families (whose arguments may have such names) and the model layer: the registry, the exports,
+    a row of the README."""
+    listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    named = re.compile(rf'"{family}"|\b(bench_{family}|{family}_(cases|calls|launches))\b|^(from|import) .*\b{family}\b', re.M)  # fmt: skip
+    found = set()
+    for name in map(Path, listing.stdout.splitlines()):
+        if any(f in name.as_posix() for f in FAMILIES) or name.as_posix().startswith(APART) or name.suffix not in TEXT:
+            continue
+        if (ROOT / name).exists() and named.search((ROOT / name).read_text()):
+            found.add(name.as_posix())
+    assert found <= ALLOWED, found - ALLOWED
