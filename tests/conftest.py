@@ -73,15 +73,13 @@ def runnable(family: str) -> dict[str, str | None]:
     return missing
 
 
-def pytest_report_header() -> list[str]:
-    """What is not collected, and why."""
-    lines = []
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what is not collected, and why."""
     for name in backends.BACKENDS:
         families = {family: runnable(family).get(name) for family in FAMILIES}
         for reason in sorted(set(filter(None, families.values()))):
             without = ", ".join(family for family, found in families.items() if found == reason)
-            lines.append(f"not collected: {name} tests of {without} ({reason})")
-    return lines
+            terminalreporter.write_line(f"not collected: {name} tests of {without} ({reason})")
 
 
 @pytest.hookimpl(tryfirst=True)

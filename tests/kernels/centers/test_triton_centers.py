@@ -44,7 +44,7 @@ UNALIGNED = [(b, h + 1, w + 1) for b, h, w in SIZES]
 @pytest.mark.parametrize("sizes", [SIZES, UNALIGNED], ids=["aligned", "unaligned"])
 def test_a_size_or_a_setting_makes_no_new_kernel(sizes: list[tuple[int, int, int]]) -> None:
     script = (
-        "import json, sys; from centers_launches import compilations; "
+        "import json, sys, launches; from centers_launches import compilations; "
         "print(json.dumps([compilations(json.loads(sizes)) for sizes in sys.argv[1:]]))"
     )
     counts = json.loads(launches.in_compiling_process("-c", script, json.dumps(sizes[:1]), json.dumps(sizes)))
