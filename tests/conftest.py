@@ -113,7 +113,7 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fresh_processes() -> object:
-    """What measures memory of the cpu backend, each time in a process that has run nothing (benchmarks/harness/memory.py)."""
+    """Meter for the memory of the cpu backend, each time in a new process: benchmarks/harness/memory.py."""
     if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     from benchmarks.harness import memory

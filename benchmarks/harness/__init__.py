@@ -1,1 +1,1 @@
-"""What several benchmarks share: races, reports, memory, peers, shapes, and a visit to a GPU machine."""
+"""Shared parts of the benchmarks: races, reports, memory, peers, shapes, and a visit to a GPU machine."""

@@ -24,7 +24,7 @@ constexpr int64_t kPartShare = 96;  // parts take up to this share of the maps' 
 template <typename T>
 const Loops<T>& loops() {
   static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.loops(T());
+  return chosen.of(T());
 }
 
 template <typename T>

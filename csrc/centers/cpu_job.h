@@ -1,6 +1,7 @@
 // A call of the CPU kernels as plain data: cpu.cpp hands it to the loops of each vector width (cpu_loops.h).
 #pragma once
 
+#include "../common/by_type.h"
 #include "../common/tensor_map.h"
 
 namespace metricseg::centers {
@@ -55,13 +56,7 @@ struct Loops {
   Pack<T> pack;
 };
 
-struct Workers {
-  Loops<float> f32;
-  Loops<double> f64;
-
-  METRICSEG_HD const Loops<float>& loops(float) const { return f32; }
-  METRICSEG_HD const Loops<double>& loops(double) const { return f64; }
-};
+using Workers = ByType<Loops>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

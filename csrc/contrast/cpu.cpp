@@ -47,7 +47,7 @@ void run(Tile<T> tile, T* y_sums, int64_t y_sums_stride) {
   tile.highest = ranges.highest.data();
   const int64_t units = (tile.rows + kUnitRows - 1) / kUnitRows, unit_values = kStats * tile.columns;
   const auto y_out = aligned_values<T>(y_sums ? units * unit_values : 0);
-  const Worker<T> worker = workers().worker(T());
+  const Worker<T> worker = workers().of(T());
   parallel(units, 32768 / (kUnitRows * tile.columns + 1) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; ++u) {
       T* const own = y_sums ? y_out.get() + u * unit_values : nullptr;

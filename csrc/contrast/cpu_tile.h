@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../common/macros.h"
+#include "../common/by_type.h"
 
 namespace metricseg::contrast {
 
@@ -50,13 +50,7 @@ struct Tile {
 template <typename T>
 using Worker = void (*)(const Tile<T>&, int64_t begin, int64_t end, T* y_out);
 
-struct Workers {
-  Worker<float> f32;
-  Worker<double> f64;
-
-  METRICSEG_HD Worker<float> worker(float) const { return f32; }
-  METRICSEG_HD Worker<double> worker(double) const { return f64; }
-};
+using Workers = ByType<Worker>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

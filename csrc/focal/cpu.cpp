@@ -24,7 +24,7 @@ const Workers& workers() {
 template <typename T>
 struct SlotTable {
   std::vector<int32_t> column, x;
-  std::vector<T> neighbour, right;
+  std::vector<T> neighbor, right;
 
   SlotTable(const Axis& axis, int64_t lanes) {
     std::vector<int32_t> held(axis.cells, 0);  // labels that a cell has so far
@@ -43,7 +43,7 @@ struct SlotTable {
     const int64_t count = first[groups];
     column.resize(count);
     x.assign(count * lanes, -1);
-    neighbour.assign(count * lanes, T(0));
+    neighbor.assign(count * lanes, T(0));
     right.assign(count * lanes, T(-1));
     for (int64_t g = 0; g < groups; ++g) {
       for (int64_t s = first[g]; s < first[g + 1]; ++s) column[s] = static_cast<int32_t>(g * lanes);
@@ -54,7 +54,7 @@ struct SlotTable {
       const bool next = nearest_is_next(axis, d);
       x[at] = static_cast<int32_t>(d);
       // beyond the last cell's center there is nothing to blend with
-      neighbour[at] = next ? T(1) - fraction : axis.cell(d) + 1 < axis.cells ? fraction : T(0);
+      neighbor[at] = next ? T(1) - fraction : axis.cell(d) + 1 < axis.cells ? fraction : T(0);
       right[at] = next ? T(0) : T(1);
     }
   }
@@ -65,7 +65,7 @@ struct SlotTable {
   }
 
   Slots<T> view(bool blend) const {
-    return {static_cast<int64_t>(column.size()), blend, column.data(), x.data(), neighbour.data(), right.data()};
+    return {static_cast<int64_t>(column.size()), blend, column.data(), x.data(), neighbor.data(), right.data()};
   }
 };
 

@@ -20,7 +20,7 @@ struct Slots {
   bool blend;             // false if the axis needs no interpolation
   const int32_t* column;  // [count] first cell
   const int32_t* x;       // [count, lanes] label column, -1 if the cell has no such label
-  const T* neighbour;     // [count, lanes] weight of the neighbor, in [0, 1/2]
+  const T* neighbor;      // [count, lanes] weight of the neighbor, in [0, 1/2]
   const T* right;         // [count, lanes] 1 if the neighbor is the right-hand one, 0 the left-hand, -1 no label
 };
 

@@ -148,7 +148,7 @@ class Interpolated {
   // z_k of the pixels of one slot in R label rows, and their maximum over k.
   template <int R>
   void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
-    const V one(T(1)), side = V::load(job.slots.neighbour + slot * N);
+    const V one(T(1)), side = V::load(job.slots.neighbor + slot * N);
     const V place = V::load(job.slots.right + slot * N), zero(T(0));
     const Mask<T> right = place > zero, used = place >= zero;
     const bool blend_columns = job.slots.blend;
@@ -211,7 +211,7 @@ class Interpolated {
           up = up + over[r] * value;
           down = down + under[r] * value;
         }
-        const V side = V::load(job.slots.neighbour + slot * N);
+        const V side = V::load(job.slots.neighbor + slot * N);
         const Mask<T> right = V::load(job.slots.right + slot * N) > zero;
         upper.add(up, side, one - side, right);
         lower_cells.add(down, side, one - side, right);

@@ -44,7 +44,7 @@ class RandomScale(v2.Transform):
         return self._call_kernel(v2.functional.resize, inpt, params["size"], antialias=True)
 
 
-def normalise(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> v2.Transform:
+def normalize(mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> v2.Transform:
     """uint8 picture to float32, (x / 255 - mean) / std; label maps pass unchanged."""
     return v2.Compose(
         [v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True), v2.Normalize(list(mean), list(std))]
@@ -61,7 +61,7 @@ def train_transform(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> v2.Transform:
-    """Random scale, crop, flip and color jitter, then `normalise`.
+    """Random scale, crop, flip and color jitter, then `normalize`.
 
     Args:
         crop: (height, width) of what comes out. Where the scaled picture is smaller it is padded with the mean
@@ -78,7 +78,7 @@ def train_transform(
     ]
     if jitter:
         steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 10))
-    return v2.Compose([*steps, normalise(mean, std)])
+    return v2.Compose([*steps, normalize(mean, std)])
 
 
 def eval_transform(
@@ -87,7 +87,7 @@ def eval_transform(
     """The whole picture, normalized; with `short_side`, resized to it first (the label map keeps its own size: see
     `metricseg.data`)."""
     steps: list[v2.Transform] = [] if short_side is None else [ResizePicture(short_side)]
-    return v2.Compose([*steps, normalise(mean, std)])
+    return v2.Compose([*steps, normalize(mean, std)])
 
 
 class ResizePicture(v2.Transform):

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from metricseg.data import Scenes
-from metricseg.visualization.pictures import colours
+from metricseg.visualization.pictures import colors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ STYLE = {"eager": {"color": "#d55e00", "lw": 2.6, "alpha": 0.75}, "ours": {"colo
 
 def panel(path: Path, images: Tensor, labels: Tensor, predictions: Sequence[Tensor]) -> None:
     """Rows: picture, truth, prediction of each run. Images float [N, 3, H, W] in [-1, 1], the others [N, H, W]."""
-    table = colours(Scenes.palette)
+    table = colors(Scenes.palette)
     rows = [
         ((images.permute(0, 2, 3, 1).numpy() + 1) / 2).clip(0, 1),
         table[labels.numpy()],

@@ -17,7 +17,7 @@ from metricseg.data.base import IGNORE, read_image
 Palette = Sequence[tuple[int, int, int]]
 
 
-def colours(palette: Palette) -> np.ndarray:
+def colors(palette: Palette) -> np.ndarray:
     """A table uint8 [256, 3]: the palette, then black, and white for ignored pixels."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
@@ -29,13 +29,13 @@ def label_image(labels: np.ndarray, palette: Palette) -> Image.Image:
     """Labels uint8 [H, W] as a palette PNG: its pixels are the class indices, its colors the palette's."""
     image = Image.fromarray(labels.astype(np.uint8), mode="L").convert("P")
     image.putdata(labels.astype(np.uint8).ravel())
-    image.putpalette(colours(palette).ravel().tolist())
+    image.putpalette(colors(palette).ravel().tolist())
     return image
 
 
 def overlay(picture: np.ndarray, labels: np.ndarray, palette: Palette, opacity: float = 0.5) -> np.ndarray:
     """Picture uint8 [H, W, 3] under its labels' colors, uint8 [H, W, 3]."""
-    mixed = (1 - opacity) * picture + opacity * colours(palette)[labels]
+    mixed = (1 - opacity) * picture + opacity * colors(palette)[labels]
     return mixed.round().astype(np.uint8)
 
 

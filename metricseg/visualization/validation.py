@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metricseg.models.layers import resize
-from metricseg.visualization.pictures import Palette, colours
+from metricseg.visualization.pictures import Palette, colors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -114,7 +114,7 @@ def at_grid(labels: Tensor, size: Sequence[int]) -> Tensor:
 def panels(shown: Sequence[Shown], palette: Palette, titles: Sequence[str]) -> tuple[Any, np.ndarray]:
     """A figure with a line for each picture, of picture, labels, prediction, and the axes for what `titles` name:
     (figure, axes [pictures, titles])."""
-    table, (height, width) = colours(palette), shown[0][0].shape[-2:]
+    table, (height, width) = colors(palette), shown[0][0].shape[-2:]
     columns = 3 + len(titles)
     size = (2.75 * columns, 0.4 + 2.75 * height / width * len(shown))
     figure, axes = plt.subplots(len(shown), columns, figsize=size, squeeze=False, layout="constrained")

@@ -62,7 +62,7 @@ class Stream(Pairs):
         """
         if self.form.name != "margin":
             return coefficients, self.by_column(coefficients) if symmetric else None
-        rows = torch.cat([self.squares[0][:, None], coefficients[:, :3]], 1)
+        rows = torch.nn.functional.pad(torch.cat([self.squares[0][:, None], coefficients], 1), (0, 1))
         if self.y is None:
             return rows, self.by_column(rows)
         columns = self.zeros_by_column(STATS)
@@ -125,7 +125,7 @@ def _symmetric_stats(stream: Stream, bound: float, stats: Tensor) -> None:
 
 def _margin_stats(stream: Stream, stats: Tensor) -> None:
     stats.zero_()
-    terms, y_terms = stream.terms(torch.zeros_like(stats), symmetric=True)
+    terms, y_terms = stream.terms(stats.new_zeros((len(stats), 2)), symmetric=True)
     columns, alone = stream.zeros_by_column(STATS), stream.y is None
 
     def near(x: slice, y: slice) -> bool:

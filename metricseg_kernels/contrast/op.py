@@ -43,7 +43,7 @@ class MarginRowStats(NamedTuple):
 
 class RowCoefs(NamedTuple):
     """Coefficients [R] of backward: W = negative exp((<x, y> - row_max) / temperature) on the denominator's pairs, and
-    positive sigmoid(LSE - s) off it on positives. Of "margin" only the factors of negatives and positives are used."""
+    positive sigmoid(LSE - s) off it on positives."""
 
     row_max: Tensor
     negative: Tensor
@@ -56,8 +56,6 @@ class MarginCoefs(NamedTuple):
 
     positive: Tensor
     negative: Tensor
-    unused: Tensor
-    unused_too: Tensor
 
 
 STATS, COEFFICIENTS = len(LseStats._fields), len(RowCoefs._fields)
@@ -115,12 +113,11 @@ def terms_of(stats: Tensor, form: Form) -> tuple[Tensor, Tensor]:
 
 
 def coefficients_of(stats: Tensor, grad_terms: Tensor, form: Form) -> Tensor:
-    """[R, COEFFICIENTS] row coefficients; grad_terms [R, 2] or [2]."""
+    """Row coefficients [R, n], n the fields of `RowCoefs` or `MarginCoefs`; grad_terms [R, 2] or [2]."""
     grad_terms = grad_terms.to(stats.dtype).expand(stats.shape[0], 2)
     first, second = grad_terms.unbind(1)
     if form.name == "margin":
-        zero = torch.zeros_like(first)
-        return torch.stack(MarginCoefs(positive=first, negative=second, unused=zero, unused_too=zero), 1)
+        return torch.stack(MarginCoefs(positive=first, negative=second), 1)
     row = LseStats(*stats.unbind(1))
     # a row without a positive, or without a pair in its denominator, contributes no gradient: exp(s - inf) = 0
     live = (row.positives > 0) & ~torch.isneginf(row.lse)

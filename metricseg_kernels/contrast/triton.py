@@ -12,7 +12,7 @@ from ..core.checks import accumulator
 from ..core.triton import constant, on_device_of
 from ..engines.row_pairs.rows import Rows
 from ..engines.row_pairs.triton import LaunchConfig, Side, by_column, make_config, make_side, parts_of
-from .op import STATS, Form, LseStats, RowCoefs
+from .op import STATS, Form, LseStats, MarginCoefs, RowCoefs
 from .triton_kernels.kernels import gradient, stats, symmetric_lse
 
 GRADIENT_IN_FORWARD = False
@@ -46,13 +46,6 @@ class SharedCoefs(NamedTuple):
     positive: Tensor
     lse: Tensor
     shifted: Tensor
-
-
-class MarginCoefs(NamedTuple):
-    """Coefficients of rows [R] for "margin"."""
-
-    positive: Tensor
-    negative: Tensor
 
 
 class Contrast:
@@ -124,7 +117,7 @@ class Contrast:
     def with_coefs(self, coefficients: Tensor, side: Side) -> Side:
         """The side with the coefficients [rows, 4] of its rows."""
         if self.form.name == "margin":
-            return side._replace(coefs=MarginCoefs(*by_column(coefficients[:, :2], side)))
+            return side._replace(coefs=MarginCoefs(*by_column(coefficients, side)))
         coefs = RowCoefs(*coefficients.unbind(1))
         shifted = coefs.negative * ((self.bound - coefs.row_max) / self.form.temperature).exp()
         return side._replace(coefs=SharedCoefs(*by_column(torch.cat([coefficients, shifted[:, None]], 1), side)))

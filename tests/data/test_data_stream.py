@@ -120,10 +120,10 @@ def test_scenes_have_all_classes_and_ignored_pixels():
 
 
 def test_scenes_are_not_told_apart_by_colour():
-    """The mean colours of the classes differ less than colours do within a class."""
+    """The mean colors of the classes differ less than colors do within a class."""
     pixels = [(image.flatten(1).T.float(), labels.flatten()) for image, labels in Scenes(length=60, size=64)]
-    colours, labels = torch.cat([p[0] for p in pixels]), torch.cat([p[1] for p in pixels])
-    groups = [colours[labels == k] for k in range(1, len(Scenes.classes))]
+    colors, labels = torch.cat([p[0] for p in pixels]), torch.cat([p[1] for p in pixels])
+    groups = [colors[labels == k] for k in range(1, len(Scenes.classes))]
     between = torch.stack([g.mean(0) for g in groups]).std(0)
     within = torch.stack([g.std(0) for g in groups]).mean(0)
     assert bool((between < within / 3).all())

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../../common/macros.h"
+#include "../../common/by_type.h"
 
 namespace metricseg::row_pairs {
 
@@ -41,13 +41,7 @@ struct Loops {
   void (*multiply)(const Product<T>&, int64_t first, int64_t last, int64_t column, T* panel);
 };
 
-struct Workers {
-  Loops<float> f32;
-  Loops<double> f64;
-
-  METRICSEG_HD const Loops<float>& loops(float) const { return f32; }
-  METRICSEG_HD const Loops<double>& loops(double) const { return f64; }
-};
+using Workers = ByType<Loops>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

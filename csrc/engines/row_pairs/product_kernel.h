@@ -34,7 +34,7 @@ void launch_product(const Tensor& a, const Tensor& b, double sign, bool accumula
   p.K = a.size(1);
   p.sign = static_cast<T>(sign);
   p.accumulate = accumulate;
-  run_product(product_workers().loops(T()), p, [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
+  run_product(product_workers().of(T()), p, [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
 }
 
 inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Tensor out) {

@@ -142,7 +142,7 @@ def take_margin(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED: 
 
 @triton.jit
 def load_coefs(side, r, kind):
-    """Coefficients of rows r, each [k]: see `SharedCoefs` and `MarginCoefs` in triton.py."""
+    """Coefficients of rows r, each [k]: see `SharedCoefs` in triton.py and `MarginCoefs` in op.py."""
     c = side.coefs
     if kind.NAME == "margin":
         return tl.load(c.positive + r), tl.load(c.negative + r)

@@ -138,7 +138,7 @@ def test_too_few_candidates_are_made_good() -> None:
 
 
 def test_seeds_choose_independently() -> None:
-    """Two seeds agree as often as chance has it, neighbouring ones and ones that differ in high bits."""
+    """Two seeds agree as often as chance has it, neighboring ones and ones that differ in high bits."""
     labels = torch.zeros(100, 6, 10, dtype=torch.long)
     draw = lambda seed: _inclusion(  # noqa: E731
         mk.sample_anchors(labels, max_samples=2000, max_views=20, strategy="random", seed=seed).index, 100, 60

@@ -31,7 +31,7 @@ PIXELS = [pytest.param(c, id=c.id) for c in CASES if c.id not in EMPTY]
 
 
 def literal_similarity(x: Tensor, w: Tensor, metric: str, scale: float) -> Tensor:
-    """As it is written where memory is no matter: normalised copies, one einsum; every difference of two vectors."""
+    """As it is written where memory is no matter: normalized copies, one einsum; every difference of two vectors."""
     w = w.expand(len(x), *w.shape[-2:])
     if metric == "euclidean":
         return -scale * (x[:, None] - w[..., None, None]).square().sum(2)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
-
 import pytest
 import torch
 from centers_cases import CASES, JOBS, Case, against_reference, make, run
+from widths import by_width, run_at
 
 from metricseg_kernels.core import backends
 
@@ -59,11 +55,6 @@ def compare_all() -> None:
             against_reference(name, case, torch.float64, "cpu", "cpu")
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="one width only")
-@pytest.mark.parametrize("width", ["avx2", "baseline"])
+@by_width
 def test_narrower_vectors(width: str) -> None:
-    path = os.pathsep.join(sys.path)
-    environment = {**os.environ, "METRICSEG_SIMD": width, "PYTHONPATH": path}
-    command = [sys.executable, "-c", "import test_cpu_centers; test_cpu_centers.compare_all()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_at(width, "test_cpu_centers", "compare_all")

@@ -44,7 +44,7 @@ def launch(
     depth: int, dtype: torch.dtype, form: str, rows: int, columns: int | None, wanted: str, ids: bool, strided: bool
 ) -> None:
     from metricseg_kernels.contrast import triton as contrast
-    from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form
+    from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form, MarginCoefs
     from metricseg_kernels.engines.row_pairs.rows import Rows
 
     def side(count: int) -> Rows:
@@ -57,13 +57,14 @@ def launch(
     numbers = Form(name, 0.1, 1.0, 1.0, 0.2, power, nonzero)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     contrast.contrast_fwd_kernel(x, y, numbers, torch.empty((rows, STATS), dtype=acc, device="meta"), None, None)
+    coefficients = len(MarginCoefs._fields) if name == "margin" else COEFFICIENTS
     gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
     grad_x, grad_y = (*gradients, None)[:2]
     contrast.contrast_bwd_kernel(
         x,
         y,
         numbers,
-        torch.empty((rows, COEFFICIENTS), dtype=acc, device="meta"),
+        torch.empty((rows, coefficients), dtype=acc, device="meta"),
         None if wanted == "contrast" else grad_x,
         None if wanted == "anchors" else grad_y,
     )

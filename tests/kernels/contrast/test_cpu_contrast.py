@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, learning, make, options
+from widths import by_width, run_at
 
 import metricseg_kernels as mk
 from metricseg_kernels.contrast import cpu
@@ -169,11 +167,6 @@ def compare_all() -> None:
                 against_reference(form, case, dtype, "cpu", "cpu")
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="one width only")
-@pytest.mark.parametrize("width", ["avx2", "baseline"])
+@by_width
 def test_narrower_vectors(width: str) -> None:
-    path = os.pathsep.join(sys.path)
-    environment = {**os.environ, "METRICSEG_SIMD": width, "PYTHONPATH": path}
-    command = [sys.executable, "-c", "import test_cpu_contrast; test_cpu_contrast.compare_all()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_at(width, "test_cpu_contrast", "compare_all")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +10,7 @@ import torch.nn.functional as F
 from focal_cases import CASES, Case, make, options
 from tolerances import assert_as_good, assert_gradient
 from torch import Tensor
+from widths import by_width, run_at
 
 import metricseg_kernels as mk
 from metricseg_kernels.core import backends
@@ -128,11 +125,6 @@ def compare_all() -> None:
                 assert_gradient(got[i + 1], plain[i + 1], truth[i + 1], dtype)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="one width only")
-@pytest.mark.parametrize("width", ["avx2", "baseline"])
+@by_width
 def test_narrower_vectors(width: str) -> None:
-    path = os.pathsep.join(sys.path)
-    environment = {**os.environ, "METRICSEG_SIMD": width, "PYTHONPATH": path}
-    command = [sys.executable, "-c", "import test_cpu_focal; test_cpu_focal.compare_all()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_at(width, "test_cpu_focal", "compare_all")
