@@ -16,7 +16,7 @@ from ..core.backends import choose
 from ..core.labels import resolve_ignore_index
 from ..core.library import ops
 from ..engines.row_pairs.rows import sort_rows
-from . import op, reference
+from . import forms, op, reference
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -182,7 +182,7 @@ def pixel_contrast_loss(
         if reduction != "none":
             loss = loss.sum()
     else:
-        form = op.Form(denominator, temperature, scale)
+        form = forms.FORMS[denominator](temperature, scale)
         terms, counts = _terms(sets, ignored, form, reduction != "none", name)
         loss, positives = terms[..., 0], counts[:, 0]
     with_positive = (positives > 0).sum()
@@ -269,7 +269,7 @@ def margin_contrast_loss(
             x, y, which, margin, positive_margin, power, average == "nonzero"
         )
     else:
-        form = op.Form("margin", 1.0, 1.0, margin, positive_margin, power, average == "nonzero")
+        form = forms.Margin(margin, positive_margin, power, average == "nonzero")
         terms, counts = _terms(sets, ignored, form, True, name)
         (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
     loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
@@ -295,8 +295,8 @@ def _reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, r
     return reference.taking_part(sets.anchors, sets.anchor_labels, ignored), y, which
 
 
-def _terms(sets: Sets, ignored: int, form: op.Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """(terms [A, 2] or their sum [2], counts [A, 2]) from the backend that takes the call."""
+def _terms(sets: Sets, ignored: int, form: forms.Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """(terms [A, n] or their sum [n], counts [A, n]) from the backend that takes the call; n is `form.sums`."""
     anchors, contrast = sets.anchors, sets.contrast
     features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]
     if contrast is not None and sets.contrast_labels is not None:
