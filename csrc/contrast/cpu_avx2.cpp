@@ -4,7 +4,7 @@
 #include "../common/simd/simd_begin.h"
 
 #include "../engines/row_pairs/product_loops.h"
-#include "cpu_rows.h"
+#include "cpu_epilogues.h"
 
 #include "../common/simd/simd_end.h"
 

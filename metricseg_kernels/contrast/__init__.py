@@ -15,6 +15,7 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import resolve_ignore_index
 from ..core.library import ops
+from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import sort_rows
 from . import forms, op, reference
 
@@ -295,7 +296,7 @@ def _reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, r
     return reference.taking_part(sets.anchors, sets.anchor_labels, ignored), y, which
 
 
-def _terms(sets: Sets, ignored: int, form: forms.Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _terms(sets: Sets, ignored: int, form: Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
     """(terms [A, n] or their sum [n], counts [A, n]) from the backend that takes the call; n is `form.sums`."""
     anchors, contrast = sets.anchors, sets.contrast
     features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]

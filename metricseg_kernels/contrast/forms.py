@@ -1,45 +1,17 @@
-"""Forms of the pair loss: what a form keeps of each row, and how losses and gradients follow from it.
+"""Forms of the contrast family, in the order of work of the rows. Derivation: docs/kernels/contrast.md.
 
-A form names the statistics of a row that forward leaves and the coefficients of a row that backward takes. The tiles of
-pairs are a backend's: an epilogue per form in cpu.py with csrc/contrast, and in triton_kernels. Derivation:
-docs/kernels/contrast.md.
+What a form does to tiles of pairs is a backend's: an epilogue in csrc/contrast with cpu.py, and in triton_kernels.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Form:
-    """Constants of a loss over pairs of rows."""
-
-    name: ClassVar[str]
-    Stats: ClassVar[type[Any]]  # a NamedTuple of row statistics [R]
-    Coefs: ClassVar[type[Any]]  # a NamedTuple of row coefficients [R]
-    sums: ClassVar[int] = 1  # terms of a row, each a sum with a count of its own
-    gradient_in_forward: ClassVar[bool] = True  # whether the stats of a row are complete before those of all rows are
-
-    def terms(self, stats: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ([R, sums] terms, [R, sums] counts) of row statistics [R, len(Stats)]."""
-        raise NotImplementedError
-
-    def coefs(self, stats: Tensor, grad_terms: Tensor) -> Tensor:
-        """Return coefficients [R, len(Coefs)] of backward; grad_terms [R, sums], or [sums] for all rows."""
-        raise NotImplementedError
-
-    @classmethod
-    def unpack(cls, name: str, numbers: list[float]) -> Form:
-        """Return the form of this name with these constants, as a schema carries them."""
-        return FORMS[name](*numbers)
-
-    def pack(self) -> tuple[str, list[float]]:
-        """Return the name and the constants."""
-        return self.name, [float(v) for v in astuple(self)]
+from ..engines.row_pairs.form import Form
 
 
 class LseStats(NamedTuple):
@@ -68,6 +40,7 @@ class Negatives(Form):
 
     name = "negatives"
     Stats = LseStats
+    absent = (-torch.inf, -torch.inf, 0.0, 0.0, 0.0)
     Coefs = LseCoefs
 
     temperature: float
@@ -136,6 +109,7 @@ class Margin(Form):
 
     name = "margin"
     Stats = MarginStats
+    absent = (0.0, 0.0, 0.0, 0.0)
     Coefs = MarginCoefs
     sums = 2
     gradient_in_forward = False
@@ -156,4 +130,4 @@ class Margin(Form):
         return torch.stack(MarginCoefs(positive, negative), 1)
 
 
-FORMS: dict[str, type[Form]] = {form.name: form for form in (Negatives, All, Margin)}
+FORMS: dict[str, type[Any]] = {form.name: form for form in (Negatives, All, Margin)}

@@ -18,8 +18,9 @@ from torch import Tensor
 from ..core import backends, checks
 from ..core.gradient import scale_gradient
 from ..core.library import define_op, ops
+from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows
-from .forms import FORMS, Form
+from .forms import FORMS
 
 SIDES = (  # the fields of two Rows; without the second, x is compared with itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
@@ -58,7 +59,7 @@ def _sides(arguments: tuple[Any, ...]) -> tuple[Rows, Rows | None]:
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, y = _sides(arguments)
     name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[8:]
-    form = Form.unpack(name, numbers)
+    form = FORMS[name](*numbers)
     terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[4], name, reduce, with_grad_x, with_grad_y)
     kernels(backend).contrast_fwd_kernel(
         x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
@@ -75,7 +76,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     x, y = _sides(arguments)
     name, numbers, with_grad_x, with_grad_y, backend = arguments[8:]
-    form = Form.unpack(name, numbers)
+    form = FORMS[name](*numbers)
     *_, grad_x, grad_y = _outputs(x.features, arguments[4], name, True, with_grad_x, with_grad_y)
     coefs = form.coefs(stats, grad_terms if grad_terms.ndim == 1 else grad_terms[x.order])
     kernels(backend).contrast_bwd_kernel(

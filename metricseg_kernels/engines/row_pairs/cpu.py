@@ -2,22 +2,28 @@
 
 A `Side` holds the rows of one set in the order of work. `Products` yields S = X Y^T tile by tile in one buffer that
 stays in cache. An epilogue reads it, or writes weights in its place, which `SecondProduct` multiplies with the rows.
-`Pairs` knows which tiles a walk can leave out.
+`Pairs` are two sides and the tiles that a walk can leave out; `Epilogue` adds the walks of a form.
+A tile takes 4 MB, a panel 128 MB; the rest grows with A + M. See docs/kernels/contrast.md.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...core.checks import accumulator
 from ...core.library import define_kernel, ops
+from .form import Form
 from .rows import Rows
 
+TILE_KERNEL = (  # arguments of a family's kernel on tiles
+    "(Tensor(a!) products, str epilogue, float[] constants, Tensor x_groups, Tensor y_groups, Tensor? x_ids, "
+    "Tensor? y_ids, Tensor? x_coefs, Tensor? y_coefs, Tensor(b!)? x_out, Tensor(c!)? y_out) -> ()"
+)
 define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
 define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
 
@@ -264,28 +270,111 @@ class Pairs:
 class SecondProduct:
     """Sums of weights times rows, on the sides that are asked for: X += W Y, Y += W^T X.
 
-    If the set is paired with itself, both go to one total.
+    If the set is paired with itself, both go to one total. `differences`: the sums are of W_ij (x_i - y_j) instead, so
+    that products count negative, and the sums of the weights times the rows are added at the end.
     """
 
-    def __init__(self, pairs: Pairs, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-        self.pairs, self.targets = pairs, (grad_x, grad_y)
+    def __init__(self, pairs: Pairs, differences: bool, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        self.pairs, self.targets, self.sign = pairs, (grad_x, grad_y), -1 if differences else 1
         self.x_total = None if grad_x is None else torch.zeros_like(pairs.x.rows)
         self.y_total = self.x_total
         if pairs.y is not None:
             self.y_total = None if grad_y is None else torch.zeros_like(pairs.y.rows)
+        self.x_sums = pairs.x.rows.new_zeros((pairs.x.size, 1)) if differences else None  # of the weights
+        self.y_sums = pairs.zeros_by_column(1) if differences else None
 
-    def add(self, tile: Tile, sign: int, twice: bool) -> None:
-        """Add sign times the products of a tile of weights. `twice`: its weights serve its columns too."""
+    def add(self, tile: Tile, twice: bool) -> None:
+        """Add the products of a tile of weights. `twice`: its weights serve its columns too."""
         weights = tile.products[:, : tile.y.stop - tile.y.start]
         if self.x_total is not None:
-            add_product(self.x_total[tile.x], weights, self.pairs.other.rows[tile.y], sign)
+            add_product(self.x_total[tile.x], weights, self.pairs.other.rows[tile.y], self.sign)
         if self.y_total is not None and twice:
-            add_product(self.y_total[tile.y], weights.t(), self.pairs.x.rows[tile.x], sign)
+            add_product(self.y_total[tile.y], weights.t(), self.pairs.x.rows[tile.x], self.sign)
 
     def write(self) -> None:
         """Write the sums, in the order and dtype of the features."""
-        for side, target, total in zip(
-            (self.pairs.x, self.pairs.other), self.targets, (self.x_total, self.y_total), strict=True
-        ):
+        x, y = self.pairs.x, self.pairs.y
+        if self.x_sums is not None and self.y_sums is not None:
+            column_sums = self.y_sums[0, : self.pairs.other.size, None]
+            if self.x_total is not None:
+                self.x_total.addcmul_(self.x_sums + column_sums if y is None else self.x_sums, x.rows)
+            if self.y_total is not None and y is not None:
+                self.y_total.addcmul_(column_sums, y.rows)
+        for side, target, total in zip((x, self.pairs.other), self.targets, (self.x_total, self.y_total), strict=True):
             if target is not None and total is not None:
                 side.fill(target, total)
+
+
+class Epilogue(Pairs):
+    """The pairs of a call, and what its form does to their tiles: a class per form, which says how forward sweeps them.
+
+    `kernel` does one phase on one tile, see csrc/engines/row_pairs/tile_kernel.h. It adds sums to rows, and in a set
+    with itself to columns, where one tile on or above the diagonal serves both.
+    """
+
+    kernel: ClassVar[Callable[..., None]]  # of the family
+    differences: ClassVar[bool] = False  # whether the gradient is sum_j W_ij (x_i - y_j), not sum_j W_ij y_j
+    symmetric: bool = False  # whether tiles of a set with itself serve rows and columns
+    square: bool = False  # whether forward takes square tiles, not panels: backward must round its products alike
+
+    def __init__(self, x: Rows, y: Rows | None, form: Form) -> None:
+        super().__init__(x, y)
+        self.name, self.constants = form.pack()
+        self.form = form
+
+    def run(self, phase: str, tile: Tile, x_coefs: Tensor | None, y_coefs: Tensor | None,
+            x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
+        """One phase on one tile. x_coefs [A, n], x_out [A, sums]; y_coefs, y_out [n or sums, M extended]."""
+        x, y, columns = self.x, self.other, slice(tile.y.start, tile.y.start + tile.products.shape[1])
+        self.kernel(
+            tile.products, f"{self.name} {phase}", self.constants, x.groups[tile.x], y.groups[columns],
+            None if x.ids is None else x.ids[tile.x], None if y.ids is None else y.ids[columns],
+            None if x_coefs is None else x_coefs[tile.x], None if y_coefs is None else y_coefs[:, columns],
+            None if x_out is None else x_out[tile.x], None if y_out is None else y_out[:, columns],
+        )  # fmt: skip
+
+    def with_columns(self, coefs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The coefficients [A, n] of the rows, and those of the columns [n, M extended] where tiles serve them too."""
+        return coefs, self.by_column(coefs) if self.symmetric else None
+
+    def near(self, x: slice, y: slice) -> bool:
+        """Whether a tile can contribute to a gradient."""
+        return self.with_pairs(x, y)
+
+    def sweep(self, phase: str, coefs: Tensor, sums: Tensor, tiles: Iterator[Tile], columns: Tensor) -> None:
+        """Add a phase's sums over square tiles to sums [A, n]; columns [n, M extended]: zeros, for those of columns."""
+        x_coefs, y_coefs = self.with_columns(coefs)
+        for tile in tiles:
+            self.run(phase, tile, x_coefs, y_coefs, sums, columns if self.symmetric and tile.x != tile.y else None)
+        if self.symmetric:
+            sums += columns[:, : self.x.size].t()
+
+    def forward(self, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """Fill the statistics [A, n], and the gradients of the summed terms where they are wanted.
+
+        Here by the phase "rows", a panel of complete rows at a time. Gradients come from the same products.
+        """
+        stats.copy_(stats.new_tensor(self.form.absent))
+        gradient = None if grad_x is None and grad_y is None else SecondProduct(self, self.differences, grad_x, grad_y)
+        products, coefs = panels(self.x, self.other), stats.new_empty((len(stats), len(self.form.Coefs._fields)))
+        for tile in products.tiles():
+            self.run("rows", tile, None, None, stats)
+            if gradient is not None:
+                coefs[tile.x] = self.form.coefs(stats[tile.x], stats.new_ones(self.form.sums))
+                self.run("weights", tile, coefs, None, None)
+                gradient.add(tile, twice=True)
+                products.spoil()
+        if gradient is not None:
+            gradient.write()
+
+    def backward(self, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """Fill the gradients from coefficients [A, n]."""
+        x_coefs, y_coefs = self.with_columns(coefs)
+        products = square_tiles(self.x, self.y) if self.square else panels(self.x, self.other)
+        gradient = SecondProduct(self, self.differences, grad_x, grad_y)
+        for tile in products.tiles(self.symmetric, self.near):
+            twice = not self.symmetric or tile.x != tile.y
+            self.run("weights", tile, x_coefs, y_coefs, gradient.x_sums, gradient.y_sums if twice else None)
+            gradient.add(tile, twice)
+            products.spoil()
+        gradient.write()

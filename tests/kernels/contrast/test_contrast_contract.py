@@ -13,7 +13,7 @@ from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 
 import metricseg_kernels as mk
-from metricseg_kernels.contrast import op
+from metricseg_kernels.contrast import forms, op
 from metricseg_kernels.engines.row_pairs.rows import dense_ranks, sort_rows
 
 FAMILY = "contrast"
@@ -65,7 +65,7 @@ def arguments(sets: Sets, form: str) -> tuple:
     labels = [t for t in (sets.anchor_labels, sets.contrast_labels) if t is not None]
     ids = [t for t in (sets.anchor_ids, sets.contrast_ids) if t is not None]
     sides = [field for rows in sort_rows(features, labels, ids or None, -1) for field in rows]
-    chosen = op.Form(form, 0.5, 1.5) if form != "margin" else op.Form(form, 1.0, 1.0, 1.3, 0.2, 2)
+    chosen = forms.FORMS[form](0.5, 1.5) if form != "margin" else forms.Margin(1.3, 0.2, 2, False)
     return (*sides, *[None] * (8 - len(sides)), *chosen.pack())
 
 
@@ -79,13 +79,14 @@ def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     for reduce in (True, False):
         torch.library.opcheck(forward, (*given, reduce, False, False, backend))
     two = sets.contrast is not None
-    if two and op.gradient_in_forward(backend, sets.anchors, sets.contrast, op.Form(form)):
+    if two and op.gradient_in_forward(backend, sets.anchors, sets.contrast, forms.FORMS[form]):
         torch.library.opcheck(forward, (*given, True, True, True, backend))
         torch.library.opcheck(forward, (given[0].detach(), *given[1:], True, False, True, backend))
     _, _, stats, _, _ = forward(*given, True, False, False, backend)
     sides = [t.detach() if isinstance(t, Tensor) else t for t in given]
-    expanded = torch.ones((), device=device).expand(case.rows, 2)
-    for grad_terms in (torch.rand(2, device=device), expanded):
+    sums = forms.FORMS[form].sums
+    expanded = torch.ones((), device=device).expand(case.rows, sums)
+    for grad_terms in (torch.rand(sums, device=device), expanded):
         torch.library.opcheck(backward, (grad_terms, stats.detach(), *sides, True, two, backend))
 
 

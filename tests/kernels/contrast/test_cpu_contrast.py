@@ -11,7 +11,6 @@ from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, l
 from widths import by_width, run_at
 
 import metricseg_kernels as mk
-from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
 from metricseg_kernels.engines.row_pairs import cpu as panels
 
@@ -76,8 +75,8 @@ def test_classes_beyond_the_margin_are_left_alone(
 
     x, y = rows(150), rows(columns) if columns else (None, None)
     answers = []
-    farther = cpu.Stream.farther
-    monkeypatch.setattr(cpu.Stream, "farther", lambda *a: answers.append(farther(*a)) or answers[-1])
+    farther = panels.Pairs.farther
+    monkeypatch.setattr(panels.Pairs, "farther", lambda *a: answers.append(farther(*a)) or answers[-1])
     found = []
     for backend in ("reference", "cpu"):
         leaves = [t.clone().requires_grad_() for t in (x[0], y[0]) if t is not None]
@@ -90,7 +89,7 @@ def test_classes_beyond_the_margin_are_left_alone(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_rows_of_any_norm_beside_a_row_that_moves_nobody() -> None:
+def test_rows_of_any_norm_beside_a_row_without_positives() -> None:
     """One bound serves all rows of a set with itself, also where some have no positive."""
     case = NAMED["some-ignored"]
     sets = make(case, torch.float64)
