@@ -105,7 +105,7 @@ def sample_anchors(
     num_classes = (256 if labels.dtype == torch.uint8 else 1024) if num_classes is None else num_classes
     checks.integer("num_classes", num_classes, 1, MOST_CLASSES)
     checks.number("threshold", threshold, -torch.inf)
-    name = choose("anchors", labels.device, backend)
+    name = choose("anchors", labels.device, labels.dtype, backend)
     first = reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignored)
     half = strategy == "hard"
     arguments = (labels, first, _seed_tensor(seed, labels.device), max_samples, max_views, min_pixels, half,
@@ -149,7 +149,7 @@ def gather_pixels(
     checks.number("eps", eps, 0.0)
     if eps == 0:
         raise ValueError("eps must be > 0, got 0")
-    name = choose("anchors", features.device, backend)
+    name = choose("anchors", features.device, features.dtype, backend)
     if name != "reference":
         return ops.gather_pixels(features, index, normalize, eps, name)[0]
     if not torch.compiler.is_compiling():

@@ -270,7 +270,7 @@ def _similarity(
     ignored = resolve_ignore_index(ignore_index, centers.shape[-2])
     if labels is not None:
         _check_labels(name, labels, features)
-    chosen = choose("centers", features.device, backend)
+    chosen = choose("centers", features.device, features.dtype, backend)
     if chosen == "reference":
         logits, own = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
@@ -287,7 +287,7 @@ def _class_sums(
     features: Tensor, assignment: Tensor, classes: int, ignore_index: int, backend: str | None, name: str
 ) -> tuple[Tensor, Tensor]:
     """Sums [B, K, C] and mass [B, K] in the accumulator dtype; NaN in images with a label out of range."""
-    chosen = choose("centers", features.device, backend)
+    chosen = choose("centers", features.device, features.dtype, backend)
     hard = not assignment.is_floating_point()
     if chosen != "reference":
         sums, mass = ops.class_sums(features, assignment, classes, ignore_index, name, chosen)

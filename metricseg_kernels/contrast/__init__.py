@@ -176,7 +176,7 @@ def pixel_contrast_loss(
     checks.choice("reduction", reduction, REDUCTIONS)
     ignored = _ignored(ignore_index, ignore_label)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
-    name = choose("contrast", anchors.device, backend)
+    name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":
         x, y, which = _reference_sides(sets, ignored)
         loss, positives = reference.pixel_contrast(x, y, which, temperature, scale, denominator)
@@ -263,7 +263,7 @@ def margin_contrast_loss(
         raise ValueError(f"power must be 1 or 2, got {power}")
     checks.choice("average", average, ("pairs", "nonzero"))
     ignored = _ignored(ignore_index, ignore_label)
-    name = choose("contrast", anchors.device, backend)
+    name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":
         x, y, which = _reference_sides(sets, ignored)
         pull, push, pulled, pushed = reference.margin_contrast(

@@ -31,8 +31,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not(family: str, backend: str, device: torch.device | str) -> str | None:
-    """None if `backend` can run an op of this family on this device here, else the reason. Never looks at data."""
+def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
+    """None if `backend` can run an op of this family on this device and dtype here, else the reason.
+
+    Data and shapes have no say: every kernel takes every shape.
+    """
     device = torch.device(device)
     if backend not in FAMILIES[family].backends:
         return f"{family} has no {backend} kernels"
@@ -48,6 +51,8 @@ def why_not(family: str, backend: str, device: torch.device | str) -> str | None
         return "it runs on cuda tensors (on the CPU only interpreted, with TRITON_INTERPRET=1)"
     if device.type not in ("cpu", "cuda"):
         return f"it runs on cuda tensors, these are on {device.type}"
+    if interpreting() and dtype == torch.bfloat16:
+        return "Triton's interpreter has no bfloat16 arithmetic"
     return _too_old(device)
 
 
@@ -89,14 +94,14 @@ def has(family: str, backend: str, capability: str) -> bool:
     return bool(getattr(kernels(family, backend), capability))
 
 
-def choose(family: str, device: torch.device, backend: str | None = None) -> str:
-    """The backend for one call; "reference" under torch.func and forward-mode AD.
+def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None) -> str:
+    """The backend for one call on tensors of a device and dtype; "reference" under torch.func and forward-mode AD.
 
     Raises RuntimeError with the reason if a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
     """
     name = _requested(backend)
     if name is not None:
-        reason = why_not(family, name, device)
+        reason = why_not(family, name, device, dtype)
         if name != "reference" and reason is None and _transformed():
             reason = "torch.func and forward-mode AD take backend 'reference'"
         if reason is not None:
@@ -106,7 +111,7 @@ def choose(family: str, device: torch.device, backend: str | None = None) -> str
         return "reference"
     reasons: list[str] = []
     for candidate in getattr(FAMILIES[family], device.type, ("reference",)):
-        reason = why_not(family, candidate, device)
+        reason = why_not(family, candidate, device, dtype)
         if reason is None:
             if candidate == "reference" and reasons:
                 _warn_once(family, device.type, "; ".join(reasons))

@@ -240,7 +240,7 @@ def sigmoid_focal_loss(
         pixel_weight = check_pixel_weight(pixel_weight, target)
     reduce = reduction != "none" and pixel_weight is None
     scalars = (gamma, alpha, ignored, align_corners, reduce)
-    name = choose("focal", input.device, backend)
+    name = choose("focal", input.device, input.dtype, backend)
     if name == "reference":
         loss, totals = reference.sigmoid_focal(input, target, *scalars)
         if not torch.compiler.is_compiling():
@@ -290,7 +290,7 @@ def ohem_cross_entropy(
         raise ValueError("thresh must be in (0, 1], got 0")
     checks.integer("min_kept", min_kept, 0, 2**63 - 1)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
-    name = choose("focal", input.device, backend)
+    name = choose("focal", input.device, input.dtype, backend)
     scalars = Scalars(0.0, 0.0, ignored, align_corners)
     with torch.no_grad():
         nll, _, _ = _softmax_family(input, target, None, None, scalars, "none", False, name)
@@ -317,7 +317,7 @@ def _softmax_family(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(sum or map, totals, argmax) from the backend that takes the call."""
     reduce = reduction != "none"
-    name = choose("focal", input.device, backend)
+    name = choose("focal", input.device, input.dtype, backend)
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
     if name == "reference":

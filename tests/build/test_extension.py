@@ -51,4 +51,4 @@ def test_the_reason_reaches_the_choice_of_backends(library: Path, monkeypatch: p
     assert not extension.has_kernels("cuda") and extension.has_kernels("cpu")
     assert backends.why_not("focal", "cuda", "cuda") == "this torch has no CUDA"
     with pytest.raises(RuntimeError, match="backend 'cuda' can't run here: this torch has no CUDA"):
-        backends.choose("focal", torch.device("cuda"), "cuda")
+        backends.choose("focal", torch.device("cuda"), torch.float32, "cuda")

@@ -8,8 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from places import ROOT
 
+import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
 
@@ -39,6 +41,15 @@ def test_backends_have_the_same_functions(family: str) -> None:
     # capabilities: in all of them or in none
     flags = [{n for n, v in vars(module).items() if n.isupper() and isinstance(v, bool)} for module in modules.values()]
     assert all(found == flags[0] for found in flags), flags
+
+
+def test_a_dtype_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backends.why_not("contrast", "triton", "cpu", torch.float32) is None
+    rows = torch.ones(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="'triton' can't run here: Triton's interpreter has no bfloat16 arithmetic"):
+        mk.pixel_contrast_loss(rows, torch.arange(2), backend="triton")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -55,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     JITFunction.run = count
     why_not = backends.why_not
-    backends.why_not = lambda family, backend, device: (
-        None if backend == "triton" and backend in FAMILIES[family].backends else why_not(family, backend, device)
+    backends.why_not = lambda family, backend, *of: (
+        None if backend == "triton" and backend in FAMILIES[family].backends else why_not(family, backend, *of)
     )
     if folder := os.environ.get("METRICSEG_RECORD"):
         from launches import recorded

@@ -105,7 +105,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType
     elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
     monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
     monkeypatch.setattr(
-        backends, "why_not", lambda family, name, on: None if name == "cuda" else why_not_elsewhere(family, name, on)
+        backends, "why_not", lambda family, name, *of: None if name == "cuda" else why_not_elsewhere(family, name, *of)
     )
     module.configure(2, SHARED, 0)
     module.lose_barrier(-1)
