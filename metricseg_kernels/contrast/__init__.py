@@ -5,7 +5,6 @@ The matrix of all pairs never exists, forward or backward: memory grows with A +
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict, overload
 
 import torch
@@ -13,11 +12,8 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..core.labels import resolve_ignore_index
-from ..core.library import ops
-from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import sort_rows
-from . import forms, op, reference
+from . import forms, reference
+from .arguments import Sets, check_positive, check_sets, reference_sides, resolve_ignored, run_form
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -51,17 +47,6 @@ class MarginContrastOptions(PairOptions, total=False):
     positive_margin: float
     power: int
     average: str
-
-
-class Sets(NamedTuple):
-    """Both sides of the pairs; without `contrast` the anchors are compared with themselves."""
-
-    anchors: Tensor
-    anchor_labels: Tensor
-    contrast: Tensor | None
-    contrast_labels: Tensor | None
-    anchor_ids: Tensor | None
-    contrast_ids: Tensor | None
 
 
 class ContrastStats(NamedTuple):
@@ -168,23 +153,23 @@ def pixel_contrast_loss(
     Khosla et al., Supervised Contrastive Learning, NeurIPS 2020 ("all").
     """
     sets = Sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
-    _check_sets(sets)
-    _check_positive("temperature", temperature)
+    check_sets(sets)
+    check_positive("temperature", temperature)
     if base_temperature is not None:
-        _check_positive("base_temperature", base_temperature)
+        check_positive("base_temperature", base_temperature)
     checks.choice("denominator", denominator, ("negatives", "all"))
     checks.choice("reduction", reduction, REDUCTIONS)
-    ignored = _ignored(ignore_index, ignore_label)
+    ignored = resolve_ignored(ignore_index, ignore_label)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
     name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":
-        x, y, which = _reference_sides(sets, ignored)
+        x, y, which = reference_sides(sets, ignored)
         loss, positives = reference.pixel_contrast(x, y, which, temperature, scale, denominator)
         if reduction != "none":
             loss = loss.sum()
     else:
         form = forms.FORMS[denominator](temperature, scale)
-        terms, counts = _terms(sets, ignored, form, reduction != "none", name)
+        terms, counts = run_form(sets, ignored, form, reduction != "none", name)
         loss, positives = terms[..., 0], counts[:, 0]
     with_positive = (positives > 0).sum()
     if reduction == "mean":
@@ -256,99 +241,22 @@ def margin_contrast_loss(
     2025 for pixels; "nonzero" with power 1 is pytorch-metric-learning's ContrastiveLoss.
     """
     sets = Sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
-    _check_sets(sets)
-    _check_positive("margin", margin)
+    check_sets(sets)
+    check_positive("margin", margin)
     checks.number("positive_margin", positive_margin, 0.0)
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2, got {power}")
     checks.choice("average", average, ("pairs", "nonzero"))
-    ignored = _ignored(ignore_index, ignore_label)
+    ignored = resolve_ignored(ignore_index, ignore_label)
     name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":
-        x, y, which = _reference_sides(sets, ignored)
+        x, y, which = reference_sides(sets, ignored)
         pull, push, pulled, pushed = reference.margin_contrast(
             x, y, which, margin, positive_margin, power, average == "nonzero"
         )
     else:
         form = forms.Margin(margin, positive_margin, power, average == "nonzero")
-        terms, counts = _terms(sets, ignored, form, True, name)
+        terms, counts = run_form(sets, ignored, form, True, name)
         (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
     loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
     return (loss, MarginStats(pull, push, pulled, pushed)) if return_stats else loss
-
-
-def _ignored(ignore_index: int | None, ignore_label: int | None) -> int:
-    """The label that takes no part; `ignore_label` is its older name."""
-    if ignore_label is not None:
-        warnings.warn("ignore_label is deprecated; use ignore_index", DeprecationWarning, stacklevel=3)
-        ignore_index = ignore_label
-    if isinstance(ignore_index, str):
-        raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")
-    return resolve_ignore_index(ignore_index, None)
-
-
-def _reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, reference.Pairs]:
-    """Both sides as the reference takes them, with zeros in rows that take no part, and the kinds of their pairs."""
-    y = None
-    if sets.contrast is not None and sets.contrast_labels is not None:
-        y = reference.taking_part(sets.contrast, sets.contrast_labels, ignored)
-    which = reference.pairs(sets.anchor_labels, sets.contrast_labels, sets.anchor_ids, sets.contrast_ids, ignored)
-    return reference.taking_part(sets.anchors, sets.anchor_labels, ignored), y, which
-
-
-def _terms(sets: Sets, ignored: int, form: Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
-    """(terms [A, n] or their sum [n], counts [A, n]) from the backend that takes the call; n is `form.sums`."""
-    anchors, contrast = sets.anchors, sets.contrast
-    features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]
-    if contrast is not None and sets.contrast_labels is not None:
-        features.append(contrast)
-        labels.append(sets.contrast_labels)
-        if ids is not None and sets.contrast_ids is not None:
-            ids.append(sets.contrast_ids)
-    sides = [field for rows in sort_rows(features, labels, ids, ignored) for field in rows]
-    sides += [None] * (8 - len(sides))
-    learns = torch.is_grad_enabled()
-    grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
-    both = reduce and op.gradient_in_forward(backend, anchors, contrast, form)
-    terms, counts, *_ = ops.contrast_forward(
-        *sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend
-    )
-    return terms, counts
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
-
-
-def _check_sets(sets: Sets) -> None:
-    anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids = sets
-    checks.tensor("anchors", anchors, 2, checks.FLOATS, "[A, D]")
-    _check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
-    if anchor_ids is not None:
-        _check_row_integers("anchor_ids", anchor_ids, "anchors", anchors)
-    if (contrast is None) != (contrast_labels is None):
-        given, absent = ("contrast_labels", "contrast") if contrast is None else ("contrast", "contrast_labels")
-        raise ValueError(f"{given} is given without {absent}; a contrast set takes both")
-    if contrast is None or contrast_labels is None:
-        if contrast_ids is not None:
-            raise ValueError("contrast_ids is given without contrast")
-        return
-    checks.tensor("contrast", contrast, 2, checks.FLOATS, "[M, D]")
-    checks.same_device("contrast", contrast, "anchors", anchors)
-    if contrast.dtype != anchors.dtype:
-        raise TypeError(f"contrast must have the dtype of anchors, {anchors.dtype}, got {contrast.dtype}")
-    if contrast.shape[1] != anchors.shape[1]:
-        raise ValueError(f"contrast must have the D of anchors, {anchors.shape[1]}, got {contrast.shape[1]}")
-    _check_row_integers("contrast_labels", contrast_labels, "contrast", contrast)
-    if (anchor_ids is None) != (contrast_ids is None):
-        raise ValueError("anchor_ids and contrast_ids go together; one of them is None")
-    if contrast_ids is not None:
-        _check_row_integers("contrast_ids", contrast_ids, "contrast", contrast)
-
-
-def _check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
-    checks.tensor(name, value, 1, checks.LABELS, f"[{rows.shape[0]}]")
-    checks.same_device(name, value, rows_name, rows)
-    if value.shape[0] != rows.shape[0]:
-        raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {value.shape[0]}")

@@ -1,0 +1,107 @@
+"""Both sides of a call of the contrast family: argument checks, and the way to a backend.
+
+Each error names the argument, what it got, and what it takes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core import checks
+from ..core.labels import resolve_ignore_index
+from ..core.library import ops
+from ..engines.row_pairs.form import Form
+from ..engines.row_pairs.rows import sort_rows
+from . import op, reference
+
+
+class Sets(NamedTuple):
+    """Both sides of the pairs; without `contrast` the anchors are compared with themselves."""
+
+    anchors: Tensor
+    anchor_labels: Tensor
+    contrast: Tensor | None
+    contrast_labels: Tensor | None
+    anchor_ids: Tensor | None
+    contrast_ids: Tensor | None
+
+
+def resolve_ignored(ignore_index: int | None, ignore_label: int | None) -> int:
+    """The label that takes no part; `ignore_label` is its older name."""
+    if ignore_label is not None:
+        warnings.warn("ignore_label is deprecated; use ignore_index", DeprecationWarning, stacklevel=3)
+        ignore_index = ignore_label
+    if isinstance(ignore_index, str):
+        raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")
+    return resolve_ignore_index(ignore_index, None)
+
+
+def reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, reference.Pairs]:
+    """Both sides as the reference takes them, with zeros in rows that take no part, and the kinds of their pairs."""
+    y = None
+    if sets.contrast is not None and sets.contrast_labels is not None:
+        y = reference.taking_part(sets.contrast, sets.contrast_labels, ignored)
+    which = reference.pairs(sets.anchor_labels, sets.contrast_labels, sets.anchor_ids, sets.contrast_ids, ignored)
+    return reference.taking_part(sets.anchors, sets.anchor_labels, ignored), y, which
+
+
+def run_form(sets: Sets, ignored: int, form: Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """(terms [A, n] or their sum [n], counts [A, n]) from the backend that takes the call; n is `form.sums`."""
+    anchors, contrast = sets.anchors, sets.contrast
+    features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]
+    if contrast is not None and sets.contrast_labels is not None:
+        features.append(contrast)
+        labels.append(sets.contrast_labels)
+        if ids is not None and sets.contrast_ids is not None:
+            ids.append(sets.contrast_ids)
+    sides = [field for rows in sort_rows(features, labels, ids, ignored) for field in rows]
+    sides += [None] * (8 - len(sides))
+    learns = torch.is_grad_enabled()
+    grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
+    both = reduce and op.gradient_in_forward(backend, anchors, contrast, form)
+    terms, counts, *_ = ops.contrast_forward(
+        *sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend
+    )
+    return terms, counts
+
+
+def check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and > 0, got {value}")
+
+
+def check_sets(sets: Sets) -> None:
+    anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids = sets
+    checks.tensor("anchors", anchors, 2, checks.FLOATS, "[A, D]")
+    _check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
+    if anchor_ids is not None:
+        _check_row_integers("anchor_ids", anchor_ids, "anchors", anchors)
+    if (contrast is None) != (contrast_labels is None):
+        given, absent = ("contrast_labels", "contrast") if contrast is None else ("contrast", "contrast_labels")
+        raise ValueError(f"{given} is given without {absent}; a contrast set takes both")
+    if contrast is None or contrast_labels is None:
+        if contrast_ids is not None:
+            raise ValueError("contrast_ids is given without contrast")
+        return
+    checks.tensor("contrast", contrast, 2, checks.FLOATS, "[M, D]")
+    checks.same_device("contrast", contrast, "anchors", anchors)
+    if contrast.dtype != anchors.dtype:
+        raise TypeError(f"contrast must have the dtype of anchors, {anchors.dtype}, got {contrast.dtype}")
+    if contrast.shape[1] != anchors.shape[1]:
+        raise ValueError(f"contrast must have the D of anchors, {anchors.shape[1]}, got {contrast.shape[1]}")
+    _check_row_integers("contrast_labels", contrast_labels, "contrast", contrast)
+    if (anchor_ids is None) != (contrast_ids is None):
+        raise ValueError("anchor_ids and contrast_ids go together; one of them is None")
+    if contrast_ids is not None:
+        _check_row_integers("contrast_ids", contrast_ids, "contrast", contrast)
+
+
+def _check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
+    checks.tensor(name, value, 1, checks.LABELS, f"[{rows.shape[0]}]")
+    checks.same_device(name, value, rows_name, rows)
+    if value.shape[0] != rows.shape[0]:
+        raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {value.shape[0]}")
