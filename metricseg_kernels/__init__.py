@@ -3,6 +3,7 @@
 from .anchors import Anchors, gather_pixels, sample_anchors
 from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
+from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .version import __version__
 
@@ -22,6 +23,7 @@ __all__ = [
     "margin_contrast_loss",
     "ohem_cross_entropy",
     "pixel_contrast_loss",
+    "prototype_nca_loss",
     "sample_anchors",
     "sigmoid_focal_loss",
 ]

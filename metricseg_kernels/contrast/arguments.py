@@ -77,9 +77,9 @@ def check_positive(name: str, value: float) -> None:
 def check_sets(sets: Sets) -> None:
     anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids = sets
     checks.tensor("anchors", anchors, 2, checks.FLOATS, "[A, D]")
-    _check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
+    check_row_integers("anchor_labels", anchor_labels, "anchors", anchors)
     if anchor_ids is not None:
-        _check_row_integers("anchor_ids", anchor_ids, "anchors", anchors)
+        check_row_integers("anchor_ids", anchor_ids, "anchors", anchors)
     if (contrast is None) != (contrast_labels is None):
         given, absent = ("contrast_labels", "contrast") if contrast is None else ("contrast", "contrast_labels")
         raise ValueError(f"{given} is given without {absent}; a contrast set takes both")
@@ -87,20 +87,25 @@ def check_sets(sets: Sets) -> None:
         if contrast_ids is not None:
             raise ValueError("contrast_ids is given without contrast")
         return
-    checks.tensor("contrast", contrast, 2, checks.FLOATS, "[M, D]")
-    checks.same_device("contrast", contrast, "anchors", anchors)
-    if contrast.dtype != anchors.dtype:
-        raise TypeError(f"contrast must have the dtype of anchors, {anchors.dtype}, got {contrast.dtype}")
-    if contrast.shape[1] != anchors.shape[1]:
-        raise ValueError(f"contrast must have the D of anchors, {anchors.shape[1]}, got {contrast.shape[1]}")
-    _check_row_integers("contrast_labels", contrast_labels, "contrast", contrast)
+    check_alike("contrast", contrast, "[M, D]", "anchors", anchors)
+    check_row_integers("contrast_labels", contrast_labels, "contrast", contrast)
     if (anchor_ids is None) != (contrast_ids is None):
         raise ValueError("anchor_ids and contrast_ids go together; one of them is None")
     if contrast_ids is not None:
-        _check_row_integers("contrast_ids", contrast_ids, "contrast", contrast)
+        check_row_integers("contrast_ids", contrast_ids, "contrast", contrast)
 
 
-def _check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
+def check_alike(name: str, value: Tensor, shape: str, rows_name: str, rows: Tensor) -> None:
+    """Raise unless two sets of rows have one device, dtype and D."""
+    checks.tensor(name, value, 2, checks.FLOATS, shape)
+    checks.same_device(name, value, rows_name, rows)
+    if value.dtype != rows.dtype:
+        raise TypeError(f"{name} must have the dtype of {rows_name}, {rows.dtype}, got {value.dtype}")
+    if value.shape[1] != rows.shape[1]:
+        raise ValueError(f"{name} must have the D of {rows_name}, {rows.shape[1]}, got {value.shape[1]}")
+
+
+def check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
     checks.tensor(name, value, 1, checks.LABELS, f"[{rows.shape[0]}]")
     checks.same_device(name, value, rows_name, rows)
     if value.shape[0] != rows.shape[0]:

@@ -114,7 +114,7 @@ class Margin(Contrast):
         self.sweep("distances", stats.new_zeros((len(stats), 2)), stats, tiles, columns)
 
 
-EPILOGUES: dict[str, type[Epilogue]] = {"negatives": Softmax, "all": Softmax, "margin": Margin}
+EPILOGUES: dict[str, type[Epilogue]] = {"negatives": Softmax, "all": Softmax, "margin": Margin, "nca": Contrast}
 
 
 def contrast_fwd_kernel(

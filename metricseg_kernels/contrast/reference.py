@@ -76,6 +76,18 @@ def pixel_contrast(
     return scale * terms.sum(1) / count.clamp(min=1), count.to(acc)
 
 
+def nca_contrast(anchors: Tensor, contrast: Tensor | None, which: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
+    """(loss [A], 1 for rows with positives [A])."""
+    x = anchors.to(accumulator(anchors.dtype))
+    s = product(x, (x if contrast is None else contrast.to(x.dtype)).T) / temperature  # [A, M]
+    # l_i = softplus(LSE over negatives - LSE over positives)
+    negative, some = masked_logsumexp(s, which.negative)
+    positive, counted = masked_logsumexp(s, which.positive)
+    ratio = negative - positive
+    loss = torch.where(some & counted, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
+    return loss, counted.to(x.dtype)
+
+
 def margin_contrast(
     anchors: Tensor,
     contrast: Tensor | None,

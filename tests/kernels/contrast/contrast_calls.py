@@ -23,6 +23,9 @@ OPS: dict[str, Any] = {
         "anchor_ids": torch.arange(11), "contrast_ids": torch.arange(9)}),
     "margin": (mk.margin_contrast_loss, {}, {
         "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS}),
+    "prototypes": (mk.prototype_nca_loss, {}, {
+        "embeddings": ROWS, "labels": ROW_LABELS, "segment_ids": torch.arange(11) % 9, "prototypes": OTHERS,
+        "prototype_labels": OTHER_LABELS}),
 }  # fmt: skip
 
 
@@ -71,3 +74,7 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             name = f"{loss.__name__} {options} {dtype}"
             yield f"{name} alone", Call(loss, x, options, ("anchors",))
             yield f"{name} two sets", Call(loss, {**x, **y}, options, ("anchors", "contrast"))
+    for dtype in (torch.float32, torch.bfloat16):
+        x, y = side(2500, "embeddings", "labels", dtype), side(3100, "prototypes", "prototype_labels", dtype)
+        tensors = {**x, **y, "segment_ids": torch.randint(-1, 3100, (2500,), generator=rng)}
+        yield f"prototypes {dtype}", Call(mk.prototype_nca_loss, tensors, {}, ("embeddings", "prototypes"))
