@@ -12,6 +12,7 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import places  # noqa: E402, F401  (modules of a family's tests by their names)
 from selection import selected  # noqa: E402
 
 from metricseg.utils.memory import why_not_resident  # noqa: E402
