@@ -308,4 +308,7 @@ constexpr Loops<T> loops{similarity<T>, similarity_grad<T>, soft_sums<T>, soft_s
 constexpr Workers workers{loops<float>, loops<double>};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::centers

@@ -289,4 +289,7 @@ inline void work(const Tile<T>& tile, int64_t begin, int64_t end, T* y_out) {
 constexpr Workers workers{work<float>, work<double>};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::contrast

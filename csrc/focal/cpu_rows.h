@@ -320,4 +320,7 @@ constexpr Workers workers{METRICSEG_SIMD_BYTES, work<float, Softmax>, work<float
                           work<double, Sigmoid>};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::focal
