@@ -1,6 +1,5 @@
 // Matrix product of the pair stream: from torch's tensors to a Product, its units of work to torch's threads. One
-// source file of the extension includes this header; the three files per vector width of the same family define the
-// workers.
+// source file of the extension includes this header; csrc/simd_*.cpp define the workers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
