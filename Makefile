@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 GPU := -m benchmarks.harness.gpu $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
-SOURCES := setup.py $(wildcard csrc/*/* csrc/*/*/*)
+SOURCES := setup.py $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
 .PHONY: demo test lint stacks bench gpu clean
 

@@ -1,29 +1,22 @@
 // Choice of anchors on the CPU, without a sort of the pixels. One pass over the labels numbers the cell of each pixel
-// (4 bytes, kept) and counts the pixels of every cell. The counts settle how many each cell gives. A second pass draws
-// the key of each pixel and keeps the few below a likely limit, which are then sorted. Images are shared out to the
+// (4 bytes, kept) and counts the pixels of each cell. The counts determine the quota of each cell. A second pass draws
+// the key of each pixel and keeps the few below a likely limit, which are then sorted. Images are shared among the
 // threads of torch. Derivation: docs/kernels/anchors.md.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "../common/host/library.h"
 #include "../common/host/parallel.h"
 #include "../common/host/torch_map.h"
-#include "rules.h"
+#include "arguments.h"
 
 namespace metricseg::anchors {
 namespace {
 
 constexpr double kDeviations = 3.0;  // a miss, once in hundreds of calls, costs one more walk over an image
-
-struct Job {
-  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
-  int64_t images, height, width, classes, ignore_index;
-  Keys keys;
-};
 
 struct Bad {
   int64_t count = 0, largest = std::numeric_limits<int64_t>::min();
@@ -43,73 +36,73 @@ struct Candidate {
 
 // cells[x] = 2 label + group for a row of an image, 2 K for what takes no part. -> whether a label is out of range
 template <typename Label>
-bool number_row(const Job& job, const char* row, int64_t stride, int32_t* cells) {
+bool number_row(const SampleParams& params, const char* row, int64_t stride, int32_t* cells) {
   const auto* labels = reinterpret_cast<const Label*>(row);
-  const auto classes = static_cast<uint64_t>(job.classes);
+  const auto classes = static_cast<uint64_t>(params.num_classes);
   bool bad = false;
   const auto number = [&](int64_t x, int64_t label) {
-    const bool inside = static_cast<uint64_t>(label) < classes, ignored = label == job.ignore_index;
+    const bool inside = static_cast<uint64_t>(label) < classes, ignored = label == params.ignore_index;
     bad |= !inside & !ignored;
-    cells[x] = static_cast<int32_t>(inside & !ignored ? 2 * label : 2 * job.classes);
+    cells[x] = static_cast<int32_t>(inside & !ignored ? 2 * label : 2 * params.num_classes);
   };
   if (stride == 1) {
-    for (int64_t x = 0; x < job.width; ++x) number(x, labels[x]);
+    for (int64_t x = 0; x < params.width; ++x) number(x, labels[x]);
   } else {
-    for (int64_t x = 0; x < job.width; ++x) number(x, labels[x * stride]);
+    for (int64_t x = 0; x < params.width; ++x) number(x, labels[x * stride]);
   }
   return bad;
 }
 
 template <typename Label>
-Bad look_closer(const Job& job, const char* row, int64_t stride) {
+Bad look_closer(const SampleParams& params, const char* row, int64_t stride) {
   Bad bad;
-  for (int64_t x = 0; x < job.width; ++x) {
+  for (int64_t x = 0; x < params.width; ++x) {
     const int64_t label = reinterpret_cast<const Label*>(row)[x * stride];
-    if ((label >= 0 && label < job.classes) || label == job.ignore_index) continue;
-    bad = {bad.count + 1, std::max(bad.largest, label)};
+    if (class_of(label, params.num_classes, params.ignore_index) == kOutOfRange)
+      bad = {bad.count + 1, std::max(bad.largest, label)};
   }
   return bad;
 }
 
 template <typename Label>
-Bad number_image(const Job& job, int64_t image, int32_t* cells) {
+Bad number_image(const SampleParams& params, int64_t image, int32_t* cells) {
   Bad all;
-  for (int64_t y = 0; y < job.height; ++y, cells += job.width) {
-    const char* labels = job.labels.at(image, 0, y, 0);
-    if (number_row<Label>(job, labels, job.labels.x, cells)) {
-      const Bad bad = look_closer<Label>(job, labels, job.labels.x);
+  for (int64_t y = 0; y < params.height; ++y, cells += params.width) {
+    const char* labels = params.labels.at(image, 0, y, 0);
+    if (number_row<Label>(params, labels, params.labels.x, cells)) {
+      const Bad bad = look_closer<Label>(params, labels, params.labels.x);
       all = {all.count + bad.count, std::max(all.largest, bad.largest)};
     }
-    if (!job.first) continue;
-    const auto* first = reinterpret_cast<const uint8_t*>(job.first.at(image, 0, y, 0));
-    for (int64_t x = 0; x < job.width; ++x) {
-      cells[x] += first[x * job.first.x] == 0 && cells[x] < static_cast<int32_t>(2 * job.classes);
+    if (!params.first) continue;
+    const auto* first = reinterpret_cast<const uint8_t*>(params.first.at(image, 0, y, 0));
+    for (int64_t x = 0; x < params.width; ++x) {
+      cells[x] += first[x * params.first.x] == 0 && cells[x] < static_cast<int32_t>(2 * params.num_classes);
     }
   }
   return all;
 }
 
 // cells [B, h, w] and counts [B, 2 K + 1]; the last of each image counts the pixels that take no part
-Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
-  const int64_t width = 2 * job.classes + 1, area = job.height * job.width;
-  std::vector<Bad> seen(job.images);
-  parallel(job.images, 1, [&](int64_t begin, int64_t end) {
+Bad count_cells(const SampleParams& params, int32_t* cells, std::vector<int64_t>& counts) {
+  const int64_t width = 2 * params.num_classes + 1, area = params.height * params.width;
+  std::vector<Bad> seen(params.batch);
+  parallel(params.batch, 1, [&](int64_t begin, int64_t end) {
     std::vector<int64_t> other(width);
     for (int64_t image = begin; image < end; ++image) {
-      int32_t* mine = cells + image * area;
-      const auto number = job.labels.type == Type::u8    ? number_image<uint8_t>
-                          : job.labels.type == Type::i32 ? number_image<int32_t>
-                                                         : number_image<int64_t>;
-      seen[image] = number(job, image, mine);
+      int32_t* image_cells = cells + image * area;
+      const auto number = params.labels.type == Type::u8    ? number_image<uint8_t>
+                          : params.labels.type == Type::i32 ? number_image<int32_t>
+                                                            : number_image<int64_t>;
+      seen[image] = number(params, image, image_cells);
       // two counters for each cell: an increment does not depend on that of the neighbor
       int64_t* even = counts.data() + image * width;
       std::fill(other.begin(), other.end(), 0);
       int64_t i = 0;
       for (; i + 1 < area; i += 2) {
-        ++even[mine[i]];
-        ++other[mine[i + 1]];
+        ++even[image_cells[i]];
+        ++other[image_cells[i + 1]];
       }
-      if (i < area) ++even[mine[i]];
+      if (i < area) ++even[image_cells[i]];
       for (int64_t cell = 0; cell < width; ++cell) even[cell] += other[cell];
     }
   });
@@ -119,17 +112,19 @@ Bad count_cells(const Job& job, int32_t* cells, std::vector<int64_t>& counts) {
 }
 
 // plan [B, 2 K + 1]: number of pixels of each cell, and their place. -> rows in use
-int64_t settle_quotas(const Job& job, const Rules& rules, const Keys& slot_keys, const std::vector<int64_t>& counts,
-                      std::vector<Cell>& plan) {
+int64_t settle_quotas(const SampleParams& params, const std::vector<int64_t>& counts, std::vector<Cell>& plan) {
+  const Rules& rules = params.rules;
+  const Keys slot_keys = Keys::make(*params.seed, kSlots);
   struct Slot {
     uint64_t key;
     int64_t first_cell;
   };
   std::vector<Slot> slots;
-  for (int64_t image = 0; image < job.images; ++image) {
-    for (int64_t c = 0; c < job.classes; ++c) {
-      const int64_t cell = image * (2 * job.classes + 1) + 2 * c;
-      if (rules.open(counts[cell], counts[cell + 1])) slots.push_back({slot_keys(image * job.classes + c), cell});
+  for (int64_t image = 0; image < params.batch; ++image) {
+    for (int64_t c = 0; c < params.num_classes; ++c) {
+      const int64_t cell = image * (2 * params.num_classes + 1) + 2 * c;
+      if (rules.open(counts[cell], counts[cell + 1]))
+        slots.push_back({slot_keys(image * params.num_classes + c), cell});
     }
   }
   const auto all = static_cast<int64_t>(slots.size());
@@ -151,19 +146,19 @@ int64_t settle_quotas(const Job& job, const Rules& rules, const Keys& slot_keys,
   return rows;
 }
 
-// The pixels of one image: index and sampled at the places of its cells. cells [h, w], plan and counts [2 K + 1] are
-// the image's.
-void choose_pixels(const Job& job, int64_t image, const int32_t* cells, const Cell* plan, const int64_t* counts,
-                   int64_t* index, int64_t* sampled) {
-  const int64_t width = 2 * job.classes + 1, area = job.height * job.width;
+// The pixels of one image: index and sampled at the places of its cells. cells [h, w], plan and counts
+// [2 K + 1] are those of the image.
+void choose_pixels(const SampleParams& params, int64_t image, const int32_t* cells, const Cell* plan,
+                   const int64_t* counts) {
+  const int64_t width = 2 * params.num_classes + 1, area = params.height * params.width;
   std::vector<uint64_t> limits(width, 0);
   for (int64_t cell = 0; cell < width; ++cell) {
-    if (plan[cell].n > 0) limits[cell] = likely_limit(counts[cell], plan[cell].n, kDeviations);
+    if (plan[cell].n > 0) limits[cell] = likely_limit(counts[cell], plan[cell].n, params.deviations);
   }
   std::vector<Candidate> candidates;
   for (bool enough = false; !enough;) {
     candidates.clear();
-    const Keys keys = job.keys;
+    const Keys keys = Keys::make(*params.seed, kPixels);
     for (int64_t i = 0; i < area; ++i) {
       const uint64_t key = keys(image * area + i);
       if (key <= limits[cells[i]]) candidates.push_back({cells[i], key, image * area + i});
@@ -180,47 +175,39 @@ void choose_pixels(const Job& job, int64_t image, const int32_t* cells, const Ce
         continue;
       }
       for (int64_t i = 0; i < plan[cell].n; ++i) {
-        index[plan[cell].place + i] = candidates[begin + i].pixel;
-        sampled[plan[cell].place + i] = cell / 2;
+        params.index[plan[cell].place + i] = candidates[begin + i].pixel;
+        params.sampled[plan[cell].place + i] = cell / 2;
       }
     }
   }
 }
 
-void sample_anchors_kernel(Tensor labels, std::optional<Tensor> first, Tensor seed, int64_t max_samples,
-                           int64_t max_views, int64_t min_pixels, bool half, int64_t num_classes, int64_t ignore_index,
-                           int64_t ignore_label, Tensor index, Tensor sampled, Tensor count, Tensor bad) {
-  const int64_t drawn = *static_cast<const int64_t*>(seed.const_data_ptr());
-  const Job job{map_of(labels), map_of(first), labels.size(0), labels.size(1),
-                labels.size(2), num_classes,   ignore_index,   Keys::make(drawn, kPixels)};
-  const Rules rules{max_samples, max_views, min_pixels, half};
-  const int64_t width = 2 * num_classes + 1, area = job.height * job.width;
-  const auto cells = aligned_values<int32_t>(job.images * area);
-  std::vector<int64_t> counts(job.images * width, 0);
-  const Bad all = count_cells(job, cells.get(), counts);
+void run(const SampleArguments<Tensor>& a) {
+  const SampleParams params = a.params(kDeviations);
+  const int64_t width = 2 * params.num_classes + 1, area = params.height * params.width;
+  const auto cells = aligned_values<int32_t>(params.pixels());
+  std::vector<int64_t> counts(params.batch * width, 0);
+  const Bad all = count_cells(params, cells.get(), counts);
   std::vector<Cell> plan(counts.size());
-  const int64_t rows = settle_quotas(job, rules, Keys::make(drawn, kSlots), counts, plan);
+  const int64_t rows = settle_quotas(params, counts, plan);
 
-  auto* chosen = static_cast<int64_t*>(index.mutable_data_ptr());
-  auto* classes = static_cast<int64_t*>(sampled.mutable_data_ptr());
-  std::fill(chosen + rows, chosen + max_samples, int64_t(-1));
-  std::fill(classes + rows, classes + max_samples, ignore_label);
-  *static_cast<int64_t*>(count.mutable_data_ptr()) = rows;
-  parallel(job.images, 1, [&](int64_t begin, int64_t end) {
+  std::fill(params.index + rows, params.index + params.rules.max_samples, int64_t(-1));
+  std::fill(params.sampled + rows, params.sampled + params.rules.max_samples, params.ignore_label);
+  *params.count = rows;
+  parallel(params.batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t image = begin; image < end; ++image) {
-      choose_pixels(job, image, cells.get() + image * area, plan.data() + image * width, counts.data() + image * width,
-                    chosen, classes);
+      const int64_t first = image * width;
+      choose_pixels(params, image, cells.get() + image * area, plan.data() + first, counts.data() + first);
     }
   });
-
-  auto* out = static_cast<int64_t*>(bad.mutable_data_ptr());
-  out[0] = all.count;
-  out[1] = all.count > 0 ? all.largest : 0;
+  params.bad[0] = all.count;
+  params.bad[1] = all.count > 0 ? all.largest : 0;
 }
 
 }  // namespace
 }  // namespace metricseg::anchors
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
-  m.impl("sample_anchors_kernel", TORCH_BOX(&metricseg::anchors::sample_anchors_kernel));
+  using namespace metricseg::anchors;
+  m.impl("sample_anchors_kernel", TORCH_BOX((&sample_anchors_kernel<metricseg::Tensor, run>)));
 }

@@ -41,7 +41,7 @@ struct Rules {
     return even < 1 ? 1 : even < max_views ? even : max_views;
   }
 
-  // Number of views of a slot from group 0; group 1 gives the rest, as far as it can.
+  // Number of views of a slot from group 0; group 1 supplies the rest, as far as it has pixels.
   METRICSEG_HD int64_t first(int64_t have_0, int64_t have_1, int64_t views) const {
     const int64_t lacking = views - have_1;
     const int64_t wanted = !half ? views : lacking > views / 2 ? lacking : views / 2;
@@ -49,7 +49,7 @@ struct Rules {
   }
 };
 
-// A limit that at least n of `have` uniform keys are likely to lie below: finding fewer takes `deviations` standard
+// A limit that at least n of `have` uniform keys are likely to be below: finding fewer takes `deviations` standard
 // deviations. Callers count the keys below it, and repair.
 METRICSEG_HD uint64_t likely_limit(int64_t have, int64_t n, double deviations) {
   const double wanted = n + deviations * (std::sqrt(static_cast<double>(n)) + 2.5);

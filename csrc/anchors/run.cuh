@@ -12,7 +12,7 @@ namespace metricseg::anchors {
 constexpr int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
 
 template <typename Device>
-void sample_anchors(Device& device, const Problem& p) {
+void sample_anchors(Device& device, const SampleParams& p) {
   const int64_t cells = p.cells(), most = p.most_cells(), pixels = p.pixels();
   auto* have = device.template scratch<unsigned>(cells + 4);  // and two words of 8 bytes for `bad`
   const Scratch s{have + 4,
@@ -39,14 +39,14 @@ inline int threads_for(int64_t channels) {
 }
 
 template <typename T, typename Device>
-void gather_pixels(Device& device, const Rows<T>& r) {
-  if (r.count > 0) device.launch(gather_kernel<T>, r.count, threads_for(r.channels), 0, r);
+void gather_pixels_fwd(Device& device, const GatherParams<T>& p) {
+  if (p.count > 0) device.launch(gather_fwd_kernel<T>, p.count, threads_for(p.channels), 0, p);
 }
 
 template <typename T, typename Device>
-void gather_pixels_backward(Device& device, const Rows<T>& r) {
-  device.clear(r.map.data, r.batch * r.channels * r.height * r.width * r.map.size);
-  if (r.count > 0) device.launch(scatter_kernel<T>, r.count, threads_for(r.channels), 0, r);
+void gather_pixels_bwd(Device& device, const GatherParams<T>& p) {
+  device.clear(p.features.data, p.bytes());
+  if (p.count > 0) device.launch(gather_bwd_kernel<T>, p.count, threads_for(p.channels), 0, p);
 }
 
 }  // namespace metricseg::anchors

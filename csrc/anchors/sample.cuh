@@ -3,38 +3,21 @@
 //   collect  a thread per pixel: its key, if it is below the limit of its cell, becomes a candidate
 //   repair   a block per cell: bisects the limit over the image if the candidates are too few or too many
 //   place    a thread per candidate: its rank among the keys of its cell is its row
-// Labels are read twice; once would be the least. Candidates arrive in any order and leave by distinct keys: the same
-// bits every time. Derivation: docs/kernels/anchors.md.
+// Labels are read twice; once would be the least. Candidates are found in any order, and ranked by distinct keys: the
+// same bits every time. Derivation: docs/kernels/anchors.md.
 #pragma once
 
 #include <limits>
 
 #include "../common/cuda/reduce.cuh"
-#include "../common/tensor_map.h"
-#include "rules.h"
+#include "params.h"
 
 namespace metricseg::anchors {
 
 constexpr int kThreads = 256, kPlanThreads = 512, kRun = 16;
 using Count = unsigned long long;
 
-struct Problem {
-  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
-  int64_t batch, height, width, classes, ignore_index, ignore_label;
-  const int64_t* seed;  // []
-  Rules rules;
-  double deviations;  // of slack in the limits: speed, not results
-  int64_t* index;     // [S]
-  int64_t* sampled;   // [S]
-  int64_t* count;     // []
-  int64_t* bad;       // [2]
-
-  METRICSEG_HD int64_t pixels() const { return batch * height * width; }
-  METRICSEG_HD int64_t cells() const { return 2 * batch * classes; }
-  METRICSEG_HD int64_t most_cells() const { return cells() < rules.max_samples ? cells() : rules.max_samples; }
-};
-
-// A cell that gives pixels: rows [place, place + n) of the result.
+// A cell with a quota of n > 0 pixels: rows [place, place + n) of the result.
 struct Chosen {
   int64_t cell, n, place;
   uint64_t limit;
@@ -45,7 +28,7 @@ struct Candidate {
   int64_t pixel;
 };
 
-// Capacity for the candidates of a cell that gives n; those of chosen cell r begin where r cells with `place` rows end.
+// Capacity for the candidates of a cell with quota n; those of chosen cell r begin where r cells with `place` rows end.
 METRICSEG_HD int64_t capacity(int64_t n, int64_t cells = 1) { return 2 * n + 96 * cells; }
 
 struct Scratch {
@@ -58,7 +41,6 @@ struct Scratch {
   Candidate* candidates;  // [capacity(S, most_cells)]
 };
 
-constexpr int64_t kIgnored = -1, kOutOfRange = -2;
 constexpr uint64_t kSign = uint64_t(1) << 63;
 
 struct Position {
@@ -66,22 +48,21 @@ struct Position {
 };
 
 // An image has less than 2^32 pixels: divisions of 32 bits within it.
-__device__ __forceinline__ Position position_in(const Problem& p, int64_t image, uint32_t i) {
+__device__ __forceinline__ Position position_in(const SampleParams& p, int64_t image, uint32_t i) {
   const auto width = static_cast<uint32_t>(p.width);
   return {image, i / width, i % width};
 }
 
-__device__ __forceinline__ Position position_of(const Problem& p, int64_t pixel) {
+__device__ __forceinline__ Position position_of(const SampleParams& p, int64_t pixel) {
   const int64_t area = p.height * p.width, image = pixel / area;
   return position_in(p, image, static_cast<uint32_t>(pixel - image * area));
 }
 
-__device__ __forceinline__ int64_t cell_of(const Problem& p, Position at) {
-  const int64_t label = label_at(p.labels, at.b, at.y, at.x);
-  if (label == p.ignore_index) return kIgnored;
-  if (label < 0 || label >= p.classes) return kOutOfRange;
+__device__ __forceinline__ int64_t cell_of(const SampleParams& p, Position at) {
+  const int64_t label = class_of(label_at(p.labels, at.b, at.y, at.x), p.num_classes, p.ignore_index);
+  if (label < 0) return label;
   const bool second = p.first && *p.first.at(at.b, 0, at.y, at.x) == 0;
-  return 2 * (at.b * p.classes + label) + second;
+  return 2 * (at.b * p.num_classes + label) + second;
 }
 
 // The sum over the block, in every thread.
@@ -111,7 +92,7 @@ __device__ __forceinline__ uint64_t bisect(int64_t n, F count_below) {
   return low;
 }
 
-__global__ void __launch_bounds__(kThreads) count_kernel(Problem p, Scratch s) {
+__global__ void __launch_bounds__(kThreads) count_kernel(SampleParams p, Scratch s) {
   const int64_t begin = (blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x) * kRun;
   const int64_t end = begin + kRun < p.pixels() ? begin + kRun : p.pixels();
   Position at = position_of(p, begin);
@@ -147,13 +128,13 @@ __device__ __forceinline__ Count exclusive_scan(Count value) {
   return sums[from][thread] - value;
 }
 
-__global__ void __launch_bounds__(kPlanThreads) plan_kernel(Problem p, Scratch s) {
-  const int64_t slots = p.batch * p.classes;
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scratch s) {
+  const int64_t slots = p.batch * p.num_classes;
   const auto have = [&](int64_t slot, int group) { return static_cast<int64_t>(s.have[2 * slot + group]); };
   const auto open = [&](int64_t slot) { return p.rules.open(have(slot, 0), have(slot, 1)); };
-  int64_t mine = 0;
-  for (int64_t slot = threadIdx.x; slot < slots; slot += kPlanThreads) mine += open(slot);
-  const int64_t all = block_sum(mine);
+  int64_t open_slots = 0;
+  for (int64_t slot = threadIdx.x; slot < slots; slot += kPlanThreads) open_slots += open(slot);
+  const int64_t all = block_sum(open_slots);
   const Keys keys = Keys::make(*p.seed, kSlots);
   uint64_t limit = ~uint64_t(0);
   if (all > p.rules.max_samples) {
@@ -164,7 +145,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(Problem p, Scratch s
     });
   }
 
-  // each thread a strip of slots: first the number of rows and cells they need, then their places
+  // each thread a strip of slots: first the number of their rows and cells, then the places of these
   const int64_t views = p.rules.views(all), strip = (slots + kPlanThreads - 1) / kPlanThreads;
   const int64_t begin = threadIdx.x * strip, end = begin + strip < slots ? begin + strip : slots;
   const auto quota = [&](int64_t slot, int group) -> int64_t {
@@ -212,7 +193,7 @@ __device__ __forceinline__ void append(const Scratch& s, int rank, Candidate can
   if (at < capacity(chosen.n)) s.candidates[capacity(chosen.place, rank) + at] = candidate;
 }
 
-__global__ void __launch_bounds__(kThreads) collect_kernel(Problem p, Scratch s) {
+__global__ void __launch_bounds__(kThreads) collect_kernel(SampleParams p, Scratch s) {
   const int64_t pixel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (pixel >= p.pixels()) return;
   const int64_t cell = cell_of(p, position_of(p, pixel));
@@ -222,31 +203,31 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(Problem p, Scratch s)
   if (key <= s.chosen[rank].limit) append(s, rank, {key, pixel});
 }
 
-// A cell with too few candidates, or more than its capacity, gets exactly as many as it gives.
-__global__ void __launch_bounds__(kThreads) repair_kernel(Problem p, Scratch s) {
+// A cell with too few candidates, or more than its capacity, gets exactly its quota.
+__global__ void __launch_bounds__(kThreads) repair_kernel(SampleParams p, Scratch s) {
   const int rank = blockIdx.x;
   if (rank >= *s.used) return;
   const Chosen chosen = s.chosen[rank];
   const unsigned found = s.found[rank];
   if (found >= chosen.n && found <= capacity(chosen.n)) return;
   const Keys keys = Keys::make(*p.seed, kPixels);
-  const int64_t image = chosen.cell / (2 * p.classes), area = p.height * p.width, begin = image * area;
-  const auto mine = [&](int64_t i) { return cell_of(p, position_in(p, image, i)) == chosen.cell; };
+  const int64_t image = chosen.cell / (2 * p.num_classes), area = p.height * p.width, begin = image * area;
+  const auto in_cell = [&](int64_t i) { return cell_of(p, position_in(p, image, i)) == chosen.cell; };
   const uint64_t limit = bisect(chosen.n, [&](uint64_t middle) {
     int64_t below = 0;
-    for (int64_t i = threadIdx.x; i < area; i += kThreads) below += keys(begin + i) <= middle && mine(i);
+    for (int64_t i = threadIdx.x; i < area; i += kThreads) below += keys(begin + i) <= middle && in_cell(i);
     return below;
   });
   if (threadIdx.x == 0) s.found[rank] = 0;
   __syncthreads();
   for (int64_t i = threadIdx.x; i < area; i += kThreads) {
     const uint64_t key = keys(begin + i);
-    if (key <= limit && mine(i)) append(s, rank, {key, begin + i});
+    if (key <= limit && in_cell(i)) append(s, rank, {key, begin + i});
   }
 }
 
 // `parts` blocks share the candidates of a cell.
-__global__ void __launch_bounds__(kThreads) place_kernel(Problem p, Scratch s, int parts) {
+__global__ void __launch_bounds__(kThreads) place_kernel(SampleParams p, Scratch s, int parts) {
   const int rank = blockIdx.x / parts;
   if (rank >= *s.used) return;
   const Chosen chosen = s.chosen[rank];
@@ -258,7 +239,7 @@ __global__ void __launch_bounds__(kThreads) place_kernel(Problem p, Scratch s, i
     for (int j = 0; j < found; ++j) smaller += candidates[j].key < candidate.key;
     if (smaller < chosen.n) {
       p.index[chosen.place + smaller] = candidate.pixel;
-      p.sampled[chosen.place + smaller] = chosen.cell / 2 % p.classes;
+      p.sampled[chosen.place + smaller] = chosen.cell / 2 % p.num_classes;
     }
   }
 }

@@ -1,6 +1,6 @@
-// The centers family on the CPU: turns the tensors of torch into a Job, and gives its pixels to the threads of torch.
-// Sums over pixels are formed in parts that depend on the shapes alone, and are added in order. So the bits are the
-// same whatever the number of threads.
+// The centers family on the CPU: turns the tensors of torch into CpuParams, and shares the pixels among the threads of
+// torch. Sums over pixels are formed in parts that depend on the shapes alone, and are added in order. So the bits are
+// the same whatever the number of threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
-#include "cpu_job.h"
+#include "cpu_params.h"
 
 namespace metricseg::centers {
 namespace {
@@ -28,186 +28,163 @@ const Loops<T>& loops() {
 }
 
 template <typename T>
-const T* data_of(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
 using Values = decltype(aligned_values<T>(0));
 
 // Rows [sets, K, C], packed plain and transposed, for both products.
 template <typename T>
 struct Packed {
-  Values<T> rows, turned;
+  Values<T> rows, rows_t;
 
-  Packed(const Tensor& tensor, Job<T>& job, bool plain, bool transposed) {
+  Packed(const Tensor& tensor, CpuParams<T>& params, bool plain, bool transposed) {
     const int64_t sets = tensor.size(0), K = tensor.size(1), C = tensor.size(2);
     const int64_t s = tensor.stride(0), k = tensor.stride(1), c = tensor.stride(2);
-    job.shared = sets == 1;
-    job.rows_stride = (K + kPadRows) * C;
-    job.rows_t_stride = (C + kPadRows) * K;
-    if (plain) rows = aligned_values<T>(sets * job.rows_stride);
-    if (transposed) turned = aligned_values<T>(sets * job.rows_t_stride);
+    params.one_set = sets == 1;
+    params.rows_stride = (K + kPadRows) * C;
+    params.rows_t_stride = (C + kPadRows) * K;
+    if (plain) rows = aligned_values<T>(sets * params.rows_stride);
+    if (transposed) rows_t = aligned_values<T>(sets * params.rows_t_stride);
     parallel(sets, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* const from = data_of<T>(tensor) + i * s;
-        if (plain) loops<T>().pack(from, k, c, K, C, rows.get() + i * job.rows_stride);
-        if (transposed) loops<T>().pack(from, c, k, C, K, turned.get() + i * job.rows_t_stride);
+        if (plain) loops<T>().pack(from, k, c, K, C, rows.get() + i * params.rows_stride);
+        if (transposed) loops<T>().pack(from, c, k, C, K, rows_t.get() + i * params.rows_t_stride);
       }
     });
-    job.rows = rows.get();
-    job.rows_t = turned.get();
+    params.rows = rows.get();
+    params.rows_t = rows_t.get();
   }
 };
 
 template <typename T>
-Job<T> make_job(const Tensor& features, int64_t classes, int64_t ignore_index) {
-  Job<T> job{};
-  job.channels = features.size(1);
-  job.classes = classes;
-  job.width = features.size(3);
-  const int64_t pixel = std::max<int64_t>(std::max(job.channels, classes), 1) * sizeof(T);
-  job.panel = std::clamp(kPanelBytes / pixel / kMostTile * kMostTile, 4 * kMostTile, kMostPanel);
-  job.ignore_index = ignore_index;
-  job.features = map_of(features);
-  return job;
+CpuParams<T> make_params(const Tensor& features, int64_t classes, int64_t ignore_index) {
+  CpuParams<T> params{};
+  params.channels = features.size(1);
+  params.classes = classes;
+  params.width = features.size(3);
+  const int64_t pixel = std::max<int64_t>(std::max(params.channels, classes), 1) * sizeof(T);
+  params.panel = std::clamp(kPanelBytes / pixel / kMostTile * kMostTile, 4 * kMostTile, kMostPanel);
+  params.ignore_index = ignore_index;
+  params.features = map_of(features);
+  return params;
 }
 
 // loop over all pixels of all images.
 template <typename T>
-void run(const Job<T>& job, Loop<T> loop, const Tensor& features) {
-  const int64_t pixels = features.size(2) * features.size(3), panels = (pixels + job.panel - 1) / job.panel;
+void run(const CpuParams<T>& params, Loop<T> loop, const Tensor& features) {
+  const int64_t pixels = features.size(2) * features.size(3), panels = (pixels + params.panel - 1) / params.panel;
   parallel(features.size(0) * panels, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = aligned_values<T>(job.scratch_values());
+    const auto scratch = aligned_values<T>(params.scratch_values());
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t first = unit % panels * job.panel;
-      loop(job, unit / panels, first, std::min(first + job.panel, pixels), scratch.get(), nullptr, nullptr);
+      const int64_t first = unit % panels * params.panel;
+      loop(params, unit / panels, first, std::min(first + params.panel, pixels), scratch.get(), nullptr, nullptr);
     }
   });
 }
 
 // The same with sums [groups, K, C] and mass [groups, K] over the pixels of each image, or of all (groups = 1).
 template <typename T>
-void run_sums(const Job<T>& job, Loop<T> loop, const Tensor& features, int64_t groups, T* sums, T* mass) {
+void run_sums(const CpuParams<T>& params, Loop<T> loop, const Tensor& features, int64_t groups, T* sums, T* mass) {
   const int64_t images = features.size(0), pixels = features.size(2) * features.size(3);
-  const int64_t panels = (pixels + job.panel - 1) / job.panel, units = groups > 0 ? images / groups * panels : 0;
-  const int64_t values = job.classes * job.channels, own = values + job.classes;
-  const int64_t fit = images * pixels * (job.channels + job.classes) / (kPartShare * std::max<int64_t>(own, 1));
+  const int64_t panels = (pixels + params.panel - 1) / params.panel, units = groups > 0 ? images / groups * panels : 0;
+  const int64_t values = params.classes * params.channels, part_values = values + params.classes;
+  const int64_t fit =
+      images * pixels * (params.channels + params.classes) / (kPartShare * std::max<int64_t>(part_values, 1));
   const int64_t most = std::clamp(fit, kLeastParts, kMostParts) / std::max<int64_t>(groups, 1);
   int64_t parts = 1;
   while (2 * parts <= std::min(most, units)) parts *= 2;
-  const auto partial = aligned_values<T>(groups * parts * own);
+  const auto partial = aligned_values<T>(groups * parts * part_values);
   parallel(groups * parts, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = aligned_values<T>(job.scratch_values());
+    const auto scratch = aligned_values<T>(params.scratch_values());
     for (int64_t part = begin; part < end; ++part) {
-      T* const found = partial.get() + part * own;
-      std::fill_n(found, own, T(0));
+      T* const found = partial.get() + part * part_values;
+      std::fill_n(found, part_values, T(0));
       const int64_t group = part / parts, index = part % parts;
       for (int64_t unit = units * index / parts; unit < units * (index + 1) / parts; ++unit) {
-        const int64_t first = unit % panels * job.panel, image = groups == 1 ? unit / panels : group;
-        loop(job, image, first, std::min(first + job.panel, pixels), scratch.get(), found, found + values);
+        const int64_t first = unit % panels * params.panel, image = groups == 1 ? unit / panels : group;
+        loop(params, image, first, std::min(first + params.panel, pixels), scratch.get(), found, found + values);
       }
     }
   });
   parallel(groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       std::fill_n(sums + group * values, values, T(0));
-      if (mass) std::fill_n(mass + group * job.classes, job.classes, T(0));
+      if (mass) std::fill_n(mass + group * params.classes, params.classes, T(0));
       for (int64_t index = 0; index < parts; ++index) {
-        const T* const found = partial.get() + (group * parts + index) * own;
+        const T* const found = partial.get() + (group * parts + index) * part_values;
         for (int64_t i = 0; i < values; ++i) sums[group * values + i] += found[i];
-        for (int64_t k = 0; mass && k < job.classes; ++k) mass[group * job.classes + k] += found[values + k];
+        for (int64_t k = 0; mass && k < params.classes; ++k) mass[group * params.classes + k] += found[values + k];
       }
     }
   });
 }
 
 template <typename T>
-void set_metric(Job<T>& job, const std::string& metric, double scale, double eps, const Optional& bias) {
-  job.direction = metric == "cosine";
-  job.square = static_cast<T>(metric == "euclidean" ? scale : 0.0);
-  job.eps = static_cast<T>(eps);
-  job.bias = bias.has_value() ? data_of<T>(*bias) : nullptr;
-}
-
-template <typename T>
-void similarity(const Tensor& features, const Tensor& weights, const Optional& bias, const Optional& labels,
-                const std::string& metric, double scale, int64_t ignore_index, double eps, const Tensor& logits,
-                const Optional& own, const Optional& norms) {
-  Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
-  const Packed<T> packed(weights, job, true, false);
-  set_metric(job, metric, scale, eps, bias);
-  job.logits = map_of(logits);
-  job.labels = map_of(labels);
-  job.own = map_of(own);
-  job.norms = map_of(norms);
-  run(job, loops<T>().similarity, features);
-}
-
-template <typename T>
-void similarity_grad(const Tensor& grad_logits, const Optional& grad_own, const Tensor& features, const Tensor& weights,
-                     const Optional& labels, const Optional& norms, const std::string& metric, double scale,
-                     int64_t ignore_index, double eps, const Optional& grad_features, const Optional& grad_weights) {
-  Job<T> job = make_job<T>(features, weights.size(1), ignore_index);
-  const Packed<T> packed(weights, job, false, grad_features.has_value());
-  set_metric(job, metric, scale, eps, std::nullopt);
-  job.grad_logits = map_of(grad_logits);
-  job.grad_own = map_of(grad_own);
-  job.labels = map_of(labels);
-  job.norms = map_of(norms);
-  job.grad_features = map_of(grad_features);
-  if (grad_weights.has_value()) {
-    T* const sums = static_cast<T*>(grad_weights->mutable_data_ptr());
-    run_sums<T>(job, loops<T>().similarity_grad, features, weights.size(0), sums, nullptr);
-  } else {
-    run(job, loops<T>().similarity_grad, features);
-  }
-}
-
-template <typename T>
-void soft_sums(const Tensor& features, const Tensor& logits, const Tensor& sums, const Tensor& mass) {
-  Job<T> job = make_job<T>(features, logits.size(1), 0);
-  job.logits = map_of(logits);
-  run_sums(job, loops<T>().soft_sums, features, sums.size(0), static_cast<T*>(sums.mutable_data_ptr()),
-           static_cast<T*>(mass.mutable_data_ptr()));
-}
-
-template <typename T>
-void soft_sums_grad(const Tensor& grad_sums, const Tensor& grad_mass, const Tensor& features, const Tensor& logits,
-                    const Optional& grad_features, const Optional& grad_logits) {
-  Job<T> job = make_job<T>(features, logits.size(1), 0);
-  const Packed<T> packed(grad_sums, job, grad_logits.has_value(), grad_features.has_value());
-  job.logits = map_of(logits);
-  job.grad_features = map_of(grad_features);
-  job.grad_logits = map_of(grad_logits);
-  job.grad_mass = data_of<T>(grad_mass);
-  run(job, loops<T>().soft_sums_grad, features);
+void set_metric(CpuParams<T>& params, const std::string& metric, double scale, double eps) {
+  params.direction = metric == "cosine";
+  params.square = static_cast<T>(metric == "euclidean" ? scale : 0.0);
+  params.eps = static_cast<T>(eps);
 }
 
 void similarity_fwd_kernel(Tensor features, Tensor weights, Optional bias, Optional labels, std::string metric,
-                           double scale, int64_t ignore_index, double eps, Tensor logits, Optional own,
+                           double scale, int64_t ignore_index, double eps, Tensor logits, Optional target_similarity,
                            Optional norms) {
-  const auto run = is_double(features) ? similarity<double> : similarity<float>;
-  run(features, weights, bias, labels, metric, scale, ignore_index, eps, logits, own, norms);
+  dispatch_accumulator(type_of(features), [&](auto zero) {
+    using T = decltype(zero);
+    auto params = make_params<T>(features, weights.size(1), ignore_index);
+    const Packed<T> packed(weights, params, true, false);
+    set_metric(params, metric, scale, eps);
+    params.bias = data_of<T>(bias);
+    params.logits = map_of(logits);
+    params.labels = map_of(labels);
+    params.target_similarity = map_of(target_similarity);
+    params.norms = map_of(norms);
+    run(params, loops<T>().similarity_fwd, features);
+  });
 }
 
-void similarity_bwd_kernel(Tensor grad_logits, Optional grad_own, Tensor features, Tensor weights, Optional labels,
-                           Optional norms, std::string metric, double scale, int64_t ignore_index, double eps,
-                           Optional grad_features, Optional grad_weights) {
-  const auto run = is_double(features) ? similarity_grad<double> : similarity_grad<float>;
-  run(grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, eps, grad_features,
-      grad_weights);
+void similarity_bwd_kernel(Tensor grad_logits, Optional grad_target_similarity, Tensor features, Tensor weights,
+                           Optional labels, Optional norms, std::string metric, double scale, int64_t ignore_index,
+                           double eps, Optional grad_features, Optional grad_weights) {
+  dispatch_accumulator(type_of(features), [&](auto zero) {
+    using T = decltype(zero);
+    auto params = make_params<T>(features, weights.size(1), ignore_index);
+    const Packed<T> packed(weights, params, false, grad_features.has_value());
+    set_metric(params, metric, scale, eps);
+    params.grad_logits = map_of(grad_logits);
+    params.grad_target_similarity = map_of(grad_target_similarity);
+    params.labels = map_of(labels);
+    params.norms = map_of(norms);
+    params.grad_features = map_of(grad_features);
+    if (grad_weights) {
+      T* const sums = data_of<T>(grad_weights);
+      run_sums<T>(params, loops<T>().similarity_bwd, features, weights.size(0), sums, nullptr);
+    } else {
+      run(params, loops<T>().similarity_bwd, features);
+    }
+  });
 }
 
 void soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor sums, Tensor mass) {
-  const auto run = is_double(features) ? soft_sums<double> : soft_sums<float>;
-  run(features, logits, sums, mass);
+  dispatch_accumulator(type_of(features), [&](auto zero) {
+    using T = decltype(zero);
+    auto params = make_params<T>(features, logits.size(1), 0);
+    params.logits = map_of(logits);
+    run_sums(params, loops<T>().soft_sums_fwd, features, sums.size(0), data_of<T>(sums), data_of<T>(mass));
+  });
 }
 
 void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, Optional grad_features,
                           Optional grad_logits) {
-  const auto run = is_double(features) ? soft_sums_grad<double> : soft_sums_grad<float>;
-  run(grad_sums, grad_mass, features, logits, grad_features, grad_logits);
+  dispatch_accumulator(type_of(features), [&](auto zero) {
+    using T = decltype(zero);
+    auto params = make_params<T>(features, logits.size(1), 0);
+    const Packed<T> packed(grad_sums, params, grad_logits.has_value(), grad_features.has_value());
+    params.logits = map_of(logits);
+    params.grad_features = map_of(grad_features);
+    params.grad_logits = map_of(grad_logits);
+    params.grad_mass = data_of<T>(grad_mass);
+    run(params, loops<T>().soft_sums_bwd, features);
+  });
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Class sums and their gradient by label, without a product, over the whole map in its own type and layout: one read of
-// the features, or one write of their gradient. A thread owns channels (sums) or pixels (gradient), so the bits do not
-// depend on the threads.
+// Class sums and their gradient by label, without a product, over the whole map in its dtype and layout: one read of
+// the features, or one write of their gradient. A thread takes channels (sums) or pixels (gradient), so the bits do not
+// depend on the number of threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -21,7 +21,7 @@ namespace metricseg::centers {
 namespace {
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
-constexpr int64_t kChannels = 16;  // whose sums by class go together: a cache line if channels are contiguous
+constexpr int64_t kChannels = 16;  // whose sums by class are formed together: a cache line if channels are contiguous
 constexpr int64_t kFlush = 1024;   // pixels after which their sums join the total, or more for many classes
 constexpr int64_t kSpread = 1024;  // pixels that take their rows at a time
 
@@ -33,9 +33,8 @@ std::vector<int32_t> classes_of(const Tensor& tensor, int64_t classes, int64_t i
   parallel(tensor.size(0) * height, 64, [&](int64_t begin, int64_t end) {
     for (int64_t line = begin; line < end; ++line) {
       for (int64_t x = 0; x < width; ++x) {
-        const int64_t label = label_at(labels, line / height, line % height, x);
-        const bool known = label != ignore_index && label >= 0 && label < classes;
-        found[line * width + x] = static_cast<int32_t>(known ? label : classes);
+        const int64_t k = class_of(label_at(labels, line / height, line % height, x), classes, ignore_index);
+        found[line * width + x] = static_cast<int32_t>(k >= 0 ? k : classes);
       }
     }
   });
@@ -55,35 +54,35 @@ void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, co
   };
   for (int64_t k = 0; k < K; ++k) std::fill_n(sums + k * stride, width, T(0));
   T values[kChannels][kBlock] = {};
-  int64_t waiting = 0;
+  int64_t pending = 0;
   for (int64_t first = 0; first < pixels; first += kBlock) {
     const int64_t count = std::min(kBlock, pixels - first);
     for (int64_t j = 0; j < width; ++j) {
       baseline::read_pixels(features, image, channel + j, row, first, count, values[j]);
     }
     for (int64_t i = 0; i < count; ++i) {
-      T* const own = partial.data() + classes[first + i] * kChannels;
-      for (int64_t j = 0; j < kChannels; ++j) own[j] += values[j][i];
+      T* const sum = partial.data() + classes[first + i] * kChannels;
+      for (int64_t j = 0; j < kChannels; ++j) sum[j] += values[j][i];
     }
-    if ((waiting += count) >= std::max(kFlush, 8 * K)) flush(), waiting = 0;
+    if ((pending += count) >= std::max(kFlush, 8 * K)) flush(), pending = 0;
   }
   flush();
 }
 
 template <typename T>
-void label_sums(const Tensor& features, const Tensor& labels, int64_t ignore_index, const Tensor& sums,
-                const Tensor& mass) {
+void label_sums_fwd(const Tensor& features, const Tensor& labels, int64_t ignore_index, const Tensor& sums,
+                    const Tensor& mass) {
   const int64_t batch = sums.size(0), K = sums.size(1), channels = sums.size(2);
   const int64_t pixels = features.size(2) * features.size(3);
   const std::vector<int32_t> classes = classes_of(labels, K, ignore_index);
-  T* const counts = static_cast<T*>(mass.mutable_data_ptr());
+  T* const counts = data_of<T>(mass);
   for (int64_t b = 0; b < batch; ++b) {
     std::vector<int64_t> found(K + 1);
     for (int64_t i = 0; i < pixels; ++i) ++found[classes[b * pixels + i]];
     for (int64_t k = 0; k < K; ++k) counts[b * K + k] = static_cast<T>(found[k]);
   }
   const Map map = map_of(features);
-  T* const out = static_cast<T*>(sums.mutable_data_ptr());
+  T* const out = data_of<T>(sums);
   const int64_t groups = (channels + kChannels - 1) / kChannels;
   parallel(batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -96,11 +95,11 @@ void label_sums(const Tensor& features, const Tensor& labels, int64_t ignore_ind
 
 // maps_i = rows_k with k the class of i: rows [B, K + 1, C], zeros in the last.
 template <typename T>
-void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index, const Tensor& maps) {
+void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_index, const Tensor& maps) {
   const int64_t batch = maps.size(0), channels = maps.size(1), pixels = maps.size(2) * maps.size(3);
   const std::vector<int32_t> classes = classes_of(labels, rows.size(1) - 1, ignore_index);
   const Map map = map_of(maps);
-  const T* const from = static_cast<const T*>(rows.const_data_ptr());
+  const T* const from = data_of<T>(rows);
   const int64_t image = rows.stride(0), row = rows.stride(1), column = rows.stride(2);
   const int64_t step = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next
   const int64_t blocks = (pixels + kSpread - 1) / kSpread;
@@ -108,17 +107,17 @@ void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index
     T values[kSpread];
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit / blocks, first = unit % blocks * kSpread, count = std::min(kSpread, pixels - first);
-      const int32_t* const own = classes.data() + b * pixels + first;
+      const int32_t* const known = classes.data() + b * pixels + first;
       const T* const table = from + b * image;
       char* const p = map.at(b, 0, 0, 0) + first * step * map.size;
       if (map.k == 1 && column == 1) {
         for (int64_t i = 0; i < count; ++i) {
-          baseline::write(map.type, table + own[i] * row, 1, channels, p + i * step * map.size);
+          baseline::write(map.type, table + known[i] * row, 1, channels, p + i * step * map.size);
         }
         continue;
       }
       for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < count; ++i) values[i] = table[own[i] * row + c * column];
+        for (int64_t i = 0; i < count; ++i) values[i] = table[known[i] * row + c * column];
         baseline::write(map.type, values, step, count, p + c * map.k * map.size);
       }
     }
@@ -126,13 +125,13 @@ void label_spread(const Tensor& rows, const Tensor& labels, int64_t ignore_index
 }
 
 void label_sums_fwd_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
-  const auto run = is_double(sums) ? label_sums<double> : label_sums<float>;
-  run(features, labels, ignore_index, sums, mass);
+  dispatch_accumulator(type_of(sums),
+                       [&](auto zero) { label_sums_fwd<decltype(zero)>(features, labels, ignore_index, sums, mass); });
 }
 
 void label_sums_bwd_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Tensor maps) {
-  const auto run = is_double(rows) ? label_spread<double> : label_spread<float>;
-  run(rows, labels, ignore_index, maps);
+  dispatch_accumulator(type_of(rows),
+                       [&](auto zero) { label_sums_bwd<decltype(zero)>(rows, labels, ignore_index, maps); });
 }
 
 }  // namespace

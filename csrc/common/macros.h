@@ -6,7 +6,7 @@
 #if defined(__CUDACC__)
 #define METRICSEG_HD __host__ __device__ __forceinline__
 #else
-// Forced inlining also makes the vector clones of a CPU loop own their formulas.
+// Forced inlining also compiles the formulas with the vector width of the CPU loop that calls them.
 #define METRICSEG_HD inline __attribute__((always_inline))
 #endif
 

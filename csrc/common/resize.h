@@ -1,4 +1,4 @@
-// Bilinear coordinates of one axis, in exact integer arithmetic. Label index d lies at cell coordinate
+// Bilinear coordinates of one axis, in exact integer arithmetic. Label index d is at cell coordinate
 //   s = max(0, mul d + add) / den
 // with mul = 2h, add = h - H, den = 2H (align_corners = false) or mul = h-1, add = 0, den = H - 1 (true), as
 // F.interpolate(mode="bilinear") computes it, without its rounding. Cell c = floor(s), fraction s - c. Because the
@@ -30,7 +30,7 @@ struct Axis {
 
   METRICSEG_HD int64_t cell(int64_t label) const { return numerator(label) / den; }
 
-  // The right-hand (or lower) neighbor; the last cell is its own.
+  // The right-hand (or lower) neighbor; that of the last cell is itself.
   METRICSEG_HD int64_t next(int64_t cell) const { return cell + 1 < cells ? cell + 1 : cell; }
 
   template <typename T>

@@ -41,4 +41,7 @@ constexpr row_pairs::Epilogue epilogues[] = {
 constexpr Workers workers{epilogues};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::contrast

@@ -1,16 +1,17 @@
-// The focal family on the CPU: turns the tensors of torch into a Job, gives its shares to the threads of torch, and
-// adds the partial sums in order. The loops are in cpu_rows.h and cpu_loss.h, compiled once per vector width.
+// The focal family on the CPU: turns the tensors of torch into CpuParams, shares the units of work among the threads of
+// torch, and adds the partial sums in order. Loops: cpu_rows.h and cpu_loss.h, compiled once per vector width.
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
-#include <optional>
 #include <vector>
 
 #include "../common/host/library.h"
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
-#include "cpu_job.h"
+#include "arguments.h"
+#include "cpu_params.h"
 
 namespace metricseg::focal {
 namespace {
@@ -59,7 +60,7 @@ struct SlotTable {
     }
   }
 
-  // Whether label d is nearer to the right-hand cell of the two that it lies between.
+  // Whether label d is nearer to the right-hand cell of the two around it.
   static bool nearest_is_next(const Axis& axis, int64_t d) {
     return 2 * (axis.numerator(d) % axis.den) >= axis.den && axis.cell(d) + 1 < axis.cells;
   }
@@ -69,31 +70,21 @@ struct SlotTable {
   }
 };
 
-bool collapses(const Map& map, int64_t w) { return !map || map.y == w * map.x; }
-
 // Without interpolation an image is one long row, if every tensor allows it.
 template <typename T>
-void collapse(Job<T>& job) {
-  if (!job.identity() || job.w == 0) return;
-  for (const Map* map : {&job.input, &job.target, &job.grad_loss, &job.loss, &job.argmax, &job.grad}) {
-    if (!collapses(*map, job.w)) return;
+void collapse(CpuParams<T>& params) {
+  const int64_t width = params.x.cells;
+  if (!params.identity() || width == 0) return;
+  for (const Map& map : {params.input, params.target, params.grad_loss, params.loss, params.argmax, params.grad}) {
+    if (map && map.y != width * map.x) return;
   }
-  job.w = job.W = job.h * job.w;
-  job.h = job.H = 1;
+  params.x.cells = params.x.labels = params.y.cells * width;
+  params.y.cells = params.y.labels = 1;
 }
 
-// For an empty input: B, H or W is 0.
-template <typename T>
-void clear_gradient(const Job<T>& job, const Optional& grad) {
-  if (!grad.has_value() || grad->numel() == 0) return;
-  std::memset(grad->mutable_data_ptr(), 0, grad->numel() * job.grad.size);
-}
-
-template <typename T>
-Partial sum(const Job<T>& job) {
+Partial sum(const std::vector<Partial>& partials) {
   Partial all{};
-  for (int64_t i = 0; i < job.units; ++i) {
-    const Partial& p = job.partials[i];
+  for (const Partial& p : partials) {
     all.bad_label = p.bad > 0 && (all.bad == 0 || p.bad_label > all.bad_label) ? p.bad_label : all.bad_label;
     all.loss += p.loss;
     all.valid += p.valid;
@@ -105,114 +96,69 @@ Partial sum(const Job<T>& job) {
 }
 
 template <typename T>
-Partial execute(Job<T>& job, bool softmax) {
+Partial execute(CpuParams<T>& params, bool softmax, bool align_corners) {
   const int64_t lanes = workers().lanes(T());
-  collapse(job);
-  const Axis columns = Axis::make(job.w, job.W, job.align_corners);
-  job.rows = Axis::make(job.h, job.H, job.align_corners);
-  const bool direct = job.identity();
-  const SlotTable<T> table = direct ? SlotTable<T>(Axis{}, lanes) : SlotTable<T>(columns, lanes);
-  job.slots = table.view(!columns.identity());
-  const int64_t tile = job.vectors() * lanes;
-  job.units = job.images * job.h * (direct ? (job.w + tile - 1) / tile : 1);
-  std::vector<Partial> partials(job.units);
-  job.partials = partials.data();
-  // a thread pays off from some 30,000 exponentials on
-  const int64_t pixels = job.images * job.H * job.W, per_unit = pixels * job.classes / (job.units > 0 ? job.units : 1);
+  collapse(params);
+  params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
+  params.y = Axis::make(params.y.cells, params.y.labels, align_corners);
+  const bool direct = params.identity();
+  const SlotTable<T> table(direct ? Axis{} : params.x, lanes);
+  params.slots = table.view(!params.x.identity());
+  const int64_t tile = params.vectors() * lanes;
+  params.units = params.batch * params.y.cells * (direct ? (params.x.cells + tile - 1) / tile : 1);
+  std::vector<Partial> partials(params.units);
+  params.partials = partials.data();
+  // a further thread is faster from some 30,000 exponentials on
+  const int64_t per_unit = params.pixels() * params.classes / std::max<int64_t>(params.units, 1);
   const Worker<T> worker = workers().worker(softmax, T());
-  parallel(job.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = aligned_values<T>(job.scratch_values());
-    worker(job, begin, end, scratch.get());
+  parallel(params.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {
+    const auto scratch = aligned_values<T>(params.scratch_values());
+    worker(params, begin, end, scratch.get());
   });
-  return sum(job);
+  return sum(partials);
 }
 
 template <typename T>
-Job<T> make_job(const Tensor& input, const Tensor& target, const Optional& grad_loss, const Optional& loss,
-                const Optional& grad, double gamma, int64_t ignore_index, bool align_corners) {
-  Job<T> job{};
-  const int64_t rank = target.dim();
-  STD_TORCH_CHECK(input.dim() == 4 && (rank == 3 || rank == 4), "metricseg: input [B, K, h, w], target [B, (K,) H, W]");
-  STD_TORCH_CHECK(target.size(0) == input.size(0), "metricseg: input and target differ in batch size");
-  job.images = input.size(0);
-  job.classes = input.size(1);
-  job.h = input.size(2);
-  job.w = input.size(3);
-  job.H = target.size(rank - 2);
-  job.W = target.size(rank - 1);
-  job.dense = rank == 4;
-  job.align_corners = align_corners;
-  job.input = map_of(input);
-  job.target = map_of(target);
-  job.grad_loss = map_of(grad_loss);
-  job.loss = map_of(loss);
-  job.grad = map_of(grad);
-  job.grad_scale = T(1);
-  if (grad_loss.has_value() && grad_loss->dim() == 0) {
-    job.grad_scale = *static_cast<const T*>(grad_loss->const_data_ptr());
+CpuParams<T> make_cpu_params(const Arguments<Tensor>& a) {
+  CpuParams<T> params{make_params<T>(a)};
+  params.grad_scale = T(1);
+  if (a.grad_loss && a.grad_loss->dim() == 0) {
+    params.grad_scale = *params.grad_loss.template as<const T>();
+    params.grad_loss = {};
   }
-  job.gamma = static_cast<T>(gamma);
-  job.ignore_index = ignore_index;
-  return job;
-}
-
-template <typename T>
-void finish(Job<T>& job, bool softmax, const Optional& loss, const Optional& totals, const Optional& grad) {
-  const bool empty = job.images == 0 || job.H == 0 || job.W == 0;
-  if (empty) clear_gradient(job, grad);
-  const Partial all = empty ? Partial{} : execute(job, softmax);
-  if (loss.has_value() && loss->dim() == 0) *static_cast<T*>(loss->mutable_data_ptr()) = static_cast<T>(all.loss);
-  if (totals.has_value()) {
-    const double values[] = {all.valid, all.weight, all.correct, all.bad, all.bad_label};
-    std::memcpy(totals->mutable_data_ptr(), values, sizeof values);
-  }
-}
-
-template <typename T>
-void focal(const Tensor& input, const Tensor& target, const Optional& weight, const Optional& keep_above,
-           const Optional& grad_loss, double gamma, double label_smoothing, int64_t ignore_index, bool align_corners,
-           const Optional& loss, const Optional& totals, const Optional& argmax, const Optional& grad) {
-  Job<T> job = make_job<T>(input, target, grad_loss, loss, grad, gamma, ignore_index, align_corners);
-  job.argmax = map_of(argmax);
-  job.weight = weight.has_value() ? static_cast<const T*>(weight->const_data_ptr()) : nullptr;
-  job.keep_above = keep_above.has_value() ? static_cast<const T*>(keep_above->const_data_ptr()) : nullptr;
-  T weight_total = static_cast<T>(job.classes);
-  if (job.weight != nullptr) {
+  T weight_total = static_cast<T>(params.classes);
+  if (params.weight != nullptr) {
     weight_total = T(0);
-    for (int64_t k = 0; k < job.classes; ++k) weight_total += job.weight[k];
+    for (int64_t k = 0; k < params.classes; ++k) weight_total += params.weight[k];
   }
-  const T smoothing = static_cast<T>(label_smoothing);
-  job.softmax = {job.gamma, smoothing, smoothing / static_cast<T>(job.classes), weight_total};
-  finish(job, true, loss, totals, grad);
+  const T smoothing = params.label_smoothing;
+  params.softmax = {params.gamma, smoothing, smoothing / static_cast<T>(params.classes), weight_total};
+  return params;
 }
 
-template <typename T>
-void sigmoid_focal(const Tensor& input, const Tensor& target, const Optional& grad_loss, double gamma, double alpha,
-                   int64_t ignore_index, bool align_corners, const Optional& loss, const Optional& totals,
-                   const Optional& grad) {
-  Job<T> job = make_job<T>(input, target, grad_loss, loss, grad, gamma, ignore_index, align_corners);
-  job.alpha = static_cast<T>(alpha);
-  finish(job, false, loss, totals, grad);
-}
-
-void focal_kernel(Tensor input, Tensor target, Optional weight, Optional keep_above, Optional grad_loss, double gamma,
-                  double label_smoothing, int64_t ignore_index, bool align_corners, Optional loss, Optional totals,
-                  Optional argmax, Optional grad) {
-  const auto run = is_double(input) ? focal<double> : focal<float>;
-  run(input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners, loss, totals,
-      argmax, grad);
-}
-
-void sigmoid_focal_kernel(Tensor input, Tensor target, Optional grad_loss, double gamma, double alpha,
-                          int64_t ignore_index, bool align_corners, Optional loss, Optional totals, Optional grad) {
-  const auto run = is_double(input) ? sigmoid_focal<double> : sigmoid_focal<float>;
-  run(input, target, grad_loss, gamma, alpha, ignore_index, align_corners, loss, totals, grad);
+template <bool softmax>
+void run(const Arguments<Tensor>& a) {
+  const int64_t rank = a.target.dim();
+  STD_TORCH_CHECK(a.input.dim() == 4 && (rank == 3 || rank == 4),
+                  "metricseg: input [B, K, h, w], target [B, (K,) H, W]");
+  STD_TORCH_CHECK(a.target.size(0) == a.input.size(0), "metricseg: input and target differ in batch size");
+  a.dispatch([&](auto zero) {
+    using T = decltype(zero);
+    CpuParams<T> params = make_cpu_params<T>(a);
+    const bool empty = params.pixels() == 0;
+    if (empty && params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
+    const Partial all = empty ? Partial{} : execute(params, softmax, a.align_corners);
+    if (params.loss_sum) *params.loss_sum = static_cast<T>(all.loss);
+    const double totals[kTotals] = {all.valid, all.weight, all.correct, all.bad, all.bad_label};
+    if (params.totals) std::copy_n(totals, kTotals, params.totals);
+  });
 }
 
 }  // namespace
 }  // namespace metricseg::focal
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
-  m.impl("focal_kernel", TORCH_BOX(&metricseg::focal::focal_kernel));
-  m.impl("sigmoid_focal_kernel", TORCH_BOX(&metricseg::focal::sigmoid_focal_kernel));
+  using namespace metricseg::focal;
+  m.impl("focal_kernel", TORCH_BOX((&focal_kernel<metricseg::Tensor, run<true>>)));
+  m.impl("sigmoid_focal_kernel", TORCH_BOX((&sigmoid_focal_kernel<metricseg::Tensor, run<false>>)));
 }

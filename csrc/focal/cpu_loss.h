@@ -1,22 +1,19 @@
 // Losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one class,
-// and the K vectors of the same pixels lie P vectors apart. No loop over classes branches or gathers: the entry of the
-// target is taken out before the exponentials are summed (so the sum is that of the others), and put back such that its
-// gradient comes out of the same product as all others. Derivation: docs/kernels/focal.md.
+// and the K vectors of the same pixels are P vectors apart. No loop over classes branches or gathers. The entry of the
+// target is removed before the exponentials are summed, so the sum is that of the others. It is put back such that its
+// gradient is the same product as all others. Derivation: docs/kernels/focal.md.
 #pragma once
 
 #include "../common/simd/convert.h"
 #include "../common/simd/lanes.h"
-#include "cpu_job.h"
+#include "cpu_params.h"
 
 namespace metricseg::focal {
 namespace METRICSEG_SIMD {
 
 using namespace metricseg::METRICSEG_SIMD;
 
-constexpr int kAbsent = -1;  // no label, or ignored
-constexpr int kBad = -2;     // out of range
-
-// P vectors of pixels; which pixels they are.
+// P vectors of pixels.
 struct Block {
   int vectors;
   bool record;  // false if the rows of a neighbor are recomputed for their share of the gradient alone
@@ -27,7 +24,7 @@ struct Block {
 
 // Running sums of a unit of work, lane by lane.
 template <typename T>
-struct Tally {
+struct Accumulator {
   static constexpr int N = Lanes<T>::count;
   double loss[N] = {}, valid[N] = {}, weight[N] = {}, correct[N] = {};
   double bad = 0, bad_label = 0;
@@ -59,16 +56,16 @@ struct Tally {
 // Per pixel, [P, N] each.
 template <typename T>
 struct Pixels {
-  T* max;     // of the logits
-  T* label;   // class, kAbsent or kBad
-  T* scale;   // incoming gradient
-  T* weight;  // of the label's class
-  T* target;  // the label's logit; later its replacement
-  T* rest;    // sum of exp(z_k - max) over the other classes
-  T* gap;     // sum_k w_k (max - z_k), with label smoothing
-  T* best;    // argmax, or null
-  T* factor;  // gradient = factor * (what the block holds)
-  T* offset;  // sum of w_k's coefficient, with label smoothing
+  T* max;           // of the logits
+  T* label;         // class, kIgnored or kOutOfRange
+  T* scale;         // incoming gradient
+  T* weight;        // of the label's class
+  T* target_logit;  // later its replacement
+  T* rest;          // sum of exp(z_k - max) over the other classes
+  T* gap;           // sum_k w_k (max - z_k), with label smoothing
+  T* best;          // argmax, or null
+  T* factor;        // gradient = factor * (what the block holds)
+  T* offset;        // sum of w_k's coefficient, with label smoothing
   T* loss;
 
   Pixels(T* memory, int64_t n)
@@ -76,7 +73,7 @@ struct Pixels {
         label(memory + n),
         scale(memory + 2 * n),
         weight(memory + 3 * n),
-        target(memory + 4 * n),
+        target_logit(memory + 4 * n),
         rest(memory + 5 * n),
         gap(memory + 6 * n),
         best(memory + 7 * n),
@@ -86,36 +83,33 @@ struct Pixels {
 };
 
 template <typename T, typename L>
-inline void read_labels_as(const Job<T>& job, const Block& block, T* label, Tally<T>& tally) {
+inline void read_labels_as(const CpuParams<T>& params, const Block& block, T* label, Accumulator<T>& sums) {
   constexpr int N = Lanes<T>::count;
-  const int64_t step = job.target.x;
+  const int64_t step = params.target.x;
   for (int p = 0; p < block.vectors; ++p) {
-    const L* row = reinterpret_cast<const L*>(job.target.at(block.image, 0, block.y[p], block.x0));
+    const L* row = reinterpret_cast<const L*>(params.target.at(block.image, 0, block.y[p], block.x0));
     for (int i = 0; i < N; ++i) {
       const int32_t x = block.x[p][i];
-      T found = T(kAbsent);
+      int64_t found = kIgnored;
       if (x >= 0) {
         const int64_t value = static_cast<int64_t>(row[x * step]);
-        if (value != job.ignore_index) {
-          const bool inside = value >= 0 && value < job.classes;
-          found = inside ? static_cast<T>(value) : T(kBad);
-          if (!inside && block.record) tally.note_bad(value);
-        }
+        found = class_of(value, params.classes, params.ignore_index);
+        if (found == kOutOfRange && block.record) sums.note_bad(value);
       }
-      label[p * N + i] = found;
+      label[p * N + i] = static_cast<T>(found);
     }
   }
 }
 
 template <typename T>
-inline void read_labels(const Job<T>& job, const Block& block, T* label, Tally<T>& tally) {
-  switch (job.target.type) {
+inline void read_labels(const CpuParams<T>& params, const Block& block, T* label, Accumulator<T>& sums) {
+  switch (params.target.type) {
     case Type::u8:
-      return read_labels_as<T, uint8_t>(job, block, label, tally);
+      return read_labels_as<T, uint8_t>(params, block, label, sums);
     case Type::i32:
-      return read_labels_as<T, int32_t>(job, block, label, tally);
+      return read_labels_as<T, int32_t>(params, block, label, sums);
     default:
-      return read_labels_as<T, int64_t>(job, block, label, tally);
+      return read_labels_as<T, int64_t>(params, block, label, sums);
   }
 }
 
@@ -149,22 +143,23 @@ struct Softmax {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  static void run(const Job<T>& job, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px, Tally<T>& tally) {
+  static void run(const CpuParams<T>& params, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px,
+                  Accumulator<T>& sums) {
     const int P = block.vectors;
-    read_labels(job, block, px.label, tally);
-    if (job.grad_loss) gather(job.grad_loss, block, 0, T(0), px.scale);
-    if (job.argmax) find_best(job, P, z, px.best);
-    if (job.softmax.smoothing != T(0)) weighted_gaps(job, P, z, px);
-    take_targets(job, P, z, px);
+    read_labels(params, block, px.label, sums);
+    if (params.grad_loss) gather(params.grad_loss, block, 0, T(0), px.scale);
+    if (params.argmax) find_best(params, P, z, px.best);
+    if (params.softmax.label_smoothing != T(0)) weighted_gaps(params, P, z, px);
+    take_targets(params, P, z, px);
     int p = 0;
-    for (; p + 4 <= P; p += 4) exponentials<4>(job.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
-    for (; p < P; ++p) exponentials<1>(job.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
-    for (p = 0; p < P; ++p) formulas(job, block.record, p * N, px, tally);
+    for (; p + 4 <= P; p += 4) exponentials<4>(params.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
+    for (; p < P; ++p) exponentials<1>(params.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
+    for (p = 0; p < P; ++p) formulas(params, block.record, p * N, px, sums);
     if (block.record) {
-      if (job.loss) scatter<T, T>(job.loss, block, 0, px.loss);
-      if (job.argmax) scatter<T, int32_t>(job.argmax, block, 0, px.best);
+      if (params.loss) scatter<T, T>(params.loss, block, 0, px.loss);
+      if (params.argmax) scatter<T, int32_t>(params.argmax, block, 0, px.best);
     }
-    if (job.grad) finish_gradient(job, P, z, px);
+    if (params.grad) finish_gradient(params, P, z, px);
   }
 
   // rest = sum_k exp(z_k - max), each exponential kept in place of its logit
@@ -186,10 +181,10 @@ struct Softmax {
   }
 
   // The first of the largest logits; NaN is larger than all.
-  static void find_best(const Job<T>& job, int P, const T* z, T* best) {
+  static void find_best(const CpuParams<T>& params, int P, const T* z, T* best) {
     for (int p = 0; p < P; ++p) {
       V top = V::load(z + p * N), at(T(0));
-      for (int64_t k = 1; k < job.classes; ++k) {
+      for (int64_t k = 1; k < params.classes; ++k) {
         const V value = V::load(z + (k * P + p) * N);
         const Mask<T> better = (value > top) | ((value != value) & (top == top));
         top = select(better, value, top);
@@ -199,77 +194,78 @@ struct Softmax {
     }
   }
 
-  static void weighted_gaps(const Job<T>& job, int P, const T* z, const Pixels<T>& px) {
+  static void weighted_gaps(const CpuParams<T>& params, int P, const T* z, const Pixels<T>& px) {
     for (int p = 0; p < P; ++p) {
       const V m = V::load(px.max + p * N);
       V sum(T(0));
-      for (int64_t k = 0; k < job.classes; ++k) {
-        sum = sum + V(job.weight ? job.weight[k] : T(1)) * (m - V::load(z + (k * P + p) * N));
+      for (int64_t k = 0; k < params.classes; ++k) {
+        sum = sum + V(params.weight ? params.weight[k] : T(1)) * (m - V::load(z + (k * P + p) * N));
       }
       sum.store(px.gap + p * N);
     }
   }
 
-  static void take_targets(const Job<T>& job, int P, T* z, const Pixels<T>& px) {
+  static void take_targets(const CpuParams<T>& params, int P, T* z, const Pixels<T>& px) {
     const int64_t n = int64_t{P} * N;
     for (int64_t i = 0; i < n; ++i) {
-      const bool labelled = px.label[i] >= T(0);
-      if (labelled) {
+      const bool labeled = px.label[i] >= T(0);
+      if (labeled) {
         const int64_t t = static_cast<int64_t>(px.label[i]);
-        px.target[i] = z[t * n + i];
-        px.weight[i] = job.weight ? job.weight[t] : T(1);
+        px.target_logit[i] = z[t * n + i];
+        px.weight[i] = params.weight ? params.weight[t] : T(1);
         z[t * n + i] = -std::numeric_limits<T>::infinity();
       } else {
-        px.target[i] = px.max[i];
+        px.target_logit[i] = px.max[i];
         px.weight[i] = T(0);
       }
     }
   }
 
-  METRICSEG_HD static void formulas(const Job<T>& job, bool record, int64_t i, const Pixels<T>& px, Tally<T>& tally) {
+  METRICSEG_HD static void formulas(const CpuParams<T>& params, bool record, int64_t i, const Pixels<T>& px,
+                                    Accumulator<T>& sums) {
     const V zero(T(0)), one(T(1));
     const V label = V::load(px.label + i), weight = V::load(px.weight + i), rest = V::load(px.rest + i);
-    const V gap = V::load(px.max + i) - V::load(px.target + i);
-    const V own = exp_below_zero(-gap);  // exp(z_t - max)
-    const V sum = rest + own;
-    const V weighted_gap = job.softmax.smoothing != T(0) ? V::load(px.gap + i) : zero;
-    const SoftmaxPixel<V> pixel = softmax_pixel(sum, rest, gap, weighted_gap, weight, job.softmax);
+    const V gap = V::load(px.max + i) - V::load(px.target_logit + i);
+    const V target_exp = exp_below_zero(-gap);  // exp(z_t - max)
+    const V sum = rest + target_exp;
+    const V weighted_gap = params.softmax.label_smoothing != T(0) ? V::load(px.gap + i) : zero;
+    const SoftmaxPixel<V> pixel = softmax_pixel(sum, rest, gap, weighted_gap, weight, params.softmax);
     Mask<T> valid = label >= zero;
-    if (job.keep_above) valid = valid & ((pixel.nll > V(*job.keep_above)) | (pixel.nll != pixel.nll));
+    if (params.keep_above) valid = valid & ((pixel.nll > V(*params.keep_above)) | (pixel.nll != pixel.nll));
     if (record) {
       const V loss = select(valid, pixel.loss, zero);
-      const V shown = select(label == V(T(kBad)), V(std::numeric_limits<T>::quiet_NaN()), loss);
+      const V shown = select(label == V(T(kOutOfRange)), V(std::numeric_limits<T>::quiet_NaN()), loss);
       shown.store(px.loss + i);
-      Tally<T>::add(shown, tally.loss);
-      Tally<T>::add(select(valid, one, zero), tally.valid);
-      Tally<T>::add(select(valid, weight, zero), tally.weight);
-      if (job.argmax) {
-        Tally<T>::add(select(valid & (V::load(px.best + i) == label), one, zero), tally.correct);
+      Accumulator<T>::add(shown, sums.loss);
+      Accumulator<T>::add(select(valid, one, zero), sums.valid);
+      Accumulator<T>::add(select(valid, weight, zero), sums.weight);
+      if (params.argmax) {
+        Accumulator<T>::add(select(valid & (V::load(px.best + i) == label), one, zero), sums.correct);
       }
     }
-    if (!job.grad) return;
-    const V scale = select(valid, job.grad_loss ? V::load(px.scale + i) : V(job.grad_scale), zero);
-    if (job.softmax.smoothing == T(0)) {
+    if (!params.grad) return;
+    const V scale = select(valid, params.grad_loss ? V::load(px.scale + i) : V(params.grad_scale), zero);
+    if (params.softmax.label_smoothing == T(0)) {
       // a q_k scale = factor e_k, and for the target  -a u scale = factor (-rest)
       (select(valid, pixel.a, zero) * (scale / sum)).store(px.factor + i);
-      (-rest).store(px.target + i);
+      (-rest).store(px.target_logit + i);
       return;
     }
     // (a q_k + b (W q_k - w_k)) scale = factor e_k - offset w_k, and for the target
-    // (-a rest / s + b (W own / s - w_t)) scale
+    // (-a rest / s + b (W exp(z_t - max) / s - w_t)) scale
     const V a = select(valid, pixel.a, zero) * scale, b = select(valid, pixel.b, zero) * scale;
-    const V bw = b * V(job.softmax.weight_total);
+    const V bw = b * V(params.softmax.weight_total);
     ((a + bw) / sum).store(px.factor + i);
     b.store(px.offset + i);
-    ((bw * own - a * rest) / sum - b * weight).store(px.target + i);
+    ((bw * target_exp - a * rest) / sum - b * weight).store(px.target_logit + i);
   }
 
   // Leaves the gradient as factor * z.
-  static void finish_gradient(const Job<T>& job, int P, T* z, const Pixels<T>& px) {
+  static void finish_gradient(const CpuParams<T>& params, int P, T* z, const Pixels<T>& px) {
     const int64_t n = int64_t{P} * N;
-    if (job.softmax.smoothing != T(0)) {
-      for (int64_t k = 0; k < job.classes; ++k) {
-        const V weight(job.weight ? job.weight[k] : T(1));
+    if (params.softmax.label_smoothing != T(0)) {
+      for (int64_t k = 0; k < params.classes; ++k) {
+        const V weight(params.weight ? params.weight[k] : T(1));
         for (int64_t i = 0; i < n; i += N) {
           T* e = z + k * n + i;
           (V::load(px.factor + i) * V::load(e) - V::load(px.offset + i) * weight).store(e);
@@ -278,7 +274,7 @@ struct Softmax {
       for (int64_t i = 0; i < n; ++i) px.factor[i] = T(1);
     }
     for (int64_t i = 0; i < n; ++i) {
-      if (px.label[i] >= T(0)) z[static_cast<int64_t>(px.label[i]) * n + i] = px.target[i];
+      if (px.label[i] >= T(0)) z[static_cast<int64_t>(px.label[i]) * n + i] = px.target_logit[i];
     }
   }
 };
@@ -288,54 +284,55 @@ struct Sigmoid {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  static void run(const Job<T>& job, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px, Tally<T>& tally) {
+  static void run(const CpuParams<T>& params, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px,
+                  Accumulator<T>& sums) {
     const int64_t n = int64_t{block.vectors} * N;
-    find_pixels(job, block, px, tally);
-    const bool map = static_cast<bool>(job.grad_loss);
-    for (int64_t k = 0; k < job.classes; ++k) {
-      if (job.dense) gather(job.target, block, k, T(0), px.target);
-      if (map) gather(job.grad_loss, block, k, T(0), px.scale);
+    find_pixels(params, block, px, sums);
+    const bool map = static_cast<bool>(params.grad_loss);
+    for (int64_t k = 0; k < params.classes; ++k) {
+      if (params.dense()) gather(params.target, block, k, T(0), px.target_logit);
+      if (map) gather(params.grad_loss, block, k, T(0), px.scale);
       for (int64_t i = 0; i < n; i += N) {
-        elements(job, block.record, V(static_cast<T>(k)), i, z + k * n + i, px, tally);
+        elements(params, block.record, V(static_cast<T>(k)), i, z + k * n + i, px, sums);
         if (map) (V::load(z + k * n + i) * V::load(px.scale + i)).store(z + k * n + i);
       }
-      if (job.loss && block.record) scatter<T, T>(job.loss, block, k, px.loss);
+      if (params.loss && block.record) scatter<T, T>(params.loss, block, k, px.loss);
     }
   }
 
   // Labels and validity; a pixel of a dense target is ignored if its first channel is ignore_index.
-  static void find_pixels(const Job<T>& job, const Block& block, const Pixels<T>& px, Tally<T>& tally) {
+  static void find_pixels(const CpuParams<T>& params, const Block& block, const Pixels<T>& px, Accumulator<T>& sums) {
     const V zero(T(0)), one(T(1));
-    if (job.dense) {
-      const T ignored = static_cast<T>(job.ignore_index);
-      gather(job.target, block, 0, T(0), px.target);
+    if (params.dense()) {
+      const T ignored = static_cast<T>(params.ignore_index);
+      gather(params.target, block, 0, T(0), px.target_logit);
       for (int64_t i = 0; i < int64_t{block.vectors} * N; ++i) {
-        px.label[i] = block.x[i / N][i % N] < 0 || px.target[i] == ignored ? T(kAbsent) : T(0);
+        px.label[i] = block.x[i / N][i % N] < 0 || px.target_logit[i] == ignored ? T(kIgnored) : T(0);
       }
     } else {
-      read_labels(job, block, px.label, tally);
+      read_labels(params, block, px.label, sums);
     }
     for (int64_t i = 0; i < int64_t{block.vectors} * N; i += N) {
       const V valid = select(V::load(px.label + i) >= zero, one, zero);
-      (valid * V(job.grad_loss ? T(1) : job.grad_scale)).store(px.factor + i);
-      if (block.record) Tally<T>::add(valid, tally.valid);
+      (valid * V(params.grad_loss ? T(1) : params.grad_scale)).store(px.factor + i);
+      if (block.record) Accumulator<T>::add(valid, sums.valid);
     }
   }
 
-  METRICSEG_HD static void elements(const Job<T>& job, bool record, V k, int64_t i, T* z, const Pixels<T>& px,
-                                    Tally<T>& tally) {
+  METRICSEG_HD static void elements(const CpuParams<T>& params, bool record, V k, int64_t i, T* z, const Pixels<T>& px,
+                                    Accumulator<T>& sums) {
     const V zero(T(0)), one(T(1));
     const V label = V::load(px.label + i);
-    const V t = job.dense ? V::load(px.target + i) : select(label == k, one, zero);
-    const SigmoidElement<V> element = sigmoid_element(V::load(z), t, job.gamma, job.alpha);
+    const V t = params.dense() ? V::load(px.target_logit + i) : select(label == k, one, zero);
+    const SigmoidElement<V> element = sigmoid_element(V::load(z), t, params.gamma, params.alpha);
     const Mask<T> valid = label >= zero;
     select(valid, element.grad, zero).store(z);
     if (!record) return;
     const V loss = select(valid, element.loss, zero);
-    const Mask<T> bad = job.dense ? valid & ((t < zero) | (t > one) | (t != t)) : label == V(T(kBad));
+    const Mask<T> bad = params.dense() ? valid & ((t < zero) | (t > one) | (t != t)) : label == V(T(kOutOfRange));
     const V shown = select(bad, V(std::numeric_limits<T>::quiet_NaN()), loss);
     shown.store(px.loss + i);
-    Tally<T>::add(shown, tally.loss);
+    Accumulator<T>::add(shown, sums.loss);
   }
 };
 

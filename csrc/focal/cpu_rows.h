@@ -17,7 +17,7 @@ class Interpolated {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const Job<T>& job;
+  const CpuParams<T>& params;
   const int64_t K, stride;
   T *top, *bottom;            // rows y and y + 1 of the logits, [K, stride], cell c at c + kMaxLanes
   T *grad_top, *grad_bottom;  // their gradient
@@ -25,24 +25,24 @@ class Interpolated {
   const Pixels<T> px;
 
  public:
-  Interpolated(const Job<T>& job, T* scratch)
-      : job(job),
-        K(job.classes),
-        stride(job.row_stride()),
+  Interpolated(const CpuParams<T>& params, T* scratch)
+      : params(params),
+        K(params.classes),
+        stride(params.row_stride()),
         top(scratch),
         bottom(top + K * stride),
         grad_top(bottom + K * stride),
         grad_bottom(grad_top + K * stride),
         z(grad_bottom + K * stride),
-        px(z + K * job.vectors() * kMaxLanes, int64_t{job.vectors()} * kMaxLanes) {}
+        px(z + K * params.vectors() * kMaxLanes, int64_t{params.vectors()} * kMaxLanes) {}
 
   // Rows [begin, end) of the batch's B h rows.
   void run(int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / job.h, y = unit % job.h;
+      const int64_t image = unit / params.y.cells, y = unit % params.y.cells;
       if (unit == begin || y == 0) start(image, y);
-      job.partials[unit] = interval(image, y, true);
-      if (job.grad) flush(image, y);
+      params.partials[unit] = interval(image, y, true);
+      if (params.grad) flush(image, y);
       advance();
     }
   }
@@ -52,7 +52,7 @@ class Interpolated {
   void start(int64_t image, int64_t y) {
     clear(grad_top);
     clear(grad_bottom);
-    if (job.grad && y > 0 && !job.rows.identity()) {
+    if (params.grad && y > 0 && !params.y.identity()) {
       load(image, y - 1, top);
       interval(image, y - 1, false);
       clear(grad_top);
@@ -78,54 +78,55 @@ class Interpolated {
       T* cells = row + k * stride;
       std::memset(cells, 0, sizeof(T) * stride);  // beyond the last cell too, which is blended with its neighbor
       cells += kMaxLanes;
-      read(job.input.type, job.input.at(image, k, y, 0), job.input.x, job.w, cells);
+      read(params.input.type, params.input.at(image, k, y, 0), params.input.x, params.x.cells, cells);
     }
   }
 
   // Writes the gradient of row y, and clears it for its next use.
   void flush(int64_t image, int64_t y) {
     for (int64_t k = 0; k < K; ++k) {
-      write(job.grad.type, grad_top + k * stride + kMaxLanes, job.grad.x, job.w, job.grad.at(image, k, y, 0));
+      write(params.grad.type, grad_top + k * stride + kMaxLanes, params.grad.x, params.x.cells,
+            params.grad.at(image, k, y, 0));
     }
     clear(grad_top);
   }
 
   // The label rows between logit rows y and y + 1.
   Partial interval(int64_t image, int64_t y, bool record) {
-    Tally<T> tally;
-    const bool blend_rows = !job.rows.identity() && y + 1 < job.h;
-    if (y + 1 < job.h) load(image, y + 1, bottom);
-    const int64_t last = job.rows.first(y + 1);
-    for (int64_t row = job.rows.first(y); row < last;) {
+    Accumulator<T> sums;
+    const bool blend_rows = !params.y.identity() && y + 1 < params.y.cells;
+    if (y + 1 < params.y.cells) load(image, y + 1, bottom);
+    const int64_t last = params.y.first(y + 1);
+    for (int64_t row = params.y.first(y); row < last;) {
       // 5 rows are 3 + 2, not 4 + 1
       const int64_t left = last - row, chunks = (left + kMaxRows - 1) / kMaxRows;
       const int rows = static_cast<int>((left + chunks - 1) / chunks);
       switch (rows) {
         case 1:
-          label_rows<1>(image, row, blend_rows, record, tally);
+          label_rows<1>(image, row, blend_rows, record, sums);
           break;
         case 2:
-          label_rows<2>(image, row, blend_rows, record, tally);
+          label_rows<2>(image, row, blend_rows, record, sums);
           break;
         case 3:
-          label_rows<3>(image, row, blend_rows, record, tally);
+          label_rows<3>(image, row, blend_rows, record, sums);
           break;
         default:
-          label_rows<4>(image, row, blend_rows, record, tally);
+          label_rows<4>(image, row, blend_rows, record, sums);
       }
       row += rows;
     }
-    return tally.total();
+    return sums.total();
   }
 
   template <int R>
-  void label_rows(int64_t image, int64_t row, bool blend_rows, bool record, Tally<T>& tally) {
+  void label_rows(int64_t image, int64_t row, bool blend_rows, bool record, Accumulator<T>& sums) {
     static_assert(R <= kMaxRows);
     T lower[R];  // weight of row y + 1
-    for (int r = 0; r < R; ++r) lower[r] = blend_rows ? job.rows.template fraction<T>(row + r) : T(0);
-    const int64_t group = job.vectors() / R;
-    for (int64_t slot = 0; slot < job.slots.count; slot += group) {
-      const int64_t end = slot + group < job.slots.count ? slot + group : job.slots.count;
+    for (int r = 0; r < R; ++r) lower[r] = blend_rows ? params.y.template fraction<T>(row + r) : T(0);
+    const int64_t group = params.vectors() / R;
+    for (int64_t slot = 0; slot < params.slots.count; slot += group) {
+      const int64_t end = slot + group < params.slots.count ? slot + group : params.slots.count;
       Block block;
       block.vectors = static_cast<int>(end - slot) * R;
       block.record = record;
@@ -134,32 +135,32 @@ class Interpolated {
       for (int64_t s = slot; s < end; ++s) {
         for (int r = 0; r < R; ++r) {
           block.y[(s - slot) * R + r] = row + r;
-          block.x[(s - slot) * R + r] = job.slots.x + s * N;
+          block.x[(s - slot) * R + r] = params.slots.x + s * N;
         }
       }
       for (int64_t s = slot; s < end; ++s) {
         blend<R>(s, blend_rows, lower, block.vectors, z + (s - slot) * R * N, px.max + (s - slot) * R * N);
       }
-      Loss<T>::run(job, block, z, px, tally);
-      if (job.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
+      Loss<T>::run(params, block, z, px, sums);
+      if (params.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
     }
   }
 
   // z_k of the pixels of one slot in R label rows, and their maximum over k.
   template <int R>
   void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
-    const V one(T(1)), side = V::load(job.slots.neighbor + slot * N);
-    const V place = V::load(job.slots.right + slot * N), zero(T(0));
+    const V one(T(1)), side = V::load(params.slots.neighbor + slot * N);
+    const V place = V::load(params.slots.right + slot * N), zero(T(0));
     const Mask<T> right = place > zero, used = place >= zero;
-    const bool blend_columns = job.slots.blend;
+    const bool blend_columns = params.slots.blend;
     V fraction[R], rest[R], m[R];
     for (int r = 0; r < R; ++r) {
       fraction[r] = V(lower[r]);
       rest[r] = one - fraction[r];
       m[r] = V(-std::numeric_limits<T>::infinity());
     }
-    const T* a = top + kMaxLanes + job.slots.column[slot];
-    const T* b = bottom + kMaxLanes + job.slots.column[slot];
+    const T* a = top + kMaxLanes + params.slots.column[slot];
+    const T* b = bottom + kMaxLanes + params.slots.column[slot];
     for (int64_t k = 0; k < K; ++k, a += stride, b += stride, out += P * N) {
       V upper = V::load(a), under = V::load(b);
       if (blend_columns) {
@@ -184,7 +185,7 @@ class Interpolated {
   void fold(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P) {
     for (int64_t slot = begin; slot < end;) {
       int64_t next = slot + 1;
-      while (next < end && job.slots.column[next] == job.slots.column[slot]) ++next;
+      while (next < end && params.slots.column[next] == params.slots.column[slot]) ++next;
       fold_cells<R>(slot, next, blend_rows, lower, P, (slot - begin) * R * N);
       slot = next;
     }
@@ -199,7 +200,7 @@ class Interpolated {
       under[r] = V(lower[r]);
       over[r] = V(T(1) - lower[r]);
     }
-    const int64_t cell = kMaxLanes + job.slots.column[begin];
+    const int64_t cell = kMaxLanes + params.slots.column[begin];
     for (int64_t k = 0; k < K; ++k) {
       const T* g = z + k * P * N + offset;
       const T* factor = px.factor + offset;
@@ -211,8 +212,8 @@ class Interpolated {
           up = up + over[r] * value;
           down = down + under[r] * value;
         }
-        const V side = V::load(job.slots.neighbor + slot * N);
-        const Mask<T> right = V::load(job.slots.right + slot * N) > zero;
+        const V side = V::load(params.slots.neighbor + slot * N);
+        const Mask<T> right = V::load(params.slots.right + slot * N) > zero;
         upper.add(up, side, one - side, right);
         lower_cells.add(down, side, one - side, right);
       }
@@ -248,21 +249,23 @@ class Direct {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const Job<T>& job;
+  const CpuParams<T>& params;
   T* z;  // [K, P, N]
   const Pixels<T> px;
   int32_t columns[kMaxVectors * kMaxLanes];
 
  public:
-  Direct(const Job<T>& job, T* scratch)
-      : job(job), z(scratch), px(z + job.classes * job.vectors() * kMaxLanes, int64_t{job.vectors()} * kMaxLanes) {}
+  Direct(const CpuParams<T>& params, T* scratch)
+      : params(params),
+        z(scratch),
+        px(z + params.classes * params.vectors() * kMaxLanes, int64_t{params.vectors()} * kMaxLanes) {}
 
   void run(int64_t begin, int64_t end) {
-    const int64_t size = int64_t{job.vectors()} * N, tiles = (job.w + size - 1) / size;
+    const int64_t size = int64_t{params.vectors()} * N, tiles = (params.x.cells + size - 1) / size;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / tiles, x0 = unit % tiles * size;
-      const int64_t n = job.w - x0 < size ? job.w - x0 : size;
-      job.partials[unit] = tile(row / job.h, row % job.h, x0, n);
+      const int64_t n = params.x.cells - x0 < size ? params.x.cells - x0 : size;
+      params.partials[unit] = tile(row / params.y.cells, row % params.y.cells, x0, n);
     }
   }
 
@@ -279,40 +282,40 @@ class Direct {
       block.y[p] = y;
       block.x[p] = columns + p * N;
     }
-    Tally<T> tally;
-    for (int64_t k = 0; k < job.classes; ++k) {
-      read(job.input.type, job.input.at(image, k, y, x0), job.input.x, n, z + k * padded);
+    Accumulator<T> sums;
+    for (int64_t k = 0; k < params.classes; ++k) {
+      read(params.input.type, params.input.at(image, k, y, x0), params.input.x, n, z + k * padded);
       for (int64_t i = n; i < padded; ++i) z[k * padded + i] = T(0);
     }
     maxima(block.vectors);
-    Loss<T>::run(job, block, z, px, tally);
-    if (job.grad) write_gradient(image, y, x0, n, padded);
-    return tally.total();
+    Loss<T>::run(params, block, z, px, sums);
+    if (params.grad) write_gradient(image, y, x0, n, padded);
+    return sums.total();
   }
 
   void maxima(int P) const {
     for (int p = 0; p < P; ++p) {
       V m(-std::numeric_limits<T>::infinity());
-      for (int64_t k = 0; k < job.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
+      for (int64_t k = 0; k < params.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
       m.store(px.max + p * N);
     }
   }
 
   void write_gradient(int64_t image, int64_t y, int64_t x0, int64_t n, int64_t padded) {
-    for (int64_t k = 0; k < job.classes; ++k) {
+    for (int64_t k = 0; k < params.classes; ++k) {
       T* g = z + k * padded;
       for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(px.factor + i)).store(g + i);
-      write(job.grad.type, g, job.grad.x, n, job.grad.at(image, k, y, x0));
+      write(params.grad.type, g, params.grad.x, n, params.grad.at(image, k, y, x0));
     }
   }
 };
 
 template <typename T, template <typename> class Loss>
-inline void work(const Job<T>& job, int64_t begin, int64_t end, T* scratch) {
-  if (job.identity()) {
-    Direct<T, Loss>(job, scratch).run(begin, end);
+inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch) {
+  if (params.identity()) {
+    Direct<T, Loss>(params, scratch).run(begin, end);
   } else {
-    Interpolated<T, Loss>(job, scratch).run(begin, end);
+    Interpolated<T, Loss>(params, scratch).run(begin, end);
   }
 }
 
@@ -320,4 +323,7 @@ constexpr Workers workers{METRICSEG_SIMD_BYTES, work<float, Softmax>, work<float
                           work<double, Sigmoid>};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::focal

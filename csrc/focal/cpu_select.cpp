@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../common/host/library.h"
@@ -73,13 +74,11 @@ T kth_largest(const T* values, int64_t n, int64_t k) {
 
 void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
   STD_TORCH_CHECK(values.is_contiguous() && k >= 0, "metricseg: kth_largest takes contiguous values and k >= 0");
-  const void* data = values.const_data_ptr();
-  void* out = result.mutable_data_ptr();
-  if (is_double(values)) {
-    *static_cast<double*>(out) = kth_largest<double, uint64_t>(static_cast<const double*>(data), values.numel(), k);
-  } else {
-    *static_cast<float*>(out) = kth_largest<float, uint32_t>(static_cast<const float*>(data), values.numel(), k);
-  }
+  dispatch_accumulator(type_of(values), [&](auto zero) {
+    using T = decltype(zero);
+    using U = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+    *data_of<T>(result) = kth_largest<T, U>(data_of<T>(values), values.numel(), k);
+  });
 }
 
 }  // namespace

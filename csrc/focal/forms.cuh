@@ -1,5 +1,5 @@
 // The softmax form and the sigmoid form on a label row: the softmax couples the classes of a pixel, the sigmoid does
-// not. Neither owns memory; losses and counts accumulate in registers, in double if they are summed.
+// not. Losses and counts accumulate in registers, in double if they are summed.
 #pragma once
 
 #include "math.h"
@@ -7,15 +7,14 @@
 
 namespace metricseg::focal {
 
-constexpr int kNoLabel = -1;   // ignored, or no pixel at all
-constexpr int kBadLabel = -2;  // out of range
-
-struct Sums {
+// Running sums of a thread.
+struct Accumulator {
   double loss = 0, weight = 0;
   int valid = 0, correct = 0;
 };
 
-// Of a block, in shared memory: rare, and integer, so that atomics give the same bits in any order.
+// Labels out of range of a block, in shared memory. They are rare, and integers, so atomics give the same bits in any
+// order.
 struct BadLabels {
   int count;
   long long worst;  // the largest
@@ -27,30 +26,14 @@ struct BadLabels {
 };
 
 template <typename T>
-__device__ __forceinline__ int classify(const Problem<T>& p, int64_t label) {
-  if (label == p.ignore_index) return kNoLabel;
-  return static_cast<uint64_t>(label) < static_cast<uint64_t>(p.classes) ? static_cast<int>(label) : kBadLabel;
-}
-
-template <typename T>
-__device__ __forceinline__ int64_t label_at(const Problem<T>& p, int64_t image, int64_t y, int64_t x) {
-  return load_label(p.target, static_cast<Scalar>(p.target_type), p.target_stride.at(image, 0, y, x));
-}
-
-template <typename T>
-__device__ __forceinline__ int fetch_label(const Problem<T>& p, int64_t image, int64_t y, int64_t x) {
-  return classify(p, label_at(p, image, y, x));
-}
-
-template <typename T>
-__device__ __forceinline__ int fetch_label(const Problem<T>& p, const Lane<T>& lane, unsigned y) {
-  return classify(p, load_label(p.target, static_cast<Scalar>(p.target_type), lane.target + y * p.target_stride.y));
+__device__ __forceinline__ int fetch_class(const CudaParams<T>& p, int64_t offset) {
+  return static_cast<int>(class_of(load_label(p.target, offset), p.classes, p.ignore_index));
 }
 
 // W = sum_k w_k, the same in every thread of the block; only label smoothing needs it.
 template <typename T>
-__device__ __forceinline__ T total_weight(const Problem<T>& p) {
-  if (p.smoothing == T(0) || p.weight == nullptr) return static_cast<T>(p.classes);
+__device__ __forceinline__ T total_weight(const CudaParams<T>& p) {
+  if (p.label_smoothing == T(0) || p.weight == nullptr) return static_cast<T>(p.classes);
   T sum = 0;
   for (int k = threadIdx.x % kWarp; k < p.classes; k += kWarp) sum += p.weight[k];
   return group_sum(sum, kWarp);
@@ -58,76 +41,82 @@ __device__ __forceinline__ T total_weight(const Problem<T>& p) {
 
 // Loss and gradient coefficients of one pixel.
 template <typename T>
-struct Verdict {
+struct PixelLoss {
   bool takes_part;
   T loss;
-  PixelGradient<T> gradient;
+  PixelCoefs<T> coefs;
 };
 
-// max, rest, gap = max - z_t and weighted = sum_k w_k (max - z_k) describe the pixel's softmax.
+// The softmax of one pixel: max z, sum of exp(z_k - max) over k != t, max - z_t, sum_k w_k (max - z_k).
 template <typename T>
-__device__ __forceinline__ Verdict<T> judge(const Problem<T>& p, const SoftmaxParams<T>& c, int label, T max, T rest,
-                                            T gap, T weighted, T grad_loss) {
-  const T sum = rest + exp_nonpositive(-gap), inverse = T(1) / sum;
+struct PixelStats {
+  T max, rest, gap, weighted_gap;
+};
+
+template <typename T>
+__device__ __forceinline__ PixelLoss<T> pixel_loss(const CudaParams<T>& p, const SoftmaxParams<T>& c, int label,
+                                                   const PixelStats<T>& stats, T grad_loss) {
+  const T sum = stats.rest + exp_nonpositive(-stats.gap), inverse = T(1) / sum;
   const T weight = p.weight == nullptr ? T(1) : p.weight[label];
-  const SoftmaxPixel<T> pixel = softmax_pixel(sum, rest, gap, weighted, weight, c);
-  Verdict<T> v;
+  const SoftmaxPixel<T> pixel = softmax_pixel(sum, stats.rest, stats.gap, stats.weighted_gap, weight, c);
+  PixelLoss<T> v;
   v.takes_part = p.keep_above == nullptr || !(pixel.nll <= *p.keep_above);  // NaN takes part
   v.loss = pixel.loss;
-  v.gradient = {max, rest, grad_loss * pixel.a * inverse, grad_loss * pixel.b, c.weight_total * inverse};
+  v.coefs = {stats.max, stats.rest, grad_loss * pixel.a * inverse, grad_loss * pixel.b, c.weight_total * inverse};
   return v;
 }
 
 template <typename T>
-__device__ __forceinline__ void tell(const Problem<T>& p, const Verdict<T>& v, int label, int best, Sums& sums) {
+__device__ __forceinline__ void accumulate(const CudaParams<T>& p, const PixelLoss<T>& v, int label, int best,
+                                           Accumulator& sums) {
   if (!v.takes_part) return;
   sums.loss += v.loss;
   if (p.weight != nullptr) sums.weight += p.weight[label];  // see with_weight
   ++sums.valid;
-  sums.correct += p.argmax != nullptr && best == label;
+  sums.correct += p.argmax_map() != nullptr && best == label;
 }
 
 // Without class weights each pixel weighs 1: their sum is known at the end, and costs no double per pixel before.
 template <typename T>
-__device__ __forceinline__ Sums with_weight(const Problem<T>& p, Sums sums) {
+__device__ __forceinline__ Accumulator with_weight(const CudaParams<T>& p, Accumulator sums) {
   if (p.weight == nullptr) sums.weight = sums.valid;
   return sums;
 }
 
 template <typename T>
 __device__ __forceinline__ T map_value(int label, bool takes_part, T loss) {
-  if (label == kBadLabel) return std::numeric_limits<T>::quiet_NaN();
+  if (label == kOutOfRange) return std::numeric_limits<T>::quiet_NaN();
   return takes_part ? loss : T(0);
 }
 
 template <typename T, int KT, bool Grad>
 struct SoftmaxForm {
-  const Problem<T>& p;
+  const CudaParams<T>& p;
   BadLabels& bad;
   SoftmaxParams<T> c;
-  Sums sums;
+  Accumulator sums;
 
-  __device__ __forceinline__ SoftmaxForm(const Problem<T>& problem, BadLabels& bad) : p(problem), bad(bad) {
-    c = {p.gamma, p.smoothing, p.smoothing / static_cast<T>(p.classes), total_weight(p)};
+  __device__ __forceinline__ SoftmaxForm(const CudaParams<T>& params, BadLabels& bad) : p(params), bad(bad) {
+    c = {p.gamma, p.label_smoothing, p.label_smoothing / static_cast<T>(p.classes), total_weight(p)};
   }
 
-  __device__ __forceinline__ int fetch(const Lane<T>& lane, int y, int y_end) const {
-    return lane.active && y < y_end ? fetch_label(p, lane, y) : kNoLabel;
+  __device__ __forceinline__ int fetch(const Fragment<T>& fragment, int y, int y_end) const {
+    return fragment.active && y < y_end ? fetch_class(p, fragment.label_offset + y * p.target.y) : kIgnored;
   }
 
-  __device__ __forceinline__ Sums total() const { return with_weight(p, sums); }
+  __device__ __forceinline__ Accumulator total() const { return with_weight(p, sums); }
 
   __device__ __forceinline__ T class_weight(int k) const { return p.weight == nullptr ? T(1) : p.weight[k]; }
 
   // Lowest class of the largest logit; NaN counts as largest, as in torch.argmax.
-  __device__ __forceinline__ int argmax(const Lane<T>& lane, int groups, const T (&z)[KT]) const {
+  __device__ __forceinline__ int argmax(const Fragment<T>& fragment, int groups, const T (&z)[KT]) const {
     T best = z[0];
-    int at = lane.class0;
+    int at = fragment.class0;
 #pragma unroll
     for (int k = 1; k < KT; ++k) {
-      if (lane.class0 + k < p.classes && (z[k] > best || (z[k] != z[k] && best == best))) {
+      if (fragment.class0 + k < p.classes && (z[k] > best || (z[k] != z[k] && best == best))) {
         best = z[k];
-        at = lane.class0 + k;
+        at = fragment.class0 + k;
       }
     }
     if (at >= p.classes) best = -std::numeric_limits<T>::infinity();
@@ -143,19 +132,19 @@ struct SoftmaxForm {
     return at;
   }
 
-  // z -> exp(z - max); returns the pixel's verdict
-  __device__ __forceinline__ Verdict<T> normalise(const Lane<T>& lane, int groups, int label, T grad_loss,
-                                                  T (&z)[KT]) const {
+  // z -> exp(z - max); returns the loss of the pixel
+  __device__ __forceinline__ PixelLoss<T> normalize(const Fragment<T>& fragment, int groups, int label, T grad_loss,
+                                                    T (&z)[KT]) const {
     T max = z[0];
 #pragma unroll
     for (int k = 1; k < KT; ++k) max = fmax(max, z[k]);
     max = group_max(max, groups);
-    const int target = label - lane.class0;
+    const int target = label - fragment.class0;
     T rest = 0, gap = 0, weighted = 0;
-    if (c.smoothing != T(0)) {
+    if (c.label_smoothing != T(0)) {
 #pragma unroll
       for (int k = 0; k < KT; ++k) {
-        if (lane.class0 + k < p.classes) weighted += class_weight(lane.class0 + k) * (max - z[k]);
+        if (fragment.class0 + k < p.classes) weighted += class_weight(fragment.class0 + k) * (max - z[k]);
       }
       weighted = group_sum(weighted, groups);
     }
@@ -169,22 +158,22 @@ struct SoftmaxForm {
     rest = group_sum(rest, groups);
     gap = group_sum(gap, groups);
     if (label < 0) return {};
-    return judge(p, c, label, max, rest, gap, weighted, grad_loss);
+    return pixel_loss(p, c, label, {max, rest, gap, weighted}, grad_loss);
   }
 
   // g0 += (1 - f) dl/dz, g1 += f dl/dz, with e = exp(z - max)
-  __device__ __forceinline__ void spread(const Lane<T>& lane, int label, const PixelGradient<T>& d, T f, T (&e)[KT],
-                                         T (&g0)[KT], T (&g1)[KT]) const {
+  __device__ __forceinline__ void add_gradient(const Fragment<T>& fragment, int label, const PixelCoefs<T>& d, T f,
+                                               T (&e)[KT], T (&g0)[KT], T (&g1)[KT]) const {
     if (d.smooth != T(0)) {
 #pragma unroll
       for (int k = 0; k < KT; ++k) {
-        if (lane.class0 + k >= p.classes) continue;
-        const T v = d.smooth * (d.ratio * e[k] - class_weight(lane.class0 + k));
+        if (fragment.class0 + k >= p.classes) continue;
+        const T v = d.smooth * (d.ratio * e[k] - class_weight(fragment.class0 + k));
         g0[k] += (T(1) - f) * v;
         if (f != T(0)) g1[k] += f * v;
       }
     }
-    const int target = label - lane.class0;
+    const int target = label - fragment.class0;
     const T upper = (T(1) - f) * d.scale, lower = f * d.scale;
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
@@ -196,84 +185,89 @@ struct SoftmaxForm {
     for (int k = 0; k < KT; ++k) g1[k] += lower * e[k];
   }
 
-  __device__ __forceinline__ void row(int groups, int64_t image, const Lane<T>& lane, int y, bool owned, int label, T f,
-                                      const T (&z0)[KT], const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
-    const auto pixel = [&] { return (image * p.y.labels + opaque(y)) * p.x.labels + lane.x; };
-    if (p.argmax == nullptr && __all_sync(kFullMask, label == kNoLabel)) {  // ignored regions cost nothing
-      if (owned && lane.local == 0 && p.loss_map != nullptr) p.loss_map[pixel()] = T(0);
+  __device__ __forceinline__ void row(int groups, const Fragment<T>& fragment, const LabelRow<T>& at, const T (&z0)[KT],
+                                      const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
+    const int64_t image = at.image;
+    const int y = at.y, label = at.label;
+    const bool owned = at.owned;
+    const T f = at.fraction;
+    const auto pixel = [&] { return (image * p.y.labels + opaque(y)) * p.x.labels + fragment.x; };
+    if (p.argmax_map() == nullptr && __all_sync(kFullMask, label == kIgnored)) {  // ignored regions cost nothing
+      if (owned && fragment.local == 0 && p.loss_map() != nullptr) p.loss_map()[pixel()] = T(0);
       return;
     }
     T z[KT];
     blend(p.y, z0, z1, f, z);
-    if (Grad && p.pixels != nullptr) {  // the statistics come from pixel_kernel
+    if (Grad && p.pixel_coefs != nullptr) {  // the statistics come from pixel_kernel
       if (label < 0) return;
-      const PixelGradient<T> d = p.pixels[pixel()];
+      const PixelCoefs<T> d = p.pixel_coefs[pixel()];
 #pragma unroll
       for (int k = 0; k < KT; ++k) z[k] = exp_nonpositive(z[k] - d.max);
-      if (d.scale != T(0) || d.smooth != T(0)) spread(lane, label, d, f, z, g0, g1);
+      if (d.scale != T(0) || d.smooth != T(0)) add_gradient(fragment, label, d, f, z, g0, g1);
       return;
     }
-    const int best = p.argmax == nullptr ? 0 : argmax(lane, groups, z);
-    const T grad_loss = Grad && p.grad_loss != nullptr ? p.grad_loss[p.grad_loss_stride.at(image, 0, y, lane.x)] : T(1);
-    const Verdict<T> v = normalise(lane, groups, label, grad_loss, z);
-    if (owned && lane.local == 0) {
-      if (p.argmax != nullptr) p.argmax[pixel()] = best;
-      if (p.loss_map != nullptr) p.loss_map[pixel()] = map_value(label, v.takes_part, v.loss);
-      if (label == kBadLabel) bad.add(label_at(p, image, y, lane.x));
-      if (label >= 0) tell(p, v, label, best, sums);
+    const int best = p.argmax_map() == nullptr ? 0 : argmax(fragment, groups, z);
+    const T grad_loss = Grad ? p.grad_loss_at(image, 0, y, fragment.x) : T(1);
+    const PixelLoss<T> v = normalize(fragment, groups, label, grad_loss, z);
+    if (owned && fragment.local == 0) {
+      if (p.argmax_map() != nullptr) p.argmax_map()[pixel()] = best;
+      if (p.loss_map() != nullptr) p.loss_map()[pixel()] = map_value(label, v.takes_part, v.loss);
+      if (label == kOutOfRange) bad.add(label_at(p.target, image, y, fragment.x));
+      if (label >= 0) accumulate(p, v, label, best, sums);
     }
-    if (Grad && v.takes_part) spread(lane, label, v.gradient, f, z, g0, g1);
+    if (Grad && v.takes_part) add_gradient(fragment, label, v.coefs, f, z, g0, g1);
   }
 };
 
 template <typename T, int KT, bool Grad>
 struct SigmoidForm {
-  const Problem<T>& p;
+  const CudaParams<T>& p;
   BadLabels& bad;
-  Sums sums;
+  Accumulator sums;
   bool dense;
 
-  __device__ __forceinline__ SigmoidForm(const Problem<T>& problem, BadLabels& bad)
-      : p(problem), bad(bad), dense(static_cast<Scalar>(problem.target_type) <= Scalar::kFloat16) {}
+  __device__ __forceinline__ SigmoidForm(const CudaParams<T>& params, BadLabels& bad)
+      : p(params), bad(bad), dense(params.dense()) {}
 
-  __device__ __forceinline__ Sums total() const { return sums; }
+  __device__ __forceinline__ Accumulator total() const { return sums; }
 
-  __device__ __forceinline__ int fetch(const Lane<T>& lane, int y, int y_end) const {
-    if (!lane.active || y >= y_end) return kNoLabel;
-    if (!dense) return fetch_label(p, lane, y);
-    const T first = load_float<T>(p.target, static_cast<Scalar>(p.target_type), lane.target + y * p.target_stride.y);
-    return first == static_cast<T>(p.ignore_index) ? kNoLabel : 0;
+  __device__ __forceinline__ int fetch(const Fragment<T>& fragment, int y, int y_end) const {
+    if (!fragment.active || y >= y_end) return kIgnored;
+    if (!dense) return fetch_class(p, fragment.label_offset + y * p.target.y);
+    const T first = load_float<T>(p.target, fragment.label_offset + y * p.target.y);
+    return first == static_cast<T>(p.ignore_index) ? kIgnored : 0;
   }
 
-  __device__ __forceinline__ void row(int, int64_t image, const Lane<T>& lane, int64_t y, bool owned, int label, T f,
-                                      const T (&z0)[KT], const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
-    if (owned && lane.class0 == 0) {
+  __device__ __forceinline__ void row(int, const Fragment<T>& fragment, const LabelRow<T>& at, const T (&z0)[KT],
+                                      const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
+    const int64_t image = at.image;
+    const int y = at.y, label = at.label;
+    const bool owned = at.owned;
+    const T f = at.fraction;
+    if (owned && fragment.class0 == 0) {
       sums.valid += label >= 0;
-      if (label == kBadLabel) bad.add(label_at(p, image, y, lane.x));
+      if (label == kOutOfRange) bad.add(label_at(p.target, image, y, fragment.x));
     }
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
-      const int64_t cls = lane.class0 + k;
-      if (!lane.active || cls >= p.classes) continue;
+      const int64_t cls = fragment.class0 + k;
+      if (!fragment.active || cls >= p.classes) continue;
       SigmoidElement<T> element{};
       if (label >= 0) {
-        const T t = dense ? load_float<T>(p.target, static_cast<Scalar>(p.target_type),
-                                          p.target_stride.at(image, cls, y, lane.x))
-                          : T(cls == label);
+        const T t = dense ? load_float<T>(p.target, p.target.offset(image, cls, y, fragment.x)) : T(cls == label);
         element = sigmoid_element(blend(p.y, z0[k], z1[k], f), t, p.gamma, p.alpha);
         if (!(t >= T(0) && t <= T(1))) element.loss = std::numeric_limits<T>::quiet_NaN();
       }
       if (owned) {
         sums.loss += element.loss;
-        if (p.loss_map != nullptr) {
+        if (p.loss_map() != nullptr) {
           const int64_t plane = image * p.classes + cls;
-          p.loss_map[(plane * p.y.labels + y) * p.x.labels + lane.x] = map_value(label, true, element.loss);
+          p.loss_map()[(plane * p.y.labels + y) * p.x.labels + fragment.x] = map_value(label, true, element.loss);
         }
       }
       if (!Grad || label < 0) continue;
       // d(sum of loss grad_loss)/dz
-      const T g = p.grad_loss == nullptr ? element.grad
-                                         : element.grad * p.grad_loss[p.grad_loss_stride.at(image, cls, y, lane.x)];
+      const T g = element.grad * p.grad_loss_at(image, cls, y, fragment.x);
       g0[k] += (T(1) - f) * g;
       if (f != T(0)) g1[k] += f * g;
     }

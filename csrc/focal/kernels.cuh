@@ -1,9 +1,9 @@
 // Kernels of the focal family: interpolation, loss, counts and gradient in one pass over the labels.
 //
-// walk_kernel    one block of 128 threads per tile of cells (walk.cuh; problem.h chooses it). 5 KT values a thread in
-//                registers, 3 KT without gradient; shared memory 16 KB at K = 19, 40 KB at K = 150, 0 at ratio 1.
-// pixel_kernel   one thread per pixel, for more classes than a warp holds: leaves the statistics of the softmax to
-//                walk_kernel, whose blocks then own a span of classes each.
+// walk_kernel    one block of 128 threads per tile of cells (walk.cuh; launch_config.h chooses it). Registers of a
+//                thread: 5 KT values, 3 KT without gradient. smem: 16 KB at K = 19, 40 KB at K = 150, 0 at ratio 1.
+// pixel_kernel   one thread per pixel, for more classes than a warp holds: writes the statistics of the softmax for
+//                walk_kernel, whose blocks then take a span of classes each.
 // finish_kernel  one block: partial sums -> loss and totals, in fixed order. Instructions: docs/kernels/focal.md.
 #pragma once
 
@@ -13,39 +13,37 @@ namespace metricseg::focal {
 
 constexpr BadLabels kNoBadLabels{0, std::numeric_limits<long long>::min()};
 
-__device__ __forceinline__ void write_partial(const Sums& sums, const BadLabels& bad, double* partial) {
+__device__ __forceinline__ void write_partial(const Accumulator& sums, const BadLabels& bad, Partial* partial) {
   double values[] = {sums.loss, static_cast<double>(sums.valid), sums.weight, static_cast<double>(sums.correct)};
   block_reduce(values, [](int, double a, double b) { return a + b; });
   if (threadIdx.x != 0) return;
-  partial += blockIdx.x * static_cast<int64_t>(kSums);
-  for (int i = 0; i < 4; ++i) partial[i] = values[i];
-  partial[4] = bad.count;
-  partial[5] = static_cast<double>(bad.worst);
+  const auto [loss, valid, weight, correct] = values;
+  partial[blockIdx.x] = {loss, valid, weight, correct, static_cast<double>(bad.count), static_cast<double>(bad.worst)};
 }
 
 template <typename T, int KT, bool Grad, template <typename, int, bool> class Form>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT, Grad))
-    walk_kernel(const Problem<T> p, const Plan plan) {
+    walk_kernel(const CudaParams<T> p, const LaunchConfig config) {
   __shared__ Tile tile;
   __shared__ Chunk chunk;
-  const Room<T> room{plan};
+  const Smem<T> smem{config};
   __shared__ BadLabels bad;
   Form<T, KT, Grad> form(p, bad);
   if (threadIdx.x == 0) {
     bad = kNoBadLabels;
-    tile = tile_at(plan, p.y, p.x, blockIdx.x);
-    chunk = first_chunk(plan, p.x, tile);
+    tile = tile_at(config, p.y, p.x, blockIdx.x);
+    chunk = first_chunk(config, p.x, tile);
   }
   __syncthreads();
-  if (!plan.direct) pad_cells(room, p, plan, tile);
+  if (!config.direct) pad_cells(smem, p, config, tile);
   for (;;) {
-    const Lane<T> lane = lane_at(p, plan, tile, chunk);
-    if (Grad && !plan.direct) tabulate(room, plan, p.x, chunk);
-    walk_rows<T, KT, Grad>(room, p, plan, tile, chunk, lane, form);
+    const Fragment<T> fragment = fragment_at(p, config, tile, chunk);
+    if (Grad && !config.direct) tabulate(smem, config, p.x, chunk);
+    walk_rows<T, KT, Grad>(smem, p, config, tile, chunk, fragment, form);
     __syncthreads();
     if (chunk.x1 == chunk.x_end) break;
     __syncthreads();
-    if (threadIdx.x == 0) chunk = next_chunk(plan, p.x, tile, chunk);
+    if (threadIdx.x == 0) chunk = next_chunk(config, p.x, tile, chunk);
     __syncthreads();
   }
   if (p.partial != nullptr) write_partial(form.total(), bad, p.partial);
@@ -54,14 +52,14 @@ __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT, Grad))
 // The logit of one class at one pixel.
 template <typename T>
 struct Sampler {
-  const Problem<T>& p;
+  const CudaParams<T>& p;
   int64_t corner[2][2];  // offsets of the four cells, class 0
   T fy, fx;
 
-  __device__ __forceinline__ Sampler(const Problem<T>& problem, int64_t image, int64_t y, int64_t x) : p(problem) {
+  __device__ __forceinline__ Sampler(const CudaParams<T>& params, int64_t image, int64_t y, int64_t x) : p(params) {
     const int64_t cy[2] = {p.y.cell(y), p.y.next(p.y.cell(y))}, cx[2] = {p.x.cell(x), p.x.next(p.x.cell(x))};
     for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < 2; ++j) corner[i][j] = p.input_stride.at(image, 0, cy[i], cx[j]);
+      for (int j = 0; j < 2; ++j) corner[i][j] = p.input.offset(image, 0, cy[i], cx[j]);
     }
     // beyond the last cell both are equal, and 0 would make NaN of an infinity
     fy = cy[0] == cy[1] ? T(0.5) : p.y.template fraction<T>(y);
@@ -69,21 +67,21 @@ struct Sampler {
   }
   template <typename Stored>
   __device__ __forceinline__ T operator()(const Stored* input, int64_t k) const {
-    const auto cell = [&](int i, int j) { return widen<T>(input[corner[i][j] + k * p.input_stride.k]); };
+    const auto cell = [&](int i, int j) { return widen<T>(input[corner[i][j] + k * p.input.k]); };
     const T upper = blend(p.x, cell(0, 0), cell(0, 1), fx), lower = blend(p.x, cell(1, 0), cell(1, 1), fx);
     return blend(p.y, upper, lower, fy);
   }
 };
 
 template <typename T>
-__device__ __forceinline__ void settle_pixel(const Problem<T>& p, const SoftmaxParams<T>& c, int64_t pixel, Sums& sums,
-                                             BadLabels& bad) {
+__device__ __forceinline__ void process_pixel(const CudaParams<T>& p, const SoftmaxParams<T>& c, int64_t pixel,
+                                              Accumulator& sums, BadLabels& bad) {
   const int64_t x = pixel % p.x.labels, y = pixel / p.x.labels % p.y.labels, image = pixel / p.x.labels / p.y.labels;
-  const int label = fetch_label(p, image, y, x);
+  const int label = fetch_class(p, p.target.offset(image, 0, y, x));
   const Sampler<T> logit(p, image, y, x);
-  T max = -std::numeric_limits<T>::infinity(), target = 0, rest = 0, weighted = 0;
+  T max = -std::numeric_limits<T>::infinity(), target_logit = 0, rest = 0, weighted = 0;
   int best_class = 0;
-  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
+  with_storage<T>(p.input, [&](auto* input) {
     T best = logit(input, 0);
 #pragma unroll 4
     for (int k = 0; k < p.classes; ++k) {
@@ -94,60 +92,66 @@ __device__ __forceinline__ void settle_pixel(const Problem<T>& p, const SoftmaxP
         best_class = k;
       }
     }
-    if (label >= 0) target = logit(input, label);
+    if (label >= 0) target_logit = logit(input, label);
 #pragma unroll 4
     for (int k = 0; k < p.classes; ++k) {
       const T e = exp_nonpositive(logit(input, k) - max);
       rest += k == label ? T(0) : e;
     }
-    if (c.smoothing == T(0)) return;
+    if (c.label_smoothing == T(0)) return;
     for (int k = 0; k < p.classes; ++k) {
       weighted += (p.weight == nullptr ? T(1) : p.weight[k]) * (max - logit(input, k));
     }
   });
-  Verdict<T> v{};
+  PixelLoss<T> v{};
   if (label >= 0) {
-    const T grad_loss = p.grad_loss == nullptr ? T(1) : p.grad_loss[p.grad_loss_stride.at(image, 0, y, x)];
-    v = judge(p, c, label, max, rest, max - target, weighted, grad_loss);
-    tell(p, v, label, best_class, sums);
+    const T grad_loss = p.grad_loss_at(image, 0, y, x);
+    v = pixel_loss(p, c, label, {max, rest, max - target_logit, weighted}, grad_loss);
+    accumulate(p, v, label, best_class, sums);
   }
-  if (label == kBadLabel) bad.add(label_at(p, image, y, x));
-  if (p.argmax != nullptr) p.argmax[pixel] = best_class;
-  if (p.loss_map != nullptr) p.loss_map[pixel] = map_value(label, v.takes_part, v.loss);
-  if (p.pixels != nullptr) p.pixels[pixel] = v.takes_part ? v.gradient : PixelGradient<T>{};
+  if (label == kOutOfRange) bad.add(label_at(p.target, image, y, x));
+  if (p.argmax_map() != nullptr) p.argmax_map()[pixel] = best_class;
+  if (p.loss_map() != nullptr) p.loss_map()[pixel] = map_value(label, v.takes_part, v.loss);
+  if (p.pixel_coefs != nullptr) p.pixel_coefs[pixel] = v.takes_part ? v.coefs : PixelCoefs<T>{};
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const Problem<T> p) {
-  const SoftmaxParams<T> c{p.gamma, p.smoothing, p.smoothing / static_cast<T>(p.classes), total_weight(p)};
-  const int64_t pixels = p.batch * p.y.labels * p.x.labels;
+__global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const CudaParams<T> p) {
+  const SoftmaxParams<T> c{p.gamma, p.label_smoothing, p.label_smoothing / static_cast<T>(p.classes), total_weight(p)};
+  const int64_t pixels = p.pixels();
   __shared__ BadLabels bad;
   if (threadIdx.x == 0) bad = kNoBadLabels;
   __syncthreads();
-  Sums sums;
+  Accumulator sums;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < pixels;
        i += gridDim.x * static_cast<int64_t>(blockDim.x)) {
-    settle_pixel(p, c, i, sums, bad);
+    process_pixel(p, c, i, sums, bad);
   }
   if (p.partial != nullptr) write_partial(with_weight(p, sums), bad, p.partial);
 }
 
-// partial [blocks, kSums] -> loss [] and totals [kSums - 1]
+// partial [blocks] -> loss [] and totals [kTotals]
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const double* partial, int64_t blocks, T* loss, double* totals) {
-  double values[kSums] = {0, 0, 0, 0, 0, -std::numeric_limits<double>::infinity()};
+    finish_kernel(const Partial* partial, int64_t blocks, T* loss, double* totals) {
+  Partial sum{0, 0, 0, 0, 0, -std::numeric_limits<double>::infinity()};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) {
-    for (int i = 0; i < kSums - 1; ++i) values[i] += partial[b * kSums + i];
-    values[kSums - 1] = fmax(values[kSums - 1], partial[b * kSums + kSums - 1]);
+    const Partial part = partial[b];
+    sum.loss += part.loss;
+    sum.valid += part.valid;
+    sum.weight += part.weight;
+    sum.correct += part.correct;
+    sum.bad += part.bad;
+    sum.bad_label = fmax(sum.bad_label, part.bad_label);
   }
-  block_reduce(values, [](int i, double a, double b) { return i == kSums - 1 ? fmax(a, b) : a + b; });
+  double values[] = {sum.loss, sum.valid, sum.weight, sum.correct, sum.bad, sum.bad_label};
+  block_reduce(values, [](int i, double a, double b) { return i == kTotals ? fmax(a, b) : a + b; });
   if (threadIdx.x != 0) return;
-  const bool bad = values[kSums - 2] > 0;
+  const bool bad = values[kTotals - 1] > 0;
   if (loss != nullptr) *loss = bad ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(values[0]);
   if (totals == nullptr) return;
-  for (int i = 1; i < kSums - 1; ++i) totals[i - 1] = values[i];
-  totals[kSums - 2] = bad ? values[kSums - 1] : 0.0;
+  for (int i = 1; i < kTotals; ++i) totals[i - 1] = values[i];
+  totals[kTotals - 1] = bad ? values[kTotals] : 0.0;
 }
 
 }  // namespace metricseg::focal

@@ -22,9 +22,9 @@ struct Smallest {
 template <typename T>
 struct SoftmaxParams {
   T gamma;
-  T smoothing;     // e
-  T smoothing_k;   // e / K
-  T weight_total;  // W
+  T label_smoothing;  // e
+  T smoothing_k;      // e / K
+  T weight_total;     // W
 };
 
 template <typename V>
@@ -52,19 +52,19 @@ METRICSEG_HD SoftmaxPixel<V> softmax_pixel(V sum, V rest, V target_gap, V weight
   using std::exp;
   using std::log1p;
   const V zero(T(0)), one(T(1));
-  // log s; rest keeps the digits that s = 1 + rest has lost
-  const V log_sum = log1p(select(target_gap == zero, rest, sum - one));
+  // log s, the log-sum-exp of z - m; rest keeps the digits that s = 1 + rest has lost
+  const V lse = log1p(select(target_gap == zero, rest, sum - one));
   SoftmaxPixel<V> out;
   // -log p = (m - z_t) + log s
-  out.nll = target_gap + log_sum;
+  out.nll = target_gap + lse;
   // S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
   V ce = weight * out.nll;
-  if (c.smoothing != T(0)) {
-    ce = V(T(1) - c.smoothing) * ce + V(c.smoothing_k) * (weighted_gap + V(c.weight_total) * log_sum);
+  if (c.label_smoothing != T(0)) {
+    ce = V(T(1) - c.label_smoothing) * ce + V(c.smoothing_k) * (weighted_gap + V(c.weight_total) * lse);
   }
   if (c.gamma == T(0)) {
     out.loss = ce;
-    out.a = V(T(1) - c.smoothing) * weight;
+    out.a = V(T(1) - c.label_smoothing) * weight;
     out.b = V(c.smoothing_k);
     return out;
   }
@@ -75,7 +75,7 @@ METRICSEG_HD SoftmaxPixel<V> softmax_pixel(V sum, V rest, V target_gap, V weight
   // g u^(g-1) p S; if u is below the normal numbers or p is 0, the limit is 0
   const V decay = select(p == zero, zero, p * ce);
   const V slope = select(u < V(Smallest<T>::normal), zero, V(c.gamma) * power(u, c.gamma - T(1)) * decay);
-  out.a = f * V(T(1) - c.smoothing) * weight + slope;
+  out.a = f * V(T(1) - c.label_smoothing) * weight + slope;
   out.b = f * V(c.smoothing_k);
   return out;
 }

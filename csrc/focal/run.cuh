@@ -9,8 +9,8 @@
 
 namespace metricseg::focal {
 
-// Register tiles that are compiled, odd multiples of 4. 32 lanes of them are the most classes that one walk can couple;
-// beyond that pixel_kernel goes first. fp64 serves checks, not speed, and is compiled once.
+// Register tiles that are compiled, odd multiples of 4. One walk can couple at most the classes of 32 threads. For more
+// classes, pixel_kernel is launched first. fp64 is for checks, not speed, and is compiled once.
 template <typename T>
 struct Tiles;
 template <>
@@ -23,80 +23,78 @@ struct Tiles<double> {
 };
 
 template <int KT, template <typename, int, bool> class Form, typename T, typename Device>
-void launch_walk(Device& device, const Problem<T>& p, const Plan& plan) {
-  if (p.grad != nullptr) {
-    device.launch(walk_kernel<T, KT, true, Form>, plan.blocks, kThreads, plan.shared, p, plan);
+void launch_walk(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
+  if (p.grad) {
+    device.launch(walk_kernel<T, KT, true, Form>, config.blocks, kThreads, config.smem, p, config);
   } else {
-    device.launch(walk_kernel<T, KT, false, Form>, plan.blocks, kThreads, plan.shared, p, plan);
+    device.launch(walk_kernel<T, KT, false, Form>, config.blocks, kThreads, config.smem, p, config);
   }
 }
 
 template <typename T, typename Device>
-void launch_softmax(Device& device, const Problem<T>& p, const Plan& plan) {
+void launch_softmax(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
   if constexpr (std::size(Tiles<T>::kSoftmax) == 1) {
-    launch_walk<4, SoftmaxForm>(device, p, plan);
+    launch_walk<4, SoftmaxForm>(device, p, config);
   } else {
-    switch (plan.kt) {
+    switch (config.kt) {
       case 4:
-        return launch_walk<4, SoftmaxForm>(device, p, plan);
+        return launch_walk<4, SoftmaxForm>(device, p, config);
       case 12:
-        return launch_walk<12, SoftmaxForm>(device, p, plan);
+        return launch_walk<12, SoftmaxForm>(device, p, config);
       case 20:
-        return launch_walk<20, SoftmaxForm>(device, p, plan);
+        return launch_walk<20, SoftmaxForm>(device, p, config);
       default:
-        return launch_walk<28, SoftmaxForm>(device, p, plan);
+        return launch_walk<28, SoftmaxForm>(device, p, config);
     }
   }
 }
 
-// Scratch for the partial sums, if a total is needed, and the kernel that adds them.
-template <typename T, typename Device>
-struct Totals {
-  Device& device;
-  T* loss;         // [] or null
-  double* totals;  // [kSums - 1] or null
-  double* partial = nullptr;
-  int64_t blocks = 0;
-
-  double* make_room(int64_t count) {
-    blocks = count;
-    if (loss != nullptr || totals != nullptr) partial = device.template scratch<double>(count * kSums);
-    return partial;
-  }
-  void finish() {
-    if (loss == nullptr && totals == nullptr) return;
-    device.launch(finish_kernel<T>, 1, kThreads, 0, static_cast<const double*>(partial), blocks, loss, totals);
-  }
-};
-
-// loss [], totals [5]: null if not wanted; the other outputs are in p.
-template <typename T, typename Device>
-void softmax_focal(Device& device, Problem<T> p, T* loss, double* totals) {
-  Totals<T, Device> sums{device, loss, totals};
-  const Plan plan = make_plan(p, Tiles<T>::kSoftmax, std::size(Tiles<T>::kSoftmax), true, device.limits());
-  if (plan.class_chunks == 1) {
-    p.partial = sums.make_room(plan.blocks);
-    if (plan.blocks > 0) launch_softmax(device, p, plan);
-  } else {
-    const int64_t pixels = p.batch * p.y.labels * p.x.labels;
-    const int64_t blocks = std::min<int64_t>((pixels + kThreads - 1) / kThreads, 32L * device.limits().multiprocessors);
-    Problem<T> statistics = p;
-    statistics.partial = sums.make_room(blocks);
-    statistics.pixels = p.grad != nullptr ? device.template scratch<PixelGradient<T>>(pixels) : nullptr;
-    if (blocks > 0) device.launch(pixel_kernel<T>, blocks, kThreads, 0, statistics);
-    p.pixels = statistics.pixels;
-    if (p.grad != nullptr && plan.blocks > 0) launch_softmax(device, p, plan);
-  }
-  sums.finish();
+template <typename T>
+bool wants_sums(const Params<T>& params) {
+  return params.loss_sum != nullptr || params.totals != nullptr;
 }
 
 template <typename T, typename Device>
-void sigmoid_focal(Device& device, Problem<T> p, T* loss, double* totals) {
-  Totals<T, Device> sums{device, loss, totals};
-  const Plan plan = make_plan(p, Tiles<T>::kSigmoid, std::size(Tiles<T>::kSigmoid), false, device.limits());
-  p.partial = sums.make_room(plan.blocks);
-  if (plan.blocks > 0) launch_walk<Tiles<T>::kSigmoid[0], SigmoidForm>(device, p, plan);
-  sums.finish();
+Partial* new_partial(Device& device, const Params<T>& params, int64_t blocks) {
+  return wants_sums(params) ? device.template scratch<Partial>(blocks) : nullptr;
+}
+
+// Adds the partial sums of `blocks` blocks.
+template <typename T, typename Device>
+void finish(Device& device, const CudaParams<T>& p, int64_t blocks) {
+  if (!wants_sums<T>(p)) return;
+  device.launch(finish_kernel<T>, 1, kThreads, 0, static_cast<const Partial*>(p.partial), blocks, p.loss_sum, p.totals);
+}
+
+template <typename T, typename Device>
+void softmax_focal(Device& device, const Params<T>& params) {
+  CudaParams<T> p{params};
+  const LaunchConfig config =
+      make_launch_config(params, Tiles<T>::kSoftmax, std::size(Tiles<T>::kSoftmax), true, device.limits());
+  int64_t blocks = config.blocks;
+  if (config.class_chunks > 1) {  // pixel_kernel first: it forms the sums
+    const int64_t pixels = p.pixels();
+    blocks = std::min<int64_t>((pixels + kThreads - 1) / kThreads, 32L * device.limits().multiprocessors);
+    if (p.grad) p.pixel_coefs = device.template scratch<PixelCoefs<T>>(pixels);
+  }
+  p.partial = new_partial(device, params, blocks);
+  CudaParams<T> walk = p;
+  if (config.class_chunks > 1) {
+    if (blocks > 0) device.launch(pixel_kernel<T>, blocks, kThreads, 0, p);
+    walk.partial = nullptr;
+  }
+  if (config.blocks > 0 && (config.class_chunks == 1 || p.grad)) launch_softmax(device, walk, config);
+  finish(device, p, blocks);
+}
+
+template <typename T, typename Device>
+void sigmoid_focal(Device& device, const Params<T>& params) {
+  CudaParams<T> p{params};
+  const LaunchConfig config =
+      make_launch_config(params, Tiles<T>::kSigmoid, std::size(Tiles<T>::kSigmoid), false, device.limits());
+  p.partial = new_partial(device, params, config.blocks);
+  if (config.blocks > 0) launch_walk<Tiles<T>::kSigmoid[0], SigmoidForm>(device, p, config);
+  finish(device, p, config.blocks);
 }
 
 template <typename T, typename Device>

@@ -12,9 +12,29 @@
 
 #include "../common/cuda/reduce.cuh"
 #include "../common/cuda/sweep.cuh"
-#include "problem.h"
+#include "launch_config.h"
 
 namespace metricseg::focal {
+
+// Coefficients of the gradient of a pixel, for the second kernel of a call that takes two.
+//   dl/dz_k = scale exp(z_k - max) - [k = t] scale rest + smooth (ratio exp(z_k - max) - w_k)
+// with rest the sum of exp(z_k - max) over k != t, and ratio = W / sum.
+template <typename T>
+struct PixelCoefs {
+  T max, rest, scale, smooth, ratio;
+};
+
+template <typename T>
+struct CudaParams : Params<T> {
+  Partial* partial = nullptr;            // [blocks] or null
+  PixelCoefs<T>* pixel_coefs = nullptr;  // [B, H, W] or null
+
+  METRICSEG_HD T* loss_map() const { return this->loss.template as<T>(); }
+  METRICSEG_HD int32_t* argmax_map() const { return this->argmax.template as<int32_t>(); }
+  METRICSEG_HD T grad_loss_at(int64_t image, int64_t k, int64_t y, int64_t x) const {
+    return this->grad_loss ? this->grad_loss.template as<T>()[this->grad_loss.offset(image, k, y, x)] : T(1);
+  }
+};
 
 // Tile and chunk are kept in shared memory, like all values common to a block: registers limit the walk.
 struct Tile {
@@ -23,18 +43,18 @@ struct Tile {
   int y0, y1, x0, x1;  // cells [y0, y1) x [x0, x1)
 };
 
-__device__ __forceinline__ Tile tile_at(const Plan& plan, const Axis& y, const Axis& x, int64_t block) {
+__device__ __forceinline__ Tile tile_at(const LaunchConfig& config, const Axis& y, const Axis& x, int64_t block) {
   Tile t;
-  const int tx = static_cast<int>(block % plan.tiles_x);
-  block /= plan.tiles_x;
-  const int ty = static_cast<int>(block % plan.tiles_y);
-  block /= plan.tiles_y;
-  t.class0 = static_cast<int>(block % plan.class_chunks) * plan.span;
-  t.image = block / plan.class_chunks;
-  t.y0 = ty * plan.tile_y;
-  t.x0 = tx * plan.tile_x;
-  t.y1 = static_cast<int>(min(static_cast<int64_t>(t.y0) + plan.tile_y, y.cells));
-  t.x1 = static_cast<int>(min(static_cast<int64_t>(t.x0) + plan.tile_x, x.cells));
+  const int tx = static_cast<int>(block % config.tiles_x);
+  block /= config.tiles_x;
+  const int ty = static_cast<int>(block % config.tiles_y);
+  block /= config.tiles_y;
+  t.class0 = static_cast<int>(block % config.class_chunks) * config.span;
+  t.image = block / config.class_chunks;
+  t.y0 = ty * config.tile_y;
+  t.x0 = tx * config.tile_x;
+  t.y1 = static_cast<int>(min(static_cast<int64_t>(t.y0) + config.tile_y, y.cells));
+  t.x1 = static_cast<int>(min(static_cast<int64_t>(t.x0) + config.tile_x, x.cells));
   return t;
 }
 
@@ -46,14 +66,14 @@ struct Chunk {
   bool continues;  // whether an earlier chunk left partial sums of cells done and done + 1
 };
 
-__device__ __forceinline__ Chunk chunk_from(const Plan& plan, const Axis& axis, const Tile& tile, Chunk c) {
+__device__ __forceinline__ Chunk chunk_from(const LaunchConfig& config, const Axis& axis, const Tile& tile, Chunk c) {
   c.x1 = c.x_end;
   c.complete = tile.x1;
   c.cells = 0;
   if (c.x0 >= c.x_end) return c;
   c.cell0 = static_cast<int>(axis.cell(c.x0));
-  const int64_t room = min(static_cast<int64_t>(c.x0) + plan.columns, axis.first(c.cell0 + plan.staged - 1));
-  c.x1 = static_cast<int>(min(static_cast<int64_t>(c.x_end), room));
+  const int64_t limit = min(static_cast<int64_t>(c.x0) + config.columns, axis.first(c.cell0 + config.staged - 1));
+  c.x1 = static_cast<int>(min(static_cast<int64_t>(c.x_end), limit));
   c.cells = static_cast<int>(axis.next(axis.cell(c.x1 - 1))) + 1 - c.cell0;
   if (c.x1 < c.x_end) {
     const int64_t open = max(axis.cell(c.x1), static_cast<int64_t>(c.done));
@@ -62,58 +82,58 @@ __device__ __forceinline__ Chunk chunk_from(const Plan& plan, const Axis& axis, 
   return c;
 }
 
-__device__ __forceinline__ Chunk first_chunk(const Plan& plan, const Axis& axis, const Tile& tile) {
+__device__ __forceinline__ Chunk first_chunk(const LaunchConfig& config, const Axis& axis, const Tile& tile) {
   Chunk c{};
-  c.x0 = static_cast<int>(axis.first(tile.x0 - plan.halo_x));
+  c.x0 = static_cast<int>(axis.first(tile.x0 - config.halo_x));
   c.x_end = static_cast<int>(axis.first(tile.x1));
   c.done = tile.x0;
-  return chunk_from(plan, axis, tile, c);
+  return chunk_from(config, axis, tile, c);
 }
 
-__device__ __forceinline__ Chunk next_chunk(const Plan& plan, const Axis& axis, const Tile& tile, Chunk c) {
+__device__ __forceinline__ Chunk next_chunk(const LaunchConfig& config, const Axis& axis, const Tile& tile, Chunk c) {
   c.x0 = c.x1;
   c.done = c.complete;
   c.continues = true;
-  return chunk_from(plan, axis, tile, c);
+  return chunk_from(config, axis, tile, c);
 }
 
-// A lane's place: one label column, and the KT classes from class0 on.
+// The place of a thread: one label column, and the KT classes from class0 on.
 template <typename T>
-struct Lane {
-  int class0;       // of the image
-  int local;        // the same, counted from the block's first class
-  int x;            // label column
-  int64_t target;   // offset of its label in row 0
-  int left, right;  // cells around it, within the chunk
-  int slot;         // its place in the staged gradient
-  bool active;      // whether it has a label column in this chunk
-  bool owned;       // whether that column's cell belongs to the tile: it then counts the loss
-  T fx;             // weight of the right one in a blend; `fold_row` has its own
+struct Fragment {
+  int class0;            // of the image
+  int local;             // the same, counted from the block's first class
+  int x;                 // label column
+  int64_t label_offset;  // of its label in row 0
+  int left, right;       // cells around it, within the chunk
+  int slot;              // its place in the staged gradient
+  bool active;           // whether it has a label column in this chunk
+  bool owned;            // whether that column's cell belongs to the tile: it then counts the loss
+  T fx;                  // weight of the right one in a blend; `fold_row` computes it anew
 };
 
 template <typename T>
-__device__ __forceinline__ Lane<T> lane_at(const Problem<T>& p, const Plan& plan, const Tile& tile,
-                                           const Chunk& chunk) {
+__device__ __forceinline__ Fragment<T> fragment_at(const CudaParams<T>& p, const LaunchConfig& config, const Tile& tile,
+                                                   const Chunk& chunk) {
   const Axis& axis = p.x;
-  Lane<T> lane{};
-  const int column = threadIdx.x / plan.groups;
-  lane.local = threadIdx.x % plan.groups * plan.kt;
-  lane.class0 = tile.class0 + lane.local;
-  lane.active = chunk.x0 + column < chunk.x1;
-  if (chunk.x0 >= chunk.x1) return lane;
-  lane.x = min(chunk.x0 + column, chunk.x1 - 1);
-  lane.target = p.target_stride.at(tile.image, 0, 0, lane.x);
-  const int cell = static_cast<int>(axis.cell(lane.x));
-  lane.owned = lane.active && cell >= tile.x0;
-  lane.left = cell - chunk.cell0;
-  lane.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
-  lane.slot = column + plan.skew * lane.left;
+  Fragment<T> fragment{};
+  const int column = threadIdx.x / config.groups;
+  fragment.local = threadIdx.x % config.groups * config.kt;
+  fragment.class0 = tile.class0 + fragment.local;
+  fragment.active = chunk.x0 + column < chunk.x1;
+  if (chunk.x0 >= chunk.x1) return fragment;
+  fragment.x = min(chunk.x0 + column, chunk.x1 - 1);
+  fragment.label_offset = p.target.offset(tile.image, 0, 0, fragment.x);
+  const int cell = static_cast<int>(axis.cell(fragment.x));
+  fragment.owned = fragment.active && cell >= tile.x0;
+  fragment.left = cell - chunk.cell0;
+  fragment.right = static_cast<int>(axis.next(cell)) - chunk.cell0;
+  fragment.slot = column + config.skew * fragment.left;
   // beyond the last cell both are equal, and 0 would make NaN of an infinity
-  lane.fx = lane.right == lane.left ? T(0.5) : axis.fraction<T>(lane.x);
-  return lane;
+  fragment.fx = fragment.right == fragment.left ? T(0.5) : axis.fraction<T>(fragment.x);
+  return fragment;
 }
 
-// Label rows from the top down, by exact integer steps: row y lies at cell + rest / den, held at 0 above the first
+// Label rows from the top down, by exact integer steps: row y is at cell + rest / den, held at 0 above the first
 // cell.
 template <typename T>
 struct RowStepper {
@@ -134,14 +154,23 @@ struct RowStepper {
   }
 };
 
-// At ratio 1 no 0 * inf may occur. At other ratios it does, also if a label lies on a cell, as in F.interpolate.
+// A label row as a thread sees it.
+template <typename T>
+struct LabelRow {
+  int64_t image;
+  int y, label;  // label: the class of the pixel, or a code
+  bool owned;    // whether the tile counts the loss of the pixel
+  T fraction;    // weight of the lower cell row
+};
+
+// At ratio 1 no 0 * inf may occur. At other ratios it does, also if a label is on a cell, as in F.interpolate.
 template <typename T>
 __device__ __forceinline__ T blend(const Axis& axis, T a, T b, T f) {
   return axis.identity() ? a : (T(1) - f) * a + f * b;
 }
 
-// Of all classes of a lane, with one branch instead of a selection each. The sum with 0 keeps the compiler from making
-// copies ahead of the branch.
+// Of all classes of a thread, with one branch instead of a selection each. The sum with 0 keeps the compiler from
+// making copies ahead of the branch.
 template <typename T, int KT>
 __device__ __forceinline__ void blend(const Axis& axis, const T (&a)[KT], const T (&b)[KT], T f, T (&out)[KT]) {
   if (axis.identity()) {
@@ -167,36 +196,37 @@ __device__ __forceinline__ Quad<T>& quad(T* p) {
   return *reinterpret_cast<Quad<T>*>(p);
 }
 
-// Shared memory of a block. Classes run fastest, and strides are odd multiples of 4, so that the eight lanes of a
+// Shared memory of a block. Classes run fastest, and strides are odd multiples of 4, so that the eight threads of a
 // 16-byte access use different banks: KT is one too, and so is (ratio + skew) fold_stride.
 template <typename T>
-struct Room {
-  const Plan& plan;
+struct Smem {
+  const LaunchConfig& config;
 
   __device__ __forceinline__ T* at(int offset) const { return shared_memory<T>() + offset; }
   // [staged, stride] one row of logits
   __device__ __forceinline__ T* cells() const { return at(0); }
   // [slots, stride] gradient by label column
-  __device__ __forceinline__ T* fold() const { return at(plan.fold_at); }
+  __device__ __forceinline__ T* fold() const { return at(config.fold_at); }
   // [staged] of the first column of each interval
-  __device__ __forceinline__ T* fraction() const { return at(plan.fraction_at); }
+  __device__ __forceinline__ T* fraction() const { return at(config.fraction_at); }
   // [2, tile_y, span] partial sums of cells that a later chunk completes, by parity of the cell
-  __device__ __forceinline__ T* edge() const { return at(plan.edge_at); }
+  __device__ __forceinline__ T* edge() const { return at(config.edge_at); }
   // [2, span] partial sums of the row being folded, from the chunk before
-  __device__ __forceinline__ T* carry() const { return at(plan.carry_at); }
+  __device__ __forceinline__ T* carry() const { return at(config.carry_at); }
   // [staged + 1] first column of each interval, within the chunk
-  __device__ __forceinline__ int* start() const { return reinterpret_cast<int*>(at(plan.start_at)); }
+  __device__ __forceinline__ int* start() const { return reinterpret_cast<int*>(at(config.start_at)); }
 };
 
 // Columns of each interval in this chunk.
 template <typename T>
-__device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, const Axis& axis, const Chunk& chunk) {
-  for (int i = threadIdx.x; i <= plan.staged; i += blockDim.x) {
+__device__ __forceinline__ void tabulate(const Smem<T>& smem, const LaunchConfig& config, const Axis& axis,
+                                         const Chunk& chunk) {
+  for (int i = threadIdx.x; i <= config.staged; i += blockDim.x) {
     const int64_t cell = chunk.cell0 + i;
     const int64_t x = max(min(axis.first(cell), static_cast<int64_t>(chunk.x1)), static_cast<int64_t>(chunk.x0));
-    room.start()[i] = static_cast<int>(x) - chunk.x0;
-    if (i < plan.staged && x < chunk.x1) {
-      room.fraction()[i] = static_cast<T>(axis.mul * x + axis.add - cell * axis.den) / static_cast<T>(axis.den);
+    smem.start()[i] = static_cast<int>(x) - chunk.x0;
+    if (i < config.staged && x < chunk.x1) {
+      smem.fraction()[i] = static_cast<T>(axis.mul * x + axis.add - cell * axis.den) / static_cast<T>(axis.den);
     }
   }
 }
@@ -204,79 +234,81 @@ __device__ __forceinline__ void tabulate(const Room<T>& room, const Plan& plan, 
 // Logit of classes past the last: -inf, which changes neither maxima nor sums, or a finite substitute if a factor may
 // be 0.
 template <typename T>
-__device__ __forceinline__ T padding(const Problem<T>& p) {
+__device__ __forceinline__ T padding(const CudaParams<T>& p) {
   return p.x.identity() && p.y.identity() ? -std::numeric_limits<T>::infinity() : T(-1e38);
 }
 
 template <typename T>
-__device__ __forceinline__ void pad_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
+__device__ __forceinline__ void pad_cells(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
                                           const Tile& tile) {
-  const int classes = min(p.classes - tile.class0, plan.span);
+  const int classes = min(p.classes - tile.class0, config.span);
   const T past = padding(p);
-  block_sweep(plan.span - classes, plan.staged, true,
-              [&](int k, int c) { room.cells()[c * plan.stride + classes + k] = past; });
+  block_sweep(config.span - classes, config.staged, true,
+              [&](int k, int c) { smem.cells()[c * config.stride + classes + k] = past; });
 }
 
 // cells[c, k] = logits of cell row y
 template <typename T>
-__device__ __forceinline__ void stage_cells(const Room<T>& room, const Problem<T>& p, const Plan& plan,
+__device__ __forceinline__ void stage_cells(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
                                             const Tile& tile, const Chunk& chunk, int64_t y) {
-  const int64_t origin = p.input_stride.at(tile.image, tile.class0, y, chunk.cell0);
-  const int classes = min(p.classes - tile.class0, plan.span);
-  const int64_t k = p.input_stride.k, x = p.input_stride.x;
+  const int64_t origin = p.input.offset(tile.image, tile.class0, y, chunk.cell0);
+  const int classes = min(p.classes - tile.class0, config.span);
+  const int64_t k = p.input.k, x = p.input.x;
   const bool classes_fast = k < x;
-  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
-    using From = std::remove_const_t<std::remove_pointer_t<decltype(input)>>;
-    block_copy<kThreads, 4, From, T>(classes_fast ? classes : chunk.cells, classes_fast ? chunk.cells : classes,
-                                     {input + origin, classes_fast ? k : x, classes_fast ? x : k},
-                                     {room.cells(), classes_fast ? 1 : plan.stride, classes_fast ? plan.stride : 1});
+  with_storage<T>(p.input, [&](auto* input) {
+    using From = std::remove_pointer_t<decltype(input)>;
+    block_copy<kThreads, 4, From, T>(
+        classes_fast ? classes : chunk.cells, classes_fast ? chunk.cells : classes,
+        {input + origin, classes_fast ? k : x, classes_fast ? x : k},
+        {smem.cells(), classes_fast ? 1 : config.stride, classes_fast ? config.stride : 1});
   });
 }
 
 template <typename T, int KT>
-__device__ __forceinline__ void read_row(const Room<T>& room, const Plan& plan, const Axis& axis, const Lane<T>& lane,
-                                         T (&z)[KT]) {
-  const T* left = room.cells() + lane.left * plan.stride + lane.local;
-  const T* right = room.cells() + lane.right * plan.stride + lane.local;
+__device__ __forceinline__ void read_row(const Smem<T>& smem, const LaunchConfig& config, const Axis& axis,
+                                         const Fragment<T>& fragment, T (&z)[KT]) {
+  const T* left = smem.cells() + fragment.left * config.stride + fragment.local;
+  const T* right = smem.cells() + fragment.right * config.stride + fragment.local;
 #pragma unroll
   for (int k = 0; k < KT; k += 4) {
     const Quad<T> a = quad(left + k), b = quad(right + k);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) z[k + q] = blend(axis, a.v[q], b.v[q], lane.fx);
+    for (int q = 0; q < 4; ++q) z[k + q] = blend(axis, a.v[q], b.v[q], fragment.fx);
   }
 }
 
 template <typename T, int KT>
-__device__ __forceinline__ void stage_gradient(const Room<T>& room, const Plan& plan, const Chunk& chunk,
-                                               const Lane<T>& lane, int row, const T (&g)[KT]) {
-  if (lane.active) {
-    T* column = room.fold() + lane.slot * plan.stride + lane.local;
+__device__ __forceinline__ void stage_gradient(const Smem<T>& smem, const LaunchConfig& config, const Chunk& chunk,
+                                               const Fragment<T>& fragment, int row, const T (&g)[KT]) {
+  if (fragment.active) {
+    T* column = smem.fold() + fragment.slot * config.stride + fragment.local;
 #pragma unroll
     for (int k = 0; k < KT; k += 4) quad(column + k) = {g[k], g[k + 1], g[k + 2], g[k + 3]};
   }
   if (!chunk.continues) return;
-  for (int k = 4 * threadIdx.x; k < 2 * plan.span; k += 4 * blockDim.x) {
-    const int parity = k >= plan.span;
-    quad(room.carry() + k) = quad(room.edge() + row * plan.span + (parity ? (plan.tile_y - 1) * plan.span : 0) + k);
+  for (int k = 4 * threadIdx.x; k < 2 * config.span; k += 4 * blockDim.x) {
+    const int parity = k >= config.span;
+    quad(smem.carry() + k) =
+        quad(smem.edge() + row * config.span + (parity ? (config.tile_y - 1) * config.span : 0) + k);
   }
 }
 
 // grad[c] = sum over the columns x of interval c of (1 - f_x) g_x, plus over those of interval c - 1 of f_x g_x
 template <typename T>
-__device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& p, const Plan& plan, const Tile& tile,
-                                         const Chunk& chunk, int row) {
+__device__ __forceinline__ void fold_row(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+                                         const Tile& tile, const Chunk& chunk, int row) {
   const int stop = min(tile.x1, chunk.complete + 2);
-  const int64_t origin = p.grad_stride.at(tile.image, tile.class0, tile.y0 + row, 0);
+  const int64_t origin = p.grad.offset(tile.image, tile.class0, tile.y0 + row, 0);
   const T step = static_cast<T>(p.x.mul) / static_cast<T>(p.x.den);
   const auto fold_cell = [&](int c, int k0) {
     Quad<T> sum{};
     const auto add_interval = [&](int cell, bool from_left) {
       const int i = cell - chunk.cell0;
       if (i < 0 || i >= chunk.cells) return;
-      const int first = room.start()[i], count = room.start()[i + 1] - first;
-      const T* column = room.fold() + (first + plan.skew * i) * plan.stride + k0;
-      for (int j = 0; j < count; ++j, column += plan.stride) {
-        const T f = cell + 1 == p.x.cells ? T(0) : fmax(room.fraction()[i] + j * step, T(0));
+      const int first = smem.start()[i], count = smem.start()[i + 1] - first;
+      const T* column = smem.fold() + (first + config.skew * i) * config.stride + k0;
+      for (int j = 0; j < count; ++j, column += config.stride) {
+        const T f = cell + 1 == p.x.cells ? T(0) : fmax(smem.fraction()[i] + j * step, T(0));
         const T share = from_left ? f : T(1) - f;
         if (share <= T(0)) continue;
         const Quad<T> g = quad(column);
@@ -287,44 +319,44 @@ __device__ __forceinline__ void fold_row(const Room<T>& room, const Problem<T>& 
     if (!p.x.identity()) add_interval(c - 1, true);
     add_interval(c, false);
     if (chunk.continues && c - chunk.done < 2) {
-      const Quad<T> before = quad(room.carry() + (c & 1) * plan.span + k0);
+      const Quad<T> before = quad(smem.carry() + (c & 1) * config.span + k0);
 #pragma unroll
       for (int q = 0; q < 4; ++q) sum.v[q] += before.v[q];
     }
     return sum;
   };
-  block_sweep(plan.span / 4, stop - chunk.done, p.grad_stride.k < p.grad_stride.x, [&](int quad_index, int i) {
+  block_sweep(config.span / 4, stop - chunk.done, p.grad.k < p.grad.x, [&](int quad_index, int i) {
     const int c = chunk.done + i, k0 = 4 * quad_index;
     const Quad<T> sum = fold_cell(c, k0);
     if (c >= chunk.complete) {
-      quad(room.edge() + ((c & 1) * plan.tile_y + row) * plan.span + k0) = sum;
+      quad(smem.edge() + ((c & 1) * config.tile_y + row) * config.span + k0) = sum;
       return;
     }
-    const int64_t at = origin + k0 * p.grad_stride.k + c * p.grad_stride.x;
+    const int64_t at = origin + k0 * p.grad.k + c * p.grad.x;
     const int classes = p.classes - tile.class0 - k0;
-    with_storage<T>(p.grad, static_cast<Scalar>(p.input_type), [&](auto* grad) {
+    with_storage<T>(p.grad, [&](auto* grad) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        if (q < classes) narrow(sum.v[q], grad[at + q * p.grad_stride.k]);
+        if (q < classes) narrow(sum.v[q], grad[at + q * p.grad.k]);
       }
     });
   });
 }
 
-// If label columns are cells and contiguous in memory, lanes read and write them without shared memory.
+// If label columns are cells and contiguous in memory, threads read and write them without shared memory.
 template <typename T, int KT>
-__device__ __forceinline__ void load_row(const Problem<T>& p, const Tile& tile, const Lane<T>& lane, int64_t y,
-                                         T (&z)[KT]) {
-  const int classes = p.classes - lane.class0;
-  const int64_t at = p.input_stride.at(tile.image, min(lane.class0, p.classes - 1), y, lane.x);
+__device__ __forceinline__ void load_row(const CudaParams<T>& p, const Tile& tile, const Fragment<T>& fragment,
+                                         int64_t y, T (&z)[KT]) {
+  const int classes = p.classes - fragment.class0;
+  const int64_t at = p.input.offset(tile.image, min(fragment.class0, p.classes - 1), y, fragment.x);
   const T past = padding(p);
-  with_storage<T>(p.input, static_cast<Scalar>(p.input_type), [&](auto* input) {
-    std::remove_const_t<std::remove_pointer_t<decltype(input)>> values[KT];
+  with_storage<T>(p.input, [&](auto* input) {
+    std::remove_pointer_t<decltype(input)> values[KT];
     input += at;
 #pragma unroll
     for (int k = 0; k < KT; ++k) {  // without conditions, so that the loads are independent
       values[k] = *input;
-      input += k + 1 < classes ? p.input_stride.k : 0;
+      input += k + 1 < classes ? p.input.k : 0;
     }
 #pragma unroll
     for (int k = 0; k < KT; ++k) z[k] = k < classes ? widen<T>(values[k]) : past;
@@ -332,14 +364,14 @@ __device__ __forceinline__ void load_row(const Problem<T>& p, const Tile& tile, 
 }
 
 template <typename T, int KT>
-__device__ __forceinline__ void store_row(const Problem<T>& p, const Tile& tile, const Lane<T>& lane, int64_t y,
-                                          const T (&g)[KT]) {
-  const int classes = lane.active ? p.classes - lane.class0 : 0;
-  const int64_t at = p.grad_stride.at(tile.image, lane.class0, y, lane.x);
-  with_storage<T>(p.grad, static_cast<Scalar>(p.input_type), [&](auto* grad) {
+__device__ __forceinline__ void store_row(const CudaParams<T>& p, const Tile& tile, const Fragment<T>& fragment,
+                                          int64_t y, const T (&g)[KT]) {
+  const int classes = fragment.active ? p.classes - fragment.class0 : 0;
+  const int64_t at = p.grad.offset(tile.image, fragment.class0, y, fragment.x);
+  with_storage<T>(p.grad, [&](auto* grad) {
     grad += at;
 #pragma unroll
-    for (int k = 0; k < KT; ++k, grad += p.grad_stride.k) {
+    for (int k = 0; k < KT; ++k, grad += p.grad.k) {
       if (k < classes) narrow(g[k], *grad);
     }
   });
@@ -347,27 +379,28 @@ __device__ __forceinline__ void store_row(const Problem<T>& p, const Tile& tile,
 
 // One chunk of columns, from the top of the tile to its bottom.
 template <typename T, int KT, bool Grad, typename Form>
-__device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>& p, const Plan& plan, const Tile& tile,
-                                          const Chunk& chunk, const Lane<T>& lane, Form& form) {
+__device__ __forceinline__ void walk_rows(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+                                          const Tile& tile, const Chunk& chunk, const Fragment<T>& fragment,
+                                          Form& form) {
   T z0[KT], z1[KT] = {}, g0[KT], g1[KT] = {};
-  const int top = max(tile.y0 - plan.halo_y, 0);
+  const int top = max(tile.y0 - config.halo_y, 0);
   int y = static_cast<int>(p.y.first(top));
   const int y_end = chunk.x0 < chunk.x1 ? static_cast<int>(p.y.first(tile.y1)) : y;
   RowStepper<T> at(p.y, y);
-  int label = form.fetch(lane, y, y_end);
-  // Each turn brings in cell row `cell + 1`, sends out row `cell - 1`, and walks the interval between `cell` and
-  // `cell + 1`; the first only brings in row `top`, the last only sends out.
+  int label = form.fetch(fragment, y, y_end);
+  // Each iteration loads cell row `cell + 1`, stores row `cell - 1`, and walks the interval between `cell` and
+  // `cell + 1`. The first only loads row `top`, the last only stores.
   for (int cell = top - 1; cell <= tile.y1; ++cell) {
     const int finished = cell - 1 - tile.y0;
     const int64_t entering = cell < top ? top : p.y.next(cell);
-    if (plan.direct) {
-      if (Grad && finished >= 0) store_row(p, tile, lane, tile.y0 + finished, g0);
+    if (config.direct) {
+      if (Grad && finished >= 0) store_row(p, tile, fragment, tile.y0 + finished, g0);
     } else {
       __syncthreads();
-      if (cell < tile.y1) stage_cells(room, p, plan, tile, chunk, entering);
-      if (Grad && finished >= 0) stage_gradient(room, plan, chunk, lane, finished, g0);
+      if (cell < tile.y1) stage_cells(smem, p, config, tile, chunk, entering);
+      if (Grad && finished >= 0) stage_gradient(smem, config, chunk, fragment, finished, g0);
       __syncthreads();
-      if (Grad && finished >= 0) fold_row(room, p, plan, tile, chunk, finished);
+      if (Grad && finished >= 0) fold_row(smem, p, config, tile, chunk, finished);
     }
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
@@ -375,19 +408,19 @@ __device__ __forceinline__ void walk_rows(const Room<T>& room, const Problem<T>&
       g0[k] = g1[k];
       g1[k] = T(0);
     }
-    if (!plan.direct) {
-      read_row(room, plan, p.x, lane, z1);
+    if (!config.direct) {
+      read_row(smem, config, p.x, fragment, z1);
     } else if (cell < tile.y1) {
-      load_row(p, tile, lane, entering, z1);
+      load_row(p, tile, fragment, entering, z1);
     }
     if (cell + 1 >= p.y.cells) {  // weighed by 0, which would make NaN of an infinity
 #pragma unroll
       for (int k = 0; k < KT; ++k) z1[k] = T(0);
     }
     for (; y < y_end && at.cell == cell; ++y, at.step(p.y)) {
-      const int ahead = form.fetch(lane, y + 1, y_end);  // the load returns while this row is worked on
-      form.row(plan.groups, tile.image, lane, y, lane.owned && cell >= tile.y0, label, at.fraction(p.y), z0, z1, g0,
-               g1);
+      const int ahead = form.fetch(fragment, y + 1, y_end);  // the load returns while this row is worked on
+      const LabelRow<T> row{tile.image, y, label, fragment.owned && cell >= tile.y0, at.fraction(p.y)};
+      form.row(config.groups, fragment, row, z0, z1, g0, g1);
       label = ahead;
     }
   }

@@ -12,11 +12,11 @@ KEEPS_LOGITS = False
 
 define_kernel(
     "similarity_fwd_kernel(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
-    "int ignore_index, float eps, Tensor(a!) logits, Tensor(b!)? own, Tensor(c!)? norms) -> ()"
+    "int ignore_index, float eps, Tensor(a!) logits, Tensor(b!)? target_similarity, Tensor(c!)? norms) -> ()"
 )
 define_kernel(
-    "similarity_bwd_kernel(Tensor grad_logits, Tensor? grad_own, Tensor features, Tensor weights, Tensor? labels, "
-    "Tensor? norms, str metric, float scale, int ignore_index, float eps, Tensor(a!)? grad_features, "
+    "similarity_bwd_kernel(Tensor grad_logits, Tensor? grad_target_similarity, Tensor features, Tensor weights, "
+    "Tensor? labels, Tensor? norms, str metric, float scale, int ignore_index, float eps, Tensor(a!)? grad_features, "
     "Tensor(b!)? grad_weights) -> ()"
 )
 define_kernel("soft_sums_fwd_kernel(Tensor features, Tensor logits, Tensor(a!) sums, Tensor(b!) mass) -> ()")
@@ -39,23 +39,25 @@ def similarity_fwd_kernel(
     scale: float,
     ignore_index: int,
     logits: Tensor,
-    own: Tensor | None,
+    target_similarity: Tensor | None,
     norms: Tensor | None,
 ) -> None:
     """See op.py."""
     bias = None if bias is None else bias.contiguous()
-    ops.similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, own, norms)
+    ops.similarity_fwd_kernel(
+        features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, target_similarity, norms
+    )
 
 
 def similarity_bwd_kernel(
     grad_logits: Tensor,
-    grad_own: Tensor | None,
+    grad_target_similarity: Tensor | None,
     features: Tensor,
     weights: Tensor,
     labels: Tensor | None,
     norms: Tensor | None,
     logits: Tensor | None,
-    own: Tensor | None,
+    target_similarity: Tensor | None,
     metric: str,
     scale: float,
     ignore_index: int,
@@ -64,7 +66,7 @@ def similarity_bwd_kernel(
 ) -> None:
     """See op.py."""
     ops.similarity_bwd_kernel(
-        grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, EPS,
+        grad_logits, grad_target_similarity, features, weights, labels, norms, metric, scale, ignore_index, EPS,
         grad_features, grad_weights,
     )  # fmt: skip
 

@@ -36,23 +36,23 @@ def find_nvcc() -> str | None:
 USES = {
     "focal": """
 template <typename T>
-void use(Device& d, Problem<T> p, T* t, double* totals) {
-  softmax_focal(d, p, t, totals);
-  sigmoid_focal(d, p, t, totals);
+void use(Device& d, Params<T> p, T* t) {
+  softmax_focal(d, p);
+  sigmoid_focal(d, p);
   kth_largest(d, static_cast<const T*>(t), 0, 0, t);
 }
-template void use(Device&, Problem<float>, float*, double*);
-template void use(Device&, Problem<double>, double*, double*);
+template void use(Device&, Params<float>, float*);
+template void use(Device&, Params<double>, double*);
 """,
     "anchors": """
 template <typename T>
-void use(Device& d, Rows<T> r) {
-  gather_pixels(d, r);
-  gather_pixels_backward(d, r);
+void use(Device& d, GatherParams<T> p) {
+  gather_pixels_fwd(d, p);
+  gather_pixels_bwd(d, p);
 }
-template void use(Device&, Rows<float>);
-template void use(Device&, Rows<double>);
-template void metricseg::anchors::sample_anchors(Device&, const Problem&);
+template void use(Device&, GatherParams<float>);
+template void use(Device&, GatherParams<double>);
+template void metricseg::anchors::sample_anchors(Device&, const SampleParams&);
 """,
 }
 
@@ -69,8 +69,8 @@ struct Device {{
   template <typename T> T* scratch(int64_t);
   void clear(void*, int64_t);
   template <typename... P, typename... A>
-  void launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t shared, A... arguments) {{
-    kernel<<<blocks, threads, shared>>>(arguments...);
+  void launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t smem, A... arguments) {{
+    kernel<<<blocks, threads, smem>>>(arguments...);
   }}
 }};
 {USES[family]}
@@ -119,7 +119,7 @@ def test_no_kernel_spills(family: str, usages: Callable[[str], list[Usage]]) -> 
 def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> None:
     """Kernels that wait for memory: 1,024 threads or more of them on a multiprocessor at a time."""
     found = usages("anchors")
-    names = ("count", "plan", "collect", "repair", "place", "gather", "scatter")
+    names = ("count", "plan", "collect", "repair", "place", "gather_fwd", "gather_bwd")
     assert {n for n in names for u in found if f"{n}_kernel" in u.kernel} == set(names)
     for u in found:
         assert u.registers <= 64, u
@@ -127,7 +127,7 @@ def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> 
 
 
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
-    """Blocks of 128 threads on a multiprocessor: what problem.h's resident_blocks promises the launch geometry."""
+    """Blocks of 128 threads on a multiprocessor: what launch_config.h's resident_blocks promises the launch geometry."""
     walks = {}
     for u in usages("focal"):
         if match := re.search(r"walk_kernelI([fd])Li(\d+)ELb([01])ENS0_\d+(\w+?Form)E", u.kernel):

@@ -7,7 +7,7 @@ namespace metricseg {
 
 struct DeviceLimits {
   int multiprocessors;
-  int64_t shared;  // bytes available to a block
+  int64_t smem;  // bytes of shared memory available to a block
 };
 
 }  // namespace metricseg

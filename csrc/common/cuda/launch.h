@@ -25,10 +25,10 @@ class CudaDevice {
   explicit CudaDevice(const torch::stable::Tensor& like)
       : like_(like), guard_(like.get_device_index()), stream_(current_stream(like.get_device_index())) {
     const int index = like.get_device_index();
-    int shared = 0;
+    int smem = 0;
     check_cuda(cudaDeviceGetAttribute(&limits_.multiprocessors, cudaDevAttrMultiProcessorCount, index), "attributes");
-    check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "attributes");
-    limits_.shared = shared - kStaticShared;
+    check_cuda(cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, index), "attributes");
+    limits_.smem = smem - kStaticSmem;
   }
 
   DeviceLimits limits() const { return limits_; }
@@ -45,20 +45,20 @@ class CudaDevice {
   }
 
   template <typename... Parameters, typename... Arguments>
-  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
+  void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t smem, Arguments... arguments) {
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int>::max(), "metricseg: too many blocks: ", blocks);
-    if (shared > kDefaultShared) {
+    if (smem > kDefaultSmem) {
       check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+                                      cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem)),
                  "shared memory");
     }
-    kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads), shared, stream_>>>(arguments...);
+    kernel<<<dim3(static_cast<unsigned>(blocks)), dim3(threads), smem, stream_>>>(arguments...);
     check_cuda(cudaGetLastError(), "launch");
   }
 
  private:
-  static constexpr int kStaticShared = 4 << 10;                      // at most, beside dynamic shared memory
-  static constexpr int kDefaultShared = (48 << 10) - kStaticShared;  // more must be asked for
+  static constexpr int kStaticSmem = 4 << 10;                      // at most, beside dynamic shared memory
+  static constexpr int kDefaultSmem = (48 << 10) - kStaticSmem;  // more must be asked for
 
   torch::stable::Tensor like_;
   torch::stable::accelerator::DeviceGuard guard_;

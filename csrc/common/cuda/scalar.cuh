@@ -1,7 +1,7 @@
-// Scalar types chosen at run time: one instantiation of a kernel serves every storage type.
+// Storage types chosen at run time: one instantiation of a kernel serves all of them.
 #pragma once
 
-#include <cstdint>
+#include "../tensor_map.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
@@ -9,8 +9,6 @@
 #endif
 
 namespace metricseg {
-
-enum class Scalar : int { kFloat64, kFloat32, kBFloat16, kFloat16, kUInt8, kInt32, kInt64 };
 
 template <typename T>
 __device__ __forceinline__ T widen(double v) {
@@ -35,52 +33,33 @@ __device__ __forceinline__ void narrow(float v, float& to) { to = v; }
 __device__ __forceinline__ void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
 __device__ __forceinline__ void narrow(float v, __half& to) { to = __float2half_rn(v); }
 
-template <typename Stored>
-__device__ __forceinline__ const Stored* stored(const void* data) {
-  return static_cast<const Stored*>(data);
-}
-template <typename Stored>
-__device__ __forceinline__ Stored* stored(void* data) {
-  return static_cast<Stored*>(data);
-}
-
-// Calls f with the data as what it is. Arithmetic in T goes with storage in double for double, in anything else for
-// float: the types that cannot occur are not compiled.
-template <typename T, typename Void, typename F>
-__device__ __forceinline__ void with_storage(Void* data, Scalar type, F f) {
+// f(data of the map, as a pointer to the stored type). If T is double, storage is double; if T is float, it is one of
+// the others. So the pairs that cannot occur are not compiled.
+template <typename T, typename F>
+__device__ __forceinline__ void with_storage(const Map& map, F f) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    f(stored<double>(data));
-  } else if (type == Scalar::kFloat32) {
-    f(stored<float>(data));
-  } else if (type == Scalar::kBFloat16) {
-    f(stored<__nv_bfloat16>(data));
+    f(map.as<double>());
+  } else if (map.type == Type::f32) {
+    f(map.as<float>());
+  } else if (map.type == Type::bf16) {
+    f(map.as<__nv_bfloat16>());
   } else {
-    f(stored<__half>(data));
+    f(map.as<__half>());
   }
 }
 
+// The value at an offset in elements, of any floating type.
 template <typename T>
-__device__ __forceinline__ T load_float(const void* data, Scalar type, int64_t i) {
-  switch (type) {
-    case Scalar::kFloat64:
-      return widen<T>(static_cast<const double*>(data)[i]);
-    case Scalar::kFloat32:
-      return widen<T>(static_cast<const float*>(data)[i]);
-    case Scalar::kBFloat16:
-      return widen<T>(static_cast<const __nv_bfloat16*>(data)[i]);
+__device__ __forceinline__ T load_float(const Map& map, int64_t i) {
+  switch (map.type) {
+    case Type::f64:
+      return widen<T>(map.as<double>()[i]);
+    case Type::f32:
+      return widen<T>(map.as<float>()[i]);
+    case Type::bf16:
+      return widen<T>(map.as<__nv_bfloat16>()[i]);
     default:
-      return widen<T>(static_cast<const __half*>(data)[i]);
-  }
-}
-
-__device__ __forceinline__ int64_t load_label(const void* data, Scalar type, int64_t i) {
-  switch (type) {
-    case Scalar::kUInt8:
-      return static_cast<const uint8_t*>(data)[i];
-    case Scalar::kInt32:
-      return static_cast<const int32_t*>(data)[i];
-    default:
-      return static_cast<const int64_t*>(data)[i];
+      return widen<T>(map.as<__half>()[i]);
   }
 }
 

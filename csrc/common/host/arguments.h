@@ -5,7 +5,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
-#include <type_traits>
 
 #include "torch_map.h"
 
@@ -13,20 +12,14 @@ namespace metricseg {
 
 using torch::headeronly::ScalarType;
 
-template <typename T>
-constexpr ScalarType kTypeOf = std::is_same_v<T, double>    ? ScalarType::Double
-                               : std::is_same_v<T, int64_t> ? ScalarType::Long
-                                                            : ScalarType::Float;
-
-// Null if absent; else on the input's device, of this dtype, and contiguous if it has to be.
-template <typename T>
-T* pointer(const Optional& t, const Tensor& input, ScalarType type, const char* name, bool contiguous = true) {
-  if (!t) return nullptr;
+// If present: on the device of input, of this dtype, and contiguous if it has to be.
+inline void check_tensor(const Optional& t, const Tensor& input, ScalarType type, const char* name,
+                         bool contiguous = true) {
+  if (!t) return;
   STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == input.get_device_index(), "metricseg: ", name,
                   " must be on the device of input");
   STD_TORCH_CHECK(t->scalar_type() == type, "metricseg: ", name, " has the wrong dtype");
   STD_TORCH_CHECK(!contiguous || t->is_contiguous(), "metricseg: ", name, " must be contiguous");
-  return static_cast<T*>(t->mutable_data_ptr());
 }
 
 inline void check_shape(const Optional& t, std::initializer_list<int64_t> shape, const char* name) {

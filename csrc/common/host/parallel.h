@@ -1,4 +1,4 @@
-// Work shared out to the threads of torch, as many as torch.set_num_threads allows.
+// Work shared among the threads of torch, as many as torch.set_num_threads allows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -12,8 +12,8 @@ namespace metricseg {
 #define METRICSEG_WIDEST ::metricseg::widest(avx512_workers, avx2_workers, baseline_workers)
 template <typename Workers>
 const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers& baseline) {
-  const char* wish = std::getenv("METRICSEG_SIMD");
-  const auto allowed = [wish](const char* name) { return wish == nullptr || std::strcmp(wish, name) == 0; };
+  const char* only = std::getenv("METRICSEG_SIMD");
+  const auto allowed = [only](const char* name) { return only == nullptr || std::strcmp(only, name) == 0; };
   __builtin_cpu_init();
   if (allowed("avx512") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

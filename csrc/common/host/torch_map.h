@@ -36,37 +36,19 @@ inline Type type_of(const Tensor& tensor) {
   return Type::f32;
 }
 
-// Whether arithmetic runs in fp64.
-inline bool is_double(const Tensor& tensor) { return type_of(tensor) == Type::f64; }
+inline int64_t rank_of(const Tensor& tensor) { return tensor.dim(); }
+inline int64_t size_of(const Tensor& tensor, int64_t dimension) { return tensor.size(dimension); }
 
-inline int64_t bytes_of(Type type) {
-  switch (type) {
-    case Type::f64:
-    case Type::i64:
-      return 8;
-    case Type::bf16:
-    case Type::f16:
-      return 2;
-    case Type::u8:
-      return 1;
-    default:
-      return 4;
-  }
+// The data of a tensor that holds T; null if absent.
+template <typename T>
+T* data_of(const Optional& tensor) {
+  return tensor ? static_cast<T*>(const_cast<void*>(tensor->const_data_ptr())) : nullptr;
 }
 
-// [B, K, y, x] as it is; [B, y, x] without channels; an absent tensor, and one of other rank, has no data.
 inline Map map_of(const Optional& tensor) {
-  Map map;
-  if (!tensor.has_value() || (tensor->dim() != 3 && tensor->dim() != 4)) return map;
-  const int64_t channels = tensor->dim() == 4;
-  map.data = static_cast<char*>(const_cast<void*>(tensor->const_data_ptr()));
-  map.type = type_of(*tensor);
-  map.size = bytes_of(map.type);
-  map.b = tensor->stride(0);
-  map.k = channels ? tensor->stride(1) : 0;
-  map.y = tensor->stride(1 + channels);
-  map.x = tensor->stride(2 + channels);
-  return map;
+  if (!tensor) return {};
+  return make_map(tensor->const_data_ptr(), type_of(*tensor), tensor->dim(),
+                  [&](int64_t i) { return tensor->stride(i); });
 }
 
 }  // namespace metricseg

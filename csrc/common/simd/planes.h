@@ -1,5 +1,5 @@
 // Runs of pixels of a map [B, K, y, x] by their number in the image, y w + x, for any strides: one run if the rows of
-// the image follow each other, else a run for each row that they touch.
+// the image follow each other, else a run per row.
 #pragma once
 
 #include "convert.h"

@@ -15,8 +15,11 @@
 #define METRICSEG_SIMD_IS_avx2 32
 #define METRICSEG_SIMD_IS_baseline 16
 #define METRICSEG_SIMD_PASTE(name) METRICSEG_SIMD_IS_##name
+#define METRICSEG_SIMD_WORKERS(name) name##_workers
+#define METRICSEG_SIMD_NAME(name) METRICSEG_SIMD_WORKERS(name)
 #define METRICSEG_SIMD_WIDTH(name) METRICSEG_SIMD_PASTE(name)
 #define METRICSEG_SIMD_BYTES METRICSEG_SIMD_WIDTH(METRICSEG_SIMD)
+#define METRICSEG_WORKERS METRICSEG_SIMD_NAME(METRICSEG_SIMD)  // avx512_workers, avx2_workers or baseline_workers
 
 #if defined(__clang__)
 #if METRICSEG_SIMD_BYTES == 64

@@ -1,14 +1,14 @@
-// Products of a few rows with many pixels, in the vector registers: the two shapes that every op between classes and a
-// feature map is made of. Pixels come in tiles, [values, kTile] with two vectors of pixels to a row, zeros where there
-// is no pixel; a tile is packed once and stays in the first or second-level cache.
+// Products of a few rows with many pixels, in vector registers: the two shapes in all ops between classes and a feature
+// map. Pixels come in tiles [values, kTile] with two vectors of pixels to a row, and zeros if there is no pixel. A tile
+// is packed once and stays in L1 or L2.
 //
 //   product   out [M, kTile]  = A [M, J] tile [J, kTile]        kRows x 2 vectors of sums in registers: of each step of
 //                                                               J, two loads and kRows broadcasts for 2 kRows products
 //   dots      sums [M, J]    += A [M, pixels] X [J, pixels]^T   kDotRows x kDotColumns vectors of sums in registers,
 //                                                               added across lanes at the end of a panel of tiles
 //
-// Torch's library reaches 85 Gflop/s with such products on a core of an AMD EPYC that does 170 here, where it takes
-// half-wide vectors; packing for it would also cost a pass of its own when M is 19 and J 512.
+// These products reach 170 GFLOP/s on a core of an AMD EPYC. The library of torch reaches 85 there, because it takes
+// half-wide vectors. Packing for it would also cost another pass if M is 19 and J 512.
 #pragma once
 
 #include "../../common/simd/lanes.h"
@@ -26,7 +26,7 @@ constexpr int kDots = (kDotRows * kDotColumns + Lanes<T>::count - 1) / Lanes<T>:
 
 METRICSEG_HD int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Rows of A that go together: as many as kRows, the last block as full as the others.
+// Rows of A in a block: at most kRows, about the same in all blocks.
 METRICSEG_HD int64_t block_rows(int64_t rows) {
   const int64_t blocks = (rows + kRows - 1) / kRows;
   return blocks > 0 ? (rows + blocks - 1) / blocks : 1;
@@ -98,8 +98,8 @@ METRICSEG_HD Lanes<T> sums_of(Lanes<T>* v) {
   }
 }
 
-// Rows [m, kDotRows) of A with columns [j, kDotColumns) of X: over the tiles of a panel, which lie a_step and x_step
-// apart.
+// Rows [m, kDotRows) of A with columns [j, kDotColumns) of X: over the tiles of a panel, a_step and x_step apart
+// in memory.
 template <typename T>
 void dots_block(const T* a, int64_t a_step, const T* x, int64_t x_step, int64_t tiles, T* out) {
   constexpr int n = Lanes<T>::count;

@@ -1,5 +1,5 @@
-// Tiles [C, kTile] of pixels out of a map [B, C, y, x] of any type and strides, and back: rows of pixels where these
-// lie together, squares of channels and pixels turned over in registers where the channels do.
+// Tiles [C, kTile] of pixels out of a map [B, C, y, x] of any type and strides, and back. If pixels are contiguous,
+// rows of pixels are copied. If channels are, squares of channels and pixels are transposed in registers.
 #pragma once
 
 #include "../../common/simd/planes.h"
@@ -8,7 +8,7 @@
 namespace metricseg {
 namespace METRICSEG_SIMD {
 
-// Where the pixels of a tile have their channel 0; null beyond n.
+// Addresses of channel 0 of the pixels of a tile; null beyond n.
 template <int count>
 struct Addresses {
   char* of[count] = {};
@@ -18,7 +18,7 @@ struct Addresses {
   }
 };
 
-// Whether a tile is full and its pixels lie together.
+// Whether a tile is full and its pixels are contiguous.
 template <typename T>
 METRICSEG_HD bool is_whole(const Map& map, int64_t width, int64_t n) {
   return n == kTile<T> && map.x == 1 && map.y == width;

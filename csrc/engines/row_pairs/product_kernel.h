@@ -1,6 +1,5 @@
 // Matrix product of the pair stream: from torch's tensors to a Product, its units of work to torch's threads. One
-// source file of the extension includes this header; the three files per vector width of the same family define the
-// workers.
+// source file of the extension includes this header; csrc/simd_*.cpp define the workers.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -45,8 +44,7 @@ inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Ten
                   "metricseg: row_pairs_product_kernel takes [M, K], [K, N] and [M, N]");
   STD_TORCH_CHECK(out.stride(1) == 1 || out.size(1) <= 1, "metricseg: each row of out must be contiguous");
   STD_TORCH_CHECK(accumulate || sign == 1, "metricseg: a sign goes with accumulate");
-  const auto launcher = type == Type::f64 ? launch_product<double> : launch_product<float>;
-  launcher(a, b, sign, accumulate, out);
+  dispatch_accumulator(type, [&](auto zero) { launch_product<decltype(zero)>(a, b, sign, accumulate, out); });
 }
 
 // Whether the processor is AMD's and has AVX-512, and METRICSEG_SIMD doesn't narrow the vectors.

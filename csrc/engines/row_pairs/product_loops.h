@@ -101,4 +101,7 @@ constexpr Workers workers{{sizes<float>, pack_block<float>, multiply<float>},
                           {sizes<double>, pack_block<double>, multiply<double>}};
 
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::row_pairs

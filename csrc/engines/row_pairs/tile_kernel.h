@@ -80,7 +80,7 @@ void tile_kernel(Tensor products, std::string name, std::vector<double> constant
                   "metricseg: ", name, " takes ", epilogue.coefs, " coefficients");
   STD_TORCH_CHECK((!x_out || x_out->size(1) == epilogue.outs) && (!y_out || y_out->size(0) == epilogue.outs),
                   "metricseg: ", name, " adds to ", epilogue.outs, " sums");
-  const auto launch = [&](auto zero) {
+  dispatch_accumulator(type_of(products), [&](auto zero) {
     using T = decltype(zero);
     Tile<T> tile{};
     tile.rows = products.size(0);
@@ -98,8 +98,7 @@ void tile_kernel(Tensor products, std::string name, std::vector<double> constant
     tile.x_out_row = x_out ? x_out->stride(0) : 0;
     tile.constants = constants.data();
     run_tile(epilogue, tile, data_of<T>(y_out), y_out ? y_out->stride(0) : 0);
-  };
-  is_double(products) ? launch(double()) : launch(float());
+  });
 }
 
 }  // namespace metricseg::row_pairs

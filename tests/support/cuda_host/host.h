@@ -13,7 +13,9 @@
 #include "../../../csrc/common/tensor_map.h"
 
 namespace py = pybind11;
-using namespace metricseg;
+
+namespace metricseg {
+
 using Array = std::optional<py::array>;
 
 inline DeviceLimits limits_of_device{2, 160 << 10};
@@ -30,9 +32,9 @@ struct HostDevice {
   }
   void clear(void* data, int64_t bytes) { std::memset(data, 0, bytes); }
   template <typename Kernel, typename... Arguments>
-  void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Arguments... arguments) {
-    if (shared > device.shared) throw std::logic_error("more shared memory asked for than a block may have");
-    cuda_host::launch(kernel, blocks, threads, shared, arguments...);
+  void launch(Kernel kernel, int64_t blocks, int threads, int64_t smem, Arguments... arguments) {
+    if (smem > device.smem) throw std::logic_error("more shared memory asked for than a block may have");
+    cuda_host::launch(kernel, blocks, threads, smem, arguments...);
   }
 };
 
@@ -57,35 +59,27 @@ inline Type type_of(const py::array& a) {
   throw py::type_error("unknown dtype");
 }
 
-inline bool is_double(const py::array& a) { return type_of(a) == Type::f64; }
+inline int64_t rank_of(const py::array& a) { return a.ndim(); }
+inline int64_t size_of(const py::array& a, int64_t dimension) { return a.shape(dimension); }
 
 template <typename T>
-T* pointer(const Array& a) {
+T* data_of(const Array& a) {
   return a ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
 }
 
-// [B, K, y, x], [B, y, x] or [y, x]; strides in elements.
 inline Map map_of(const Array& a) {
-  Map map;
-  if (!a) return map;
-  const auto stride = [&](int i) { return static_cast<int64_t>(a->strides(i) / a->itemsize()); };
-  const int last = static_cast<int>(a->ndim()) - 1;
-  map.data = pointer<char>(a);
-  map.type = type_of(*a);
-  map.size = a->itemsize();
-  map.b = last > 1 ? stride(0) : 0;
-  map.k = last > 2 ? stride(1) : 0;
-  map.y = stride(last - 1);
-  map.x = stride(last);
-  return map;
+  if (!a) return {};
+  return make_map(a->data(), type_of(*a), a->ndim(), [&](int64_t i) { return a->strides(i) / a->itemsize(); });
 }
 
 // configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has.
 inline void define_switches(py::module_& m) {
-  m.def("configure", [](int multiprocessors, int64_t shared, unsigned seed) {
-    limits_of_device = {multiprocessors, shared};
+  m.def("configure", [](int multiprocessors, int64_t smem, unsigned seed) {
+    limits_of_device = {multiprocessors, smem};
     cuda_host::seed = seed;
     cuda_host::random.seed(seed);
   });
   m.def("lose_barrier", [](int which) { cuda_host::lost_barrier = which; });
 }
+
+}  // namespace metricseg

@@ -1,9 +1,8 @@
-// A call of the CPU kernels as plain data: cpu.cpp hands it to the row loops of each vector width.
+// Arguments of the CPU kernels as plain data, for the row loops of each vector width.
 #pragma once
 
-#include "../common/resize.h"
-#include "../common/tensor_map.h"
 #include "math.h"
+#include "params.h"
 
 namespace metricseg::focal {
 
@@ -24,54 +23,33 @@ struct Slots {
   const T* right;         // [count, lanes] 1 if the neighbor is the right-hand one, 0 the left-hand, -1 no label
 };
 
-// Share of one unit of work in the result; the units are added in order.
-struct Partial {
-  double loss, valid, weight, correct, bad, bad_label;
-};
-
 template <typename T>
-struct Job {
-  int64_t images, classes, h, w, H, W;
-  Axis rows;
-  bool align_corners;
-
-  Map input;      // [B, K, h, w]
-  Map target;     // [B, H, W] labels, or [B, K, H, W] dense
-  Map grad_loss;  // absent: grad_scale holds the one value
-  Map loss;       // absent if only the sum is needed
-  Map argmax;     // [B, H, W] int32
-  Map grad;       // [B, K, h, w]
-  bool dense;
-
-  const T* weight;      // [K] or null
-  const T* keep_above;  // 0-d or null
-  T grad_scale;
-  T gamma, alpha;
+struct CpuParams : Params<T> {
+  T grad_scale;  // replaces grad_loss if that is absent
   SoftmaxParams<T> softmax;
-  int64_t ignore_index;
-
   Slots<T> slots;
   int64_t units;      // of work: rows of logits, or tiles of pixels if nothing is interpolated
   Partial* partials;  // [units]
 
-  METRICSEG_HD bool identity() const { return h == H && w == W; }
-  // A row of logits in a worker's memory, with room for a vector on either side.
-  METRICSEG_HD int64_t row_stride() const { return (w + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes; }
+  // A row of logits in the memory of a worker, with space for a vector on either side.
+  METRICSEG_HD int64_t row_stride() const {
+    return (this->x.cells + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes;
+  }
   // Vectors of pixels in work at a time, sized so that their logits fit in L2.
   METRICSEG_HD int vectors() const {
-    const int64_t fit = (int64_t{256} << 10) / (classes * kMaxLanes * static_cast<int64_t>(sizeof(float)));
+    const int64_t fit = (int64_t{256} << 10) / (int64_t{this->classes} * kMaxLanes * sizeof(float));
     return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);
   }
   METRICSEG_HD int64_t scratch_values() const {
     const int64_t pixels = int64_t{vectors()} * kMaxLanes;
-    const int64_t rows_held = identity() ? 0 : 4 * classes * row_stride();
-    return rows_held + classes * pixels + 12 * pixels;
+    const int64_t rows_held = this->identity() ? 0 : 4 * this->classes * row_stride();
+    return rows_held + this->classes * pixels + 12 * pixels;
   }
 };
 
-// Units [begin, end) of a job, on one thread.
+// Units [begin, end) of a call, on one thread.
 template <typename T>
-using Worker = void (*)(const Job<T>&, int64_t begin, int64_t end, T* scratch);
+using Worker = void (*)(const CpuParams<T>&, int64_t begin, int64_t end, T* scratch);
 
 // The loops of one vector width.
 struct Workers {

@@ -1,0 +1,71 @@
+// The ops as functions, and their arguments as tensors, which become Params. Names and order are those of the schemas
+// in metricseg_kernels/focal/op.py. Tensor is that of torch, or a numpy array in the tests. Include the header with
+// its map_of and data_of first: common/host/torch_map.h or tests/support/cuda_host/host.h.
+#pragma once
+
+#include <optional>
+
+#include "params.h"
+
+namespace metricseg::focal {
+
+template <typename Tensor>
+struct Arguments {
+  using Optional = std::optional<Tensor>;
+
+  Tensor input, target;
+  Optional weight, keep_above, grad_loss;
+  double gamma, label_smoothing, alpha;
+  int64_t ignore_index;
+  bool align_corners;
+  Optional loss, totals, argmax, grad;
+
+  // f(T()), with T the accumulator type.
+  template <typename F>
+  void dispatch(const F& f) const {
+    dispatch_accumulator(type_of(input), f);
+  }
+};
+
+template <typename T, typename Tensor>
+Params<T> make_params(const Arguments<Tensor>& a) {
+  const int64_t rank = rank_of(a.target);
+  const bool reduces = a.loss && rank_of(*a.loss) == 0;
+  Params<T> p{};
+  p.batch = size_of(a.input, 0);
+  p.classes = static_cast<int>(size_of(a.input, 1));
+  p.y = Axis::make(size_of(a.input, 2), size_of(a.target, rank - 2), a.align_corners);
+  p.x = Axis::make(size_of(a.input, 3), size_of(a.target, rank - 1), a.align_corners);
+  p.input = map_of(a.input);
+  p.target = map_of(a.target);
+  p.weight = data_of<T>(a.weight);
+  p.keep_above = data_of<T>(a.keep_above);
+  p.grad_loss = map_of(a.grad_loss);
+  p.gamma = static_cast<T>(a.gamma);
+  p.label_smoothing = static_cast<T>(a.label_smoothing);
+  p.alpha = static_cast<T>(a.alpha);
+  p.ignore_index = a.ignore_index;
+  if (reduces) p.loss_sum = data_of<T>(a.loss);
+  if (!reduces) p.loss = map_of(a.loss);
+  p.totals = data_of<double>(a.totals);
+  p.argmax = map_of(a.argmax);
+  p.grad = map_of(a.grad);
+  return p;
+}
+
+// The ops, for TORCH_BOX and pybind11.
+template <typename Tensor, void (*run)(const Arguments<Tensor>&), typename Optional = std::optional<Tensor>>
+void focal_kernel(Tensor input, Tensor target, Optional weight, Optional keep_above, Optional grad_loss, double gamma,
+                  double label_smoothing, int64_t ignore_index, bool align_corners, Optional loss, Optional totals,
+                  Optional argmax, Optional grad) {
+  run({input, target, weight, keep_above, grad_loss, gamma, label_smoothing, 0, ignore_index, align_corners, loss,
+       totals, argmax, grad});
+}
+
+template <typename Tensor, void (*run)(const Arguments<Tensor>&), typename Optional = std::optional<Tensor>>
+void sigmoid_focal_kernel(Tensor input, Tensor target, Optional grad_loss, double gamma, double alpha,
+                          int64_t ignore_index, bool align_corners, Optional loss, Optional totals, Optional grad) {
+  run({input, target, {}, {}, grad_loss, gamma, 0, alpha, ignore_index, align_corners, loss, totals, {}, grad});
+}
+
+}  // namespace metricseg::focal

@@ -1,0 +1,9 @@
+// The vector loops of every family and engine, for the vector width METRICSEG_SIMD. A new family adds one line.
+#include "common/simd/simd_begin.h"
+
+#include "centers/cpu_loops.h"
+#include "contrast/cpu_epilogues.h"
+#include "engines/row_pairs/product_loops.h"
+#include "focal/cpu_rows.h"
+
+#include "common/simd/simd_end.h"
