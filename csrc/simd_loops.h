@@ -5,5 +5,6 @@
 #include "contrast/cpu_epilogues.h"
 #include "engines/row_pairs/product_loops.h"
 #include "focal/cpu_rows.h"
+#include "retrieval/cpu_loops.h"
 
 #include "common/simd/simd_end.h"

@@ -5,6 +5,7 @@ from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
+from .retrieval import knn_vote, topk_similarity
 from .version import __version__
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "cross_entropy",
     "focal_loss",
     "gather_pixels",
+    "knn_vote",
     "margin_contrast_loss",
     "ohem_cross_entropy",
     "pixel_contrast_loss",
     "prototype_nca_loss",
     "sample_anchors",
     "sigmoid_focal_loss",
+    "topk_similarity",
 ]

@@ -62,4 +62,11 @@ FAMILIES = {
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
         gpu_seconds=(56, 30),
     ),
+    "retrieval": Family(
+        cpu=("cpu", "reference"),
+        cuda=("reference",),
+        evidence="cpu: benchmarks/results/cpu/retrieval.json.",
+        kernels={"topk_kernel": 3},
+        gpu_seconds=(6, 6),
+    ),
 }  # fmt: skip
