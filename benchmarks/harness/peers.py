@@ -197,3 +197,20 @@ def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: floa
     """torch's loss of a linear layer, of rows: the map is normalized and permuted in front of it."""
     rows = F.normalize(x, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
     return F.linear_cross_entropy(rows, scale * F.normalize(centers, dim=1), labels.flatten(), ignore_index=ignore)
+
+
+def faiss_index(bank: Tensor) -> Any:
+    """FAISS's exact index of rows by inner product."""
+    import faiss
+
+    index = faiss.IndexFlatIP(bank.shape[1])
+    index.add(bank.numpy())
+    return index
+
+
+def faiss_search(index: Any, queries: Tensor, k: int) -> Tensor:
+    """The k largest inner products of each query."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return torch.from_numpy(index.search(queries.numpy(), k)[0])

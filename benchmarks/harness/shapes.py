@@ -246,3 +246,23 @@ CENTERS_GPU = CentersSet(
     hard=(_BF16,),
     loss=(replace(_BF16, labels=(512, 1024)), replace(_ADE20K_512_8, dtype="bfloat16")),
 )
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Queries [queries, channels], each against the rows of a bank [rows, channels], of which it gets k."""
+
+    name: str
+    queries: int
+    rows: int
+    channels: int
+    k: int
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        dtype = self.dtype.replace("float", "fp").replace("bfp", "bf")
+        return f"{self.name}-{self.queries}x{self.rows}x{self.channels}-{self.k}-{dtype}"
+
+
+# segments of some images against those of Pascal VOC's training set
+BANKS = (Bank("segsort", 1000, 265_000, 32, 15),)
