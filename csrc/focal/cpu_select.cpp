@@ -19,7 +19,7 @@ using Histogram = std::array<int64_t, 1 << kDigit>;
 
 template <typename T, typename Key>
 Histogram count_digits(const T* values, int64_t n, Key prefix, Key mask, int shift) {
-  const int64_t shares = (n + kShare - 1) / kShare;
+  const int64_t shares = ceil_div(n, kShare);
   std::vector<Histogram> parts(shares, Histogram{});
   parallel(shares, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
