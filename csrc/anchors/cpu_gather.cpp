@@ -76,7 +76,7 @@ struct Tile {
 // f(begin, end) on the tiles of [0, n), which threads share.
 template <typename F>
 void parallel_tiles(int64_t n, const F& f) {
-  parallel((n + kTile - 1) / kTile, 1, [&](int64_t begin, int64_t end) { f(begin * kTile, std::min(end * kTile, n)); });
+  parallel(ceil_div(n, kTile), 1, [&](int64_t begin, int64_t end) { f(begin * kTile, std::min(end * kTile, n)); });
 }
 
 // y = x / max(|x|, eps), 0 for 0; in place. -> |x|
@@ -155,7 +155,7 @@ void gather_bwd(const GatherParams<T>& params) {
   const Map& grad = params.features;
   const int64_t* const index = params.index;
   const int64_t bytes = params.bytes();
-  parallel((bytes + kBytes - 1) / kBytes, 1, [&](int64_t begin, int64_t end) {
+  parallel(ceil_div(bytes, kBytes), 1, [&](int64_t begin, int64_t end) {
     std::memset(grad.data + begin * kBytes, 0, std::min(end * kBytes, bytes) - begin * kBytes);
   });
   parallel_tiles(params.count, [&](int64_t begin, int64_t end) {

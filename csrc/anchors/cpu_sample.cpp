@@ -90,10 +90,8 @@ Bad count_cells(const SampleParams& params, int32_t* cells, std::vector<int64_t>
     std::vector<int64_t> other(width);
     for (int64_t image = begin; image < end; ++image) {
       int32_t* image_cells = cells + image * area;
-      const auto number = params.labels.type == Type::u8    ? number_image<uint8_t>
-                          : params.labels.type == Type::i32 ? number_image<int32_t>
-                                                            : number_image<int64_t>;
-      seen[image] = number(params, image, image_cells);
+      seen[image] = dispatch_label(
+          params.labels.type, [&](auto label) { return number_image<decltype(label)>(params, image, image_cells); });
       // two counters for each cell: an increment does not depend on that of the neighbor
       int64_t* even = counts.data() + image * width;
       std::fill(other.begin(), other.end(), 0);

@@ -2,7 +2,7 @@
 // caller (metricseg_kernels/anchors/op.py) has checked the arguments of the user and allocated the outputs.
 
 #include "../common/cuda/launch.h"
-#include "../common/host/arguments.h"
+#include "../common/host/checks.h"
 #include "../common/host/library.h"
 #include "arguments.h"
 #include "run.cuh"
@@ -12,12 +12,6 @@ namespace {
 
 constexpr double kDeviations = 6.0;
 
-void check(const Tensor& t, std::initializer_list<int64_t> shape, const Tensor& input, ScalarType type,
-           const char* name, bool contiguous = true) {
-  check_shape(t, shape, name);
-  check_tensor(t, input, type, name, contiguous);
-}
-
 void run_sample(const SampleArguments<Tensor>& a) {
   const Tensor& labels = a.labels;
   const int64_t S = a.rules.max_samples;
@@ -26,12 +20,12 @@ void run_sample(const SampleArguments<Tensor>& a) {
   STD_TORCH_CHECK(h * w < int64_t(1) << 32, "metricseg: an image of 2^32 pixels or more");
   STD_TORCH_CHECK(a.num_classes > 0 && S > 0 && S < int64_t(1) << 31 && a.rules.max_views > 0,
                   "metricseg: num_classes, max_samples or max_views out of range");
-  if (a.first) check(*a.first, {B, h, w}, labels, ScalarType::Byte, "first", false);
-  check(a.seed, {}, labels, ScalarType::Long, "seed");
-  check(a.index, {S}, labels, ScalarType::Long, "index");
-  check(a.sampled, {S}, labels, ScalarType::Long, "sampled");
-  check(a.count, {}, labels, ScalarType::Long, "count");
-  check(a.bad, {2}, labels, ScalarType::Long, "bad");
+  check_tensor(a.first, {B, h, w}, labels, ScalarType::Byte, "first", false);
+  check_tensor(a.seed, {}, labels, ScalarType::Long, "seed");
+  check_tensor(a.index, {S}, labels, ScalarType::Long, "index");
+  check_tensor(a.sampled, {S}, labels, ScalarType::Long, "sampled");
+  check_tensor(a.count, {}, labels, ScalarType::Long, "count");
+  check_tensor(a.bad, {2}, labels, ScalarType::Long, "bad");
   CudaDevice device(labels);
   sample_anchors(device, a.params(kDeviations));
 }
@@ -42,14 +36,14 @@ void run_gather(const GatherArguments<Tensor>& a) {
   STD_TORCH_CHECK(map.dim() == 4 && is_floating(type_of(map)) && a.index.dim() == 1,
                   "metricseg: a floating map [B, C, h, w] and an index [S] are wanted");
   const int64_t C = map.size(1), h = map.size(2), w = map.size(3), S = a.index.size(0);
-  check(a.index, {S}, map, ScalarType::Long, "index");
-  check(a.rows, {S, C}, map, map.scalar_type(), "rows");
-  check(a.norms, {S}, map, type_of(map) == Type::f64 ? ScalarType::Double : ScalarType::Float, "norms");
+  check_tensor(a.index, {S}, map, ScalarType::Long, "index");
+  check_tensor(a.rows, {S, C}, map, map.scalar_type(), "rows");
+  check_tensor(a.norms, {S}, map, accumulator_of(map), "norms");
   if (backward) {
     const bool last = map.stride(1) == 1 && map.stride(3) == C && map.stride(2) == C * w && map.stride(0) == C * h * w;
     STD_TORCH_CHECK(map.is_contiguous() || last, "metricseg: grad must be contiguous or channels-last");
-    check(*a.order, {S}, map, ScalarType::Long, "order");
-    check(*a.grad_rows, {S, C}, map, map.scalar_type(), "grad_rows", false);
+    check_tensor(a.order, {S}, map, ScalarType::Long, "order");
+    check_tensor(a.grad_rows, {S, C}, map, map.scalar_type(), "grad_rows", false);
   }
   CudaDevice device(map);
   dispatch_accumulator(type_of(map), [&](auto zero) {

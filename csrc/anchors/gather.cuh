@@ -17,18 +17,6 @@ METRICSEG_HD T at_least(T eps, T norm) {
   return norm < eps ? eps : norm;  // NaN stays
 }
 
-// The sum over the block in a fixed order, in every thread.
-template <typename T>
-__device__ __forceinline__ T block_total(T value) {
-  __shared__ T parts[kWarp];
-  value = group_sum(value, kWarp);
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  T sum = 0;
-  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += parts[w];
-  return sum;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(256) gather_fwd_kernel(GatherParams<T> p) {
   const int64_t s = blockIdx.x, pixel = p.index[s];
@@ -43,7 +31,7 @@ __global__ void __launch_bounds__(256) gather_fwd_kernel(GatherParams<T> p) {
       }
     });
   }
-  square = block_total(square);
+  square = block_sum(square);
   // y = x / max(|x|, eps)
   const T norm = sqrt(square), divisor = p.normalize && square != 0 ? at_least(p.eps, norm) : T(1);
   if (threadIdx.x == 0) p.norms[s] = norm;
@@ -82,7 +70,7 @@ __global__ void __launch_bounds__(256) gather_bwd_kernel(GatherParams<T> p) {
       for (int64_t c = threadIdx.x; c < p.channels; c += blockDim.x) along += unit(gradients, c) * sum(gradients, c);
     });
   }
-  along = block_total(along);
+  along = block_sum(along);
   const int64_t to = p.offset(pixel);
   with_storage<T>(p.grad_rows, [&](auto* gradients) {
     auto* const grad = p.features.template as<std::remove_pointer_t<decltype(gradients)>>() + to;

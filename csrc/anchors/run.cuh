@@ -9,8 +9,6 @@
 
 namespace metricseg::anchors {
 
-constexpr int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
-
 template <typename Device>
 void sample_anchors(Device& device, const SampleParams& p) {
   const int64_t cells = p.cells(), most = p.most_cells(), pixels = p.pixels();
@@ -23,19 +21,19 @@ void sample_anchors(Device& device, const SampleParams& p) {
                   device.template scratch<int64_t>(1),
                   device.template scratch<Candidate>(capacity(p.rules.max_samples, most))};
   device.clear(have, (cells + 4) * sizeof(unsigned));
-  if (pixels > 0) device.launch(count_kernel, blocks_for(pixels, kThreads * kRun), kThreads, 0, p, s);
+  if (pixels > 0) device.launch(count_kernel, ceil_div(pixels, kThreads * kRun), kThreads, 0, p, s);
   device.launch(plan_kernel, 1, kPlanThreads, 0, p, s);
   if (pixels == 0 || most == 0) return;
-  device.launch(collect_kernel, blocks_for(pixels, kThreads), kThreads, 0, p, s);
+  device.launch(collect_kernel, ceil_div(pixels, kThreads), kThreads, 0, p, s);
   device.launch(repair_kernel, most, kThreads, 0, p, s);
   const int64_t fullest = capacity(std::min(p.rules.max_samples, p.rules.max_views));
-  const int parts = static_cast<int>(std::clamp<int64_t>(blocks_for(fullest, kThreads), 1, 64));
+  const int parts = static_cast<int>(std::clamp<int64_t>(ceil_div(fullest, kThreads), 1, 64));
   device.launch(place_kernel, most * parts, kThreads, 0, p, s, parts);
 }
 
 // A thread per channel, up to 256.
 inline int threads_for(int64_t channels) {
-  return static_cast<int>(std::clamp<int64_t>((channels + kWarp - 1) / kWarp * kWarp, kWarp, 256));
+  return static_cast<int>(std::clamp<int64_t>(ceil_div(channels, kWarp) * kWarp, kWarp, 256));
 }
 
 template <typename T, typename Device>

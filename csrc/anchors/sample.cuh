@@ -65,18 +65,6 @@ __device__ __forceinline__ int64_t cell_of(const SampleParams& p, Position at) {
   return 2 * (at.b * p.num_classes + label) + second;
 }
 
-// The sum over the block, in every thread.
-__device__ __forceinline__ int64_t block_sum(int64_t value) {
-  __shared__ int64_t parts[kWarp];
-  value = group_sum(value, kWarp);
-  __syncthreads();  // the parts of the sum before have been read
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  int64_t sum = 0;
-  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += parts[w];
-  return sum;
-}
-
 // The smallest limit that n keys do not exceed; count_below(limit) is this thread's share of those that don't.
 template <typename F>
 __device__ __forceinline__ uint64_t bisect(int64_t n, F count_below) {

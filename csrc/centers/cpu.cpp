@@ -71,7 +71,7 @@ CpuParams<T> make_params(const Tensor& features, int64_t classes, int64_t ignore
 // loop over all pixels of all images.
 template <typename T>
 void run(const CpuParams<T>& params, Loop<T> loop, const Tensor& features) {
-  const int64_t pixels = features.size(2) * features.size(3), panels = (pixels + params.panel - 1) / params.panel;
+  const int64_t pixels = features.size(2) * features.size(3), panels = ceil_div(pixels, params.panel);
   parallel(features.size(0) * panels, 1, [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_values<T>(params.scratch_values());
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -85,7 +85,7 @@ void run(const CpuParams<T>& params, Loop<T> loop, const Tensor& features) {
 template <typename T>
 void run_sums(const CpuParams<T>& params, Loop<T> loop, const Tensor& features, int64_t groups, T* sums, T* mass) {
   const int64_t images = features.size(0), pixels = features.size(2) * features.size(3);
-  const int64_t panels = (pixels + params.panel - 1) / params.panel, units = groups > 0 ? images / groups * panels : 0;
+  const int64_t panels = ceil_div(pixels, params.panel), units = groups > 0 ? images / groups * panels : 0;
   const int64_t values = params.classes * params.channels, part_values = values + params.classes;
   const int64_t fit =
       images * pixels * (params.channels + params.classes) / (kPartShare * std::max<int64_t>(part_values, 1));

@@ -83,7 +83,7 @@ void label_sums_fwd(const Tensor& features, const Tensor& labels, int64_t ignore
   }
   const Map map = map_of(features);
   T* const out = data_of<T>(sums);
-  const int64_t groups = (channels + kChannels - 1) / kChannels;
+  const int64_t groups = ceil_div(channels, kChannels);
   parallel(batch * groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit / groups, channel = unit % groups * kChannels;
@@ -102,7 +102,7 @@ void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_ind
   const T* const from = data_of<T>(rows);
   const int64_t image = rows.stride(0), row = rows.stride(1), column = rows.stride(2);
   const int64_t step = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next
-  const int64_t blocks = (pixels + kSpread - 1) / kSpread;
+  const int64_t blocks = ceil_div(pixels, kSpread);
   parallel(batch * blocks, 1, [&](int64_t begin, int64_t end) {
     T values[kSpread];
     for (int64_t unit = begin; unit < end; ++unit) {

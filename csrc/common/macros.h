@@ -12,6 +12,8 @@
 
 namespace metricseg {
 
+METRICSEG_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // c ? a : b, also for formulas on a vector of pixels.
 template <typename T>
 METRICSEG_HD T select(bool c, T a, T b) {

@@ -66,6 +66,14 @@ METRICSEG_HD int64_t class_of(int64_t label, int64_t classes, int64_t ignore_ind
   return static_cast<uint64_t>(label) < static_cast<uint64_t>(classes) ? label : kOutOfRange;
 }
 
+// f(L()), with the type L of the labels.
+template <typename F>
+METRICSEG_HD auto dispatch_label(Type type, const F& f) {
+  if (type == Type::u8) return f(uint8_t());
+  if (type == Type::i32) return f(int32_t());
+  return f(int64_t());
+}
+
 // The label at an offset in elements, of any label type.
 METRICSEG_HD int64_t load_label(const Map& labels, int64_t offset) {
   if (labels.type == Type::u8) return reinterpret_cast<const uint8_t*>(labels.data)[offset];

@@ -16,9 +16,10 @@
 namespace metricseg::focal {
 namespace {
 
-const Workers& workers() {
+template <typename T>
+const Loops<T>& loops() {
   static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen;
+  return chosen.of(T());
 }
 
 // The memory behind a Slots.
@@ -31,7 +32,7 @@ struct SlotTable {
     std::vector<int32_t> held(axis.cells, 0);  // labels that a cell has so far
     std::vector<int32_t> center(axis.labels);
     std::vector<int32_t> order(axis.labels);
-    const int64_t groups = (axis.cells + lanes - 1) / lanes;
+    const int64_t groups = ceil_div(axis.cells, lanes);
     std::vector<int64_t> depth(groups, 0), first(groups + 1, 0);
     for (int64_t d = 0; d < axis.labels; ++d) {
       const int64_t cell = axis.cell(d);
@@ -97,7 +98,7 @@ Partial sum(const std::vector<Partial>& partials) {
 
 template <typename T>
 Partial execute(CpuParams<T>& params, bool softmax, bool align_corners) {
-  const int64_t lanes = workers().lanes(T());
+  const int64_t lanes = loops<T>().lanes;
   collapse(params);
   params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
   params.y = Axis::make(params.y.cells, params.y.labels, align_corners);
@@ -105,12 +106,12 @@ Partial execute(CpuParams<T>& params, bool softmax, bool align_corners) {
   const SlotTable<T> table(direct ? Axis{} : params.x, lanes);
   params.slots = table.view(!params.x.identity());
   const int64_t tile = params.vectors() * lanes;
-  params.units = params.batch * params.y.cells * (direct ? (params.x.cells + tile - 1) / tile : 1);
+  params.units = params.batch * params.y.cells * (direct ? ceil_div(params.x.cells, tile) : 1);
   std::vector<Partial> partials(params.units);
   params.partials = partials.data();
   // a further thread is faster from some 30,000 exponentials on
   const int64_t per_unit = params.pixels() * params.classes / std::max<int64_t>(params.units, 1);
-  const Worker<T> worker = workers().worker(softmax, T());
+  const Worker<T> worker = softmax ? loops<T>().softmax : loops<T>().sigmoid;
   parallel(params.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_values<T>(params.scratch_values());
     worker(params, begin, end, scratch.get());

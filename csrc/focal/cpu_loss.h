@@ -103,14 +103,7 @@ inline void read_labels_as(const CpuParams<T>& params, const Block& block, T* la
 
 template <typename T>
 inline void read_labels(const CpuParams<T>& params, const Block& block, T* label, Accumulator<T>& sums) {
-  switch (params.target.type) {
-    case Type::u8:
-      return read_labels_as<T, uint8_t>(params, block, label, sums);
-    case Type::i32:
-      return read_labels_as<T, int32_t>(params, block, label, sums);
-    default:
-      return read_labels_as<T, int64_t>(params, block, label, sums);
-  }
+  dispatch_label(params.target.type, [&](auto zero) { read_labels_as<T, decltype(zero)>(params, block, label, sums); });
 }
 
 // Values of a [B, (K,) H, W] map at the block's pixels; `idle` if a lane has none.

@@ -1,6 +1,7 @@
 // Arguments of the CPU kernels as plain data, for the row loops of each vector width.
 #pragma once
 
+#include "../common/by_type.h"
 #include "math.h"
 #include "params.h"
 
@@ -52,16 +53,13 @@ template <typename T>
 using Worker = void (*)(const CpuParams<T>&, int64_t begin, int64_t end, T* scratch);
 
 // The loops of one vector width.
-struct Workers {
-  int bytes;  // of a vector
-  Worker<float> softmax_f32, sigmoid_f32;
-  Worker<double> softmax_f64, sigmoid_f64;
-
-  METRICSEG_HD int64_t lanes(float) const { return bytes / 4; }
-  METRICSEG_HD int64_t lanes(double) const { return bytes / 8; }
-  METRICSEG_HD Worker<float> worker(bool softmax, float) const { return softmax ? softmax_f32 : sigmoid_f32; }
-  METRICSEG_HD Worker<double> worker(bool softmax, double) const { return softmax ? softmax_f64 : sigmoid_f64; }
+template <typename T>
+struct Loops {
+  int64_t lanes;  // of a vector
+  Worker<T> softmax, sigmoid;
 };
+
+using Workers = ByType<Loops>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

@@ -319,8 +319,10 @@ inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scra
   }
 }
 
-constexpr Workers workers{METRICSEG_SIMD_BYTES, work<float, Softmax>, work<float, Sigmoid>, work<double, Softmax>,
-                          work<double, Sigmoid>};
+template <typename T>
+constexpr Loops<T> loops{Lanes<T>::count, work<T, Softmax>, work<T, Sigmoid>};
+
+constexpr Workers workers{loops<float>, loops<double>};
 
 }  // namespace METRICSEG_SIMD
 

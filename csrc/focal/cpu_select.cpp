@@ -3,13 +3,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
-#include <cstring>
-#include <type_traits>
 #include <vector>
 
 #include "../common/host/library.h"
 #include "../common/host/parallel.h"
 #include "../common/host/torch_map.h"
+#include "order_key.h"
 
 namespace metricseg::focal {
 namespace {
@@ -18,35 +17,16 @@ constexpr int kDigit = 8;
 constexpr int64_t kShare = 1 << 16;
 using Histogram = std::array<int64_t, 1 << kDigit>;
 
-// Unsigned keys in the order of the values, NaN above all.
-template <typename T, typename U>
-U key_of(T value) {
-  if (value != value) return ~U{0};
-  U bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  constexpr U sign = U{1} << (8 * sizeof(U) - 1);
-  return bits & sign ? ~bits : bits | sign;
-}
-
-template <typename T, typename U>
-T value_of(U key) {
-  constexpr U sign = U{1} << (8 * sizeof(U) - 1);
-  const U bits = key & sign ? key ^ sign : ~key;
-  T value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-template <typename T, typename U>
-Histogram count_digits(const T* values, int64_t n, U prefix, U mask, int shift) {
-  const int64_t shares = (n + kShare - 1) / kShare;
+template <typename T, typename Key>
+Histogram count_digits(const T* values, int64_t n, Key prefix, Key mask, int shift) {
+  const int64_t shares = ceil_div(n, kShare);
   std::vector<Histogram> parts(shares, Histogram{});
   parallel(shares, 1, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s) {
       Histogram& part = parts[s];
       const int64_t last = (s + 1) * kShare < n ? (s + 1) * kShare : n;
       for (int64_t i = s * kShare; i < last; ++i) {
-        const U key = key_of<T, U>(values[i]);
+        const Key key = to_key(values[i]);
         part[(key >> shift) & (part.size() - 1)] += (key & mask) == prefix;
       }
     }
@@ -58,26 +38,26 @@ Histogram count_digits(const T* values, int64_t n, U prefix, U mask, int shift) 
   return all;
 }
 
-template <typename T, typename U>
+template <typename T>
 T kth_largest(const T* values, int64_t n, int64_t k) {
   if (k >= n) return T(-1);
-  U prefix = 0, mask = 0;
-  for (int shift = 8 * static_cast<int>(sizeof(U)) - kDigit; shift >= 0; shift -= kDigit) {
-    const Histogram counts = count_digits<T, U>(values, n, prefix, mask, shift);
+  using Key = typename KeyOf<T>::type;
+  Key prefix = 0, mask = 0;
+  for (int shift = 8 * static_cast<int>(sizeof(Key)) - kDigit; shift >= 0; shift -= kDigit) {
+    const Histogram counts = count_digits(values, n, prefix, mask, shift);
     int digit = (1 << kDigit) - 1;
     for (; k >= counts[digit]; --digit) k -= counts[digit];
-    prefix |= static_cast<U>(digit) << shift;
-    mask |= static_cast<U>((1 << kDigit) - 1) << shift;
+    prefix |= static_cast<Key>(digit) << shift;
+    mask |= static_cast<Key>((1 << kDigit) - 1) << shift;
   }
-  return value_of<T, U>(prefix);
+  return from_key<T>(prefix);
 }
 
 void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
   STD_TORCH_CHECK(values.is_contiguous() && k >= 0, "metricseg: kth_largest takes contiguous values and k >= 0");
   dispatch_accumulator(type_of(values), [&](auto zero) {
     using T = decltype(zero);
-    using U = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-    *data_of<T>(result) = kth_largest<T, U>(data_of<T>(values), values.numel(), k);
+    *data_of<T>(result) = kth_largest(data_of<const T>(values), values.numel(), k);
   });
 }
 

@@ -3,20 +3,13 @@
 // here are those that memory safety depends on.
 
 #include "../common/cuda/launch.h"
-#include "../common/host/arguments.h"
+#include "../common/host/checks.h"
 #include "../common/host/library.h"
 #include "arguments.h"
 #include "run.cuh"
 
 namespace metricseg::focal {
 namespace {
-
-void check_map(const Optional& t, const Arguments<Tensor>& a, bool per_class, const char* name) {
-  if (!t || t->dim() == 0) return;
-  const int64_t B = a.input.size(0), K = a.input.size(1), rank = a.target.dim();
-  const int64_t H = a.target.size(rank - 2), W = a.target.size(rank - 1);
-  per_class ? check_shape(t, {B, K, H, W}, name) : check_shape(t, {B, H, W}, name);
-}
 
 void check(const Arguments<Tensor>& a, bool per_class) {
   constexpr int64_t kLargest = int64_t(1) << 28;
@@ -27,28 +20,22 @@ void check(const Arguments<Tensor>& a, bool per_class) {
   STD_TORCH_CHECK(per_class || !dense, "metricseg: target must hold labels");
   const int64_t B = input.size(0), K = input.size(1), h = input.size(2), w = input.size(3);
   const int64_t H = target.size(target.dim() - 2), W = target.size(target.dim() - 1);
-  STD_TORCH_CHECK(target.size(0) == B && (!dense || target.size(1) == K), "metricseg: target does not fit");
   STD_TORCH_CHECK(K > 0 && std::max({K, h, w, H, W}) < kLargest, "metricseg: a dimension of 2^28 or more, or no class");
   STD_TORCH_CHECK(h * w > 0 || B * H * W == 0, "metricseg: input is empty while target is not");
-  const auto on_device = [&](const Optional& t, ScalarType type, const char* name, bool contiguous = true) {
-    check_tensor(t, input, type, name, contiguous);
+  const ScalarType accumulator = accumulator_of(input), type = input.scalar_type();
+  const auto map_shape = [&](const Optional& t) -> std::vector<int64_t> {
+    if (!t || t->dim() == 0) return {};
+    return per_class ? std::vector{B, K, H, W} : std::vector{B, H, W};
   };
-  const ScalarType accumulator = type_of(input) == Type::f64 ? ScalarType::Double : ScalarType::Float;
-  on_device(target, target.scalar_type(), "target", false);
-  on_device(a.weight, accumulator, "weight");
-  on_device(a.keep_above, accumulator, "keep_above");
-  on_device(a.grad_loss, accumulator, "grad_loss", false);
-  on_device(a.loss, accumulator, "loss");
-  on_device(a.totals, ScalarType::Double, "totals");
-  on_device(a.argmax, ScalarType::Int, "argmax");
-  on_device(a.grad, input.scalar_type(), "grad", false);
-  check_shape(a.weight, {K}, "weight");
-  check_shape(a.keep_above, {}, "keep_above");
-  check_map(a.grad_loss, a, per_class, "grad_loss");
-  check_map(a.loss, a, per_class, "loss");
-  check_shape(a.totals, {kTotals}, "totals");
-  check_shape(a.argmax, {B, H, W}, "argmax");
-  check_shape(a.grad, {B, K, h, w}, "grad");
+  check_tensor(target, dense ? std::vector{B, K, H, W} : std::vector{B, H, W}, input, target.scalar_type(), "target",
+               false);
+  check_tensor(a.weight, {K}, input, accumulator, "weight");
+  check_tensor(a.keep_above, {}, input, accumulator, "keep_above");
+  check_tensor(a.grad_loss, map_shape(a.grad_loss), input, accumulator, "grad_loss", false);
+  check_tensor(a.loss, map_shape(a.loss), input, accumulator, "loss");
+  check_tensor(a.totals, {kTotals}, input, ScalarType::Double, "totals");
+  check_tensor(a.argmax, {B, H, W}, input, ScalarType::Int, "argmax");
+  check_tensor(a.grad, {B, K, h, w}, input, type, "grad", false);
 }
 
 template <bool softmax>
@@ -62,12 +49,9 @@ void run(const Arguments<Tensor>& a) {
 }
 
 void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
-  STD_TORCH_CHECK(k >= 0, "metricseg: k must be >= 0, got ", k);
-  STD_TORCH_CHECK(type_of(values) == Type::f64 || type_of(values) == Type::f32,
-                  "metricseg: values has the wrong dtype");
-  check_tensor(values, values, values.scalar_type(), "values");
-  check_tensor(result, values, values.scalar_type(), "result");
-  check_shape(result, {}, "result");
+  STD_TORCH_CHECK(values.is_contiguous() && values.scalar_type() == accumulator_of(values) && k >= 0,
+                  "metricseg: kth_largest takes contiguous values in fp32 or fp64, and k >= 0");
+  check_tensor(result, {}, values, accumulator_of(values), "result");
   CudaDevice device(values);
   dispatch_accumulator(type_of(values), [&](auto zero) {
     using T = decltype(zero);

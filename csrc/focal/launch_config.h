@@ -41,8 +41,6 @@ struct LaunchConfig {
 
 namespace detail {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The classes per thread and the threads per column with the least work. A label row takes 13 instructions for each
 // class held (padding included), 286 for the scalars of a pixel and 23 for each halving of a shuffle. Coupled classes
 // (softmax) share one span if any holds them all.
@@ -108,7 +106,7 @@ LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count,
   config.halo_x = grad && !p.x.identity();
   config.direct = p.x.identity() && p.input.x <= p.input.k && (!grad || p.grad.x <= p.grad.k);
   const int64_t h = p.y.cells, w = p.x.cells, W = std::max<int64_t>(p.x.labels, 1);
-  const int64_t reach = p.x.den > 0 ? detail::ceil_div(config.columns * p.x.mul, p.x.den) + 2 : 2;
+  const int64_t reach = p.x.den > 0 ? ceil_div(config.columns * p.x.mul, p.x.den) + 2 : 2;
   config.staged = static_cast<int>(std::min<int64_t>(config.columns + 1, reach));
   config.skew = W % w == 0 && (W / w) % 2 == 0;
   config.stride = config.span / 4 % 2 == 0 ? config.span + 4 : config.span;
@@ -127,8 +125,8 @@ LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count,
       LaunchConfig t = config;
       t.tile_y = static_cast<int>(rows);
       t.tile_x = static_cast<int>(std::clamp<int64_t>(wanted * config.columns * w / W - config.halo_x, 1, w));
-      t.tiles_y = static_cast<int>(detail::ceil_div(h, t.tile_y));
-      t.tiles_x = static_cast<int>(detail::ceil_div(w, t.tile_x));
+      t.tiles_y = static_cast<int>(ceil_div(h, t.tile_y));
+      t.tiles_x = static_cast<int>(ceil_div(w, t.tile_x));
       const detail::Chunks chunks = detail::count_chunks(p.x, t);
       t.chunked = chunks.most > 1 || p.x.mul > p.x.den;
       t.blocks = images * t.tiles_y * t.tiles_x;
@@ -136,7 +134,7 @@ LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count,
       if (t.smem > std::min(kSmem, device.smem)) continue;
       const int64_t resident =
           std::clamp<int64_t>(2 * kSmem / std::max<int64_t>(t.smem, 1), 1, resident_blocks<T>(t.kt, grad));
-      const int64_t waves = detail::ceil_div(t.blocks, resident * device.multiprocessors);
+      const int64_t waves = ceil_div(t.blocks, resident * device.multiprocessors);
       const int64_t time = (rows + t.halo_y) * (2 * interval + (grad ? 4 : 3)) + 8;
       const int64_t longest = chunks.most * t.tiles_x;
       const int64_t cost = std::max(2 * longest, (2 * waves - 1) * chunks.sum + longest) * time / t.tiles_x;

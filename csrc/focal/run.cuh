@@ -74,7 +74,7 @@ void softmax_focal(Device& device, const Params<T>& params) {
   int64_t blocks = config.blocks;
   if (config.class_chunks > 1) {  // pixel_kernel first: it forms the sums
     const int64_t pixels = p.pixels();
-    blocks = std::min<int64_t>((pixels + kThreads - 1) / kThreads, 32L * device.limits().multiprocessors);
+    blocks = std::min<int64_t>(ceil_div(pixels, kThreads), 32L * device.limits().multiprocessors);
     if (p.grad) p.pixel_coefs = device.template scratch<PixelCoefs<T>>(pixels);
   }
   p.partial = new_partial(device, params, blocks);

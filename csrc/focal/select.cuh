@@ -5,44 +5,11 @@
 #pragma once
 
 #include "../common/cuda/reduce.cuh"
+#include "order_key.h"
 
 namespace metricseg::focal {
 
 constexpr int kDigitBits = 8, kBins = 1 << kDigitBits;
-
-template <typename T>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = uint64_t;
-};
-
-template <typename T>
-union Bits {
-  T value;
-  typename KeyOf<T>::type key;
-};
-
-// Negative values in reverse, positive ones above them.
-template <typename T, typename Key = typename KeyOf<T>::type>
-__device__ __forceinline__ Key to_key(T value) {
-  constexpr Key kSign = Key(1) << (8 * sizeof(Key) - 1);
-  if (value != value) return ~Key(0);
-  const Bits<T> bits{value};
-  return bits.key & kSign ? ~bits.key : bits.key | kSign;
-}
-
-template <typename T, typename Key = typename KeyOf<T>::type>
-__device__ __forceinline__ T from_key(Key key) {
-  constexpr Key kSign = Key(1) << (8 * sizeof(Key) - 1);
-  Bits<T> bits;
-  bits.key = key & kSign ? key & ~kSign : ~key;
-  return bits.value;
-}
 
 struct SelectState {
   unsigned long long prefix;  // the digits settled so far

@@ -39,25 +39,23 @@ def similarity_fwd_kernel(
     scale: float,
     ignore_index: int,
     logits: Tensor,
-    target_similarity: Tensor | None,
+    own: Tensor | None,
     norms: Tensor | None,
 ) -> None:
     """See op.py."""
     bias = None if bias is None else bias.contiguous()
-    ops.similarity_fwd_kernel(
-        features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, target_similarity, norms
-    )
+    ops.similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, own, norms)
 
 
 def similarity_bwd_kernel(
     grad_logits: Tensor,
-    grad_target_similarity: Tensor | None,
+    grad_own: Tensor | None,
     features: Tensor,
     weights: Tensor,
     labels: Tensor | None,
     norms: Tensor | None,
     logits: Tensor | None,
-    target_similarity: Tensor | None,
+    own: Tensor | None,
     metric: str,
     scale: float,
     ignore_index: int,
@@ -66,7 +64,7 @@ def similarity_bwd_kernel(
 ) -> None:
     """See op.py."""
     ops.similarity_bwd_kernel(
-        grad_logits, grad_target_similarity, features, weights, labels, norms, metric, scale, ignore_index, EPS,
+        grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, EPS,
         grad_features, grad_weights,
     )  # fmt: skip
 

@@ -52,6 +52,19 @@ __device__ __forceinline__ T group_max(T value, int width) {
   return value;
 }
 
+// The sum over the block in a fixed order, in every thread.
+template <typename T>
+__device__ __forceinline__ T block_sum(T value) {
+  __shared__ T parts[kWarp];
+  value = group_sum(value, kWarp);
+  __syncthreads();  // the parts of the sum before have been read
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T sum = 0;
+  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += parts[w];
+  return sum;
+}
+
 // Each of N values over the whole block; the result is right in thread 0. combine(i, a, b) joins two of value i.
 template <int N, typename Combine>
 __device__ __forceinline__ void block_reduce(double (&values)[N], Combine combine) {

@@ -91,47 +91,24 @@ inline void write_as(const T* in, int64_t stride, int64_t n, S* p) {
   }
 }
 
-// fp64 goes with fp64 only; fp32 stands for the three others.
-inline void read(Type, const char* p, int64_t stride, int64_t n, double* out) {
-  read_as(reinterpret_cast<const double*>(p), stride, n, out);
+template <typename T>
+inline void read(Type type, const char* p, int64_t stride, int64_t n, T* out) {
+  with_storage<T>(
+      type, [&](auto* stored) { read_as(reinterpret_cast<decltype(stored)>(const_cast<char*>(p)), stride, n, out); });
 }
-inline void read(Type type, const char* p, int64_t stride, int64_t n, float* out) {
-  switch (type) {
-    case Type::bf16:
-      return read_as(reinterpret_cast<const BFloat16*>(p), stride, n, out);
-    case Type::f16:
-      return read_as(reinterpret_cast<const Float16*>(p), stride, n, out);
-    default:
-      return read_as(reinterpret_cast<const float*>(p), stride, n, out);
-  }
-}
-inline void write(Type, const double* in, int64_t stride, int64_t n, char* p) {
-  write_as(in, stride, n, reinterpret_cast<double*>(p));
-}
-inline void write(Type type, const float* in, int64_t stride, int64_t n, char* p) {
-  switch (type) {
-    case Type::bf16:
-      return write_as(in, stride, n, reinterpret_cast<BFloat16*>(p));
-    case Type::f16:
-      return write_as(in, stride, n, reinterpret_cast<Float16*>(p));
-    default:
-      return write_as(in, stride, n, reinterpret_cast<float*>(p));
-  }
+
+template <typename T>
+inline void write(Type type, const T* in, int64_t stride, int64_t n, char* p) {
+  with_storage<T>(type, [&](auto* stored) { write_as(in, stride, n, reinterpret_cast<decltype(stored)>(p)); });
 }
 
 // One value of a dense target, which may have another floating type than the logits.
 template <typename T>
 METRICSEG_HD T read_one(Type type, const char* p) {
-  switch (type) {
-    case Type::f64:
-      return static_cast<T>(*reinterpret_cast<const double*>(p));
-    case Type::bf16:
-      return static_cast<T>(widen(*reinterpret_cast<const BFloat16*>(p)));
-    case Type::f16:
-      return static_cast<T>(widen(*reinterpret_cast<const Float16*>(p)));
-    default:
-      return static_cast<T>(*reinterpret_cast<const float*>(p));
-  }
+  if (type == Type::f64) return static_cast<T>(*reinterpret_cast<const double*>(p));
+  if (type == Type::bf16) return static_cast<T>(widen(*reinterpret_cast<const BFloat16*>(p)));
+  if (type == Type::f16) return static_cast<T>(widen(*reinterpret_cast<const Float16*>(p)));
+  return static_cast<T>(*reinterpret_cast<const float*>(p));
 }
 
 }  // namespace METRICSEG_SIMD

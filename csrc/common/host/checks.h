@@ -4,7 +4,7 @@
 
 #include <torch/headeronly/util/Exception.h>
 
-#include <initializer_list>
+#include <vector>
 
 #include "torch_map.h"
 
@@ -12,20 +12,20 @@ namespace metricseg {
 
 using torch::headeronly::ScalarType;
 
-// If present: on the device of input, of this dtype, and contiguous if it has to be.
-inline void check_tensor(const Optional& t, const Tensor& input, ScalarType type, const char* name,
-                         bool contiguous = true) {
+inline ScalarType accumulator_of(const Tensor& tensor) {
+  return type_of(tensor) == Type::f64 ? ScalarType::Double : ScalarType::Float;
+}
+
+// If present: on the device of input, of this shape and dtype, and contiguous if it has to be.
+inline void check_tensor(const Optional& t, const std::vector<int64_t>& shape, const Tensor& input, ScalarType type,
+                         const char* name, bool contiguous = true) {
   if (!t) return;
   STD_TORCH_CHECK(t->is_cuda() && t->get_device_index() == input.get_device_index(), "metricseg: ", name,
                   " must be on the device of input");
   STD_TORCH_CHECK(t->scalar_type() == type, "metricseg: ", name, " has the wrong dtype");
   STD_TORCH_CHECK(!contiguous || t->is_contiguous(), "metricseg: ", name, " must be contiguous");
-}
-
-inline void check_shape(const Optional& t, std::initializer_list<int64_t> shape, const char* name) {
-  if (!t) return;
   bool same = t->dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == shape.begin()[i];
+  for (int64_t i = 0; same && i < t->dim(); ++i) same = t->size(i) == shape[i];
   STD_TORCH_CHECK(same, "metricseg: ", name, " has the wrong shape");
 }
 
