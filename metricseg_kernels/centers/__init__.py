@@ -272,13 +272,15 @@ def _similarity(
         _check_labels(name, labels, features)
     chosen = choose("centers", features.device, features.dtype, backend)
     if chosen == "reference":
-        logits, own = reference.similarity(features, centers, metric, scale, labels, ignored)
+        logits, target_similarity = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
         weights, bias = op.folded(centers, metric, scale)
-        logits, own, _ = ops.center_similarity(features, weights, bias, labels, metric, scale, ignored, chosen)
+        logits, target_similarity, _ = ops.center_similarity(
+            features, weights, bias, labels, metric, scale, ignored, chosen
+        )
     if labels is None:
         return logits, None
-    sums, mass = _class_sums(own[:, None], labels, centers.shape[-2], ignored, backend, name)
+    sums, mass = _class_sums(target_similarity[:, None], labels, centers.shape[-2], ignored, backend, name)
     far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
     return logits, _mean_of_present(far, mass > 0)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
+from .op import SimilarityGradInputs, SimilarityInputs
 
 KEEPS_LOGITS = False
 
@@ -31,42 +32,19 @@ define_kernel("label_sums_bwd_kernel(Tensor rows, Tensor labels, int ignore_inde
 
 
 def similarity_fwd_kernel(
-    features: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    labels: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    logits: Tensor,
-    own: Tensor | None,
-    norms: Tensor | None,
+    inputs: SimilarityInputs, logits: Tensor, target_similarity: Tensor | None, norms: Tensor | None
 ) -> None:
     """See op.py."""
-    bias = None if bias is None else bias.contiguous()
-    ops.similarity_fwd_kernel(features, weights, bias, labels, metric, scale, ignore_index, EPS, logits, own, norms)
+    inputs = inputs._replace(bias=None if inputs.bias is None else inputs.bias.contiguous())
+    ops.similarity_fwd_kernel(*inputs, EPS, logits, target_similarity, norms)
 
 
 def similarity_bwd_kernel(
-    grad_logits: Tensor,
-    grad_own: Tensor | None,
-    features: Tensor,
-    weights: Tensor,
-    labels: Tensor | None,
-    norms: Tensor | None,
-    logits: Tensor | None,
-    own: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    grad_features: Tensor | None,
-    grad_weights: Tensor | None,
+    inputs: SimilarityGradInputs, grad_features: Tensor | None, grad_weights: Tensor | None
 ) -> None:
     """See op.py."""
-    ops.similarity_bwd_kernel(
-        grad_logits, grad_own, features, weights, labels, norms, metric, scale, ignore_index, EPS,
-        grad_features, grad_weights,
-    )  # fmt: skip
+    *needed, _, _ = inputs  # logits are not kept
+    ops.similarity_bwd_kernel(*needed, EPS, grad_features, grad_weights)
 
 
 def class_sums_fwd_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:

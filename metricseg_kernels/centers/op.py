@@ -3,14 +3,14 @@
 Pixels x_i [C], i < N = h w of an image, and K rows w_k make three products: P = W X, T = A^T W, S = A X^T.
 `folded` puts the norms of the centers and the scale into W. Then, with r_i = 1 / |x_i| for "cosine", else 1,
   logits_ik = r_i <x_i, w_k> + bias_k - square |x_i|^2     (bias and square: "euclidean" only)
-  own_i     = r_i <x_i, w_k>, k the label of i, before rounding; 0 without a label
+  target_similarity_i = r_i <x_i, w_k>, k the label of i, before rounding; 0 without a label
 Derivation, backward, and arguments and shapes of the kernels: docs/kernels/centers.md.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -49,32 +49,50 @@ def _none_if_empty(tensor: Tensor) -> Tensor | None:
 # --- similarity ----------------------------------------------------------------------------------------------------
 
 
+class SimilarityInputs(NamedTuple):
+    """Inputs of the forward kernel, as the schema has them."""
+
+    features: Tensor
+    weights: Tensor
+    bias: Tensor | None
+    labels: Tensor | None
+    metric: str
+    scale: float
+    ignore_index: int
+
+
+class SimilarityGradInputs(NamedTuple):
+    """Inputs of the backward kernel, as the schema has them. The last two are kept where a backend KEEPS_LOGITS."""
+
+    grad_logits: Tensor
+    grad_target_similarity: Tensor | None
+    features: Tensor
+    weights: Tensor
+    labels: Tensor | None
+    norms: Tensor | None
+    metric: str
+    scale: float
+    ignore_index: int
+    logits: Tensor | None
+    target_similarity: Tensor | None
+
+
 def _similarity_outputs(
     features: Tensor, weights: Tensor, labels: Tensor | None, metric: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = features.shape
     pixels, acc = (batch, height, width), checks.accumulator(features.dtype)
     logits = features.new_empty((batch, weights.shape[1], height, width))
-    own = features.new_empty(pixels if labels is not None else (0,), dtype=acc)
+    target_similarity = features.new_empty(pixels if labels is not None else (0,), dtype=acc)
     norms = features.new_empty(pixels if metric == "cosine" else (0,), dtype=acc)
-    return logits, own, norms
+    return logits, target_similarity, norms
 
 
-def _similarity(
-    features: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    labels: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    logits, own, norms = _similarity_outputs(features, weights, labels, metric)
-    kernels(backend).similarity_fwd_kernel(
-        features, weights, bias, labels, metric, scale, ignore_index, logits, _none_if_empty(own), _none_if_empty(norms)
-    )
-    return logits, own, norms
+def _similarity(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    inputs, backend = SimilarityInputs(*arguments[:-1]), arguments[-1]
+    outputs = _similarity_outputs(inputs.features, inputs.weights, inputs.labels, inputs.metric)
+    kernels(backend).similarity_fwd_kernel(inputs, *map(_none_if_empty, outputs))
+    return outputs
 
 
 def _similarity_grad_outputs(
@@ -84,50 +102,39 @@ def _similarity_grad_outputs(
     return grad_features, weights.new_empty(weights.shape if with_weights else (0,))
 
 
-def _similarity_backward(
-    grad_logits: Tensor,
-    grad_own: Tensor | None,
-    features: Tensor,
-    weights: Tensor,
-    labels: Tensor | None,
-    norms: Tensor | None,
-    logits: Tensor | None,
-    own: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    with_features: bool,
-    with_weights: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    gradients = _similarity_grad_outputs(features, weights, with_features, with_weights)
-    kernels(backend).similarity_bwd_kernel(
-        grad_logits, grad_own, features, weights, labels, norms, logits, own,
-        metric, scale, ignore_index, *map(_none_if_empty, gradients),
-    )  # fmt: skip
+def _similarity_backward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *inputs, with_features, with_weights, backend = arguments
+    call = SimilarityGradInputs(*inputs)
+    gradients = _similarity_grad_outputs(call.features, call.weights, with_features, with_weights)
+    kernels(backend).similarity_bwd_kernel(call, *map(_none_if_empty, gradients))
     return gradients
 
 
 def _similarity_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, weights, bias, labels, *ctx.scalars = inputs
-    logits, own, norms = output
+    logits, target_similarity, norms = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(norms)
-    kept = (logits, _none_if_empty(own)) if backends.has("centers", ctx.scalars[-1], "KEEPS_LOGITS") else (None, None)
+    keeps = backends.has("centers", ctx.scalars[-1], "KEEPS_LOGITS")
+    kept = (logits, _none_if_empty(target_similarity)) if keeps else (None, None)
     ctx.save_for_backward(features, weights, labels, _none_if_empty(norms), *kept)
     ctx.size = logits.shape
     ctx.bias_images = None if bias is None else bias.shape[0]
 
 
-def _similarity_autograd(ctx: Any, grad_logits: Tensor | None, grad_own: Tensor | None, _: Any) -> tuple[Any, ...]:
+def _similarity_autograd(
+    ctx: Any, grad_logits: Tensor | None, grad_target_similarity: Tensor | None, _: Any
+) -> tuple[Any, ...]:
     grad_features = grad_weights = grad_bias = None
-    if grad_logits is not None or grad_own is not None:
-        saved = ctx.saved_tensors  # once: checkpointing makes them anew for each look
-        features, weights = saved[:2]
+    if grad_logits is not None or grad_target_similarity is not None:
+        # once: checkpointing makes them anew for each look
+        features, weights, labels, norms, *kept = ctx.saved_tensors
         grad_logits = features.new_zeros(()).expand(ctx.size) if grad_logits is None else grad_logits
         wanted = ctx.needs_input_grad[:2]
         *scalars, backend = ctx.scalars
-        gradients = ops.center_similarity_backward(grad_logits, grad_own, *saved, *scalars, *wanted, backend)
+        gradients = ops.center_similarity_backward(
+            grad_logits, grad_target_similarity, features, weights, labels, norms, *scalars, *kept, *wanted, backend
+        )
         grad_features, grad_weights = (g if w else None for g, w in zip(gradients, wanted, strict=True))
         if ctx.needs_input_grad[2]:
             grad_bias = grad_logits.sum((2, 3), dtype=weights.dtype)
@@ -144,9 +151,9 @@ define_op(
     _similarity_autograd,
 )
 define_op(
-    "center_similarity_backward(Tensor grad_logits, Tensor? grad_own, Tensor features, Tensor weights, Tensor? labels, "
-    "Tensor? norms, Tensor? logits, Tensor? own, str metric, float scale, int ignore_index, bool with_features, "
-    "bool with_weights, str backend) -> (Tensor, Tensor)",
+    "center_similarity_backward(Tensor grad_logits, Tensor? grad_target_similarity, Tensor features, Tensor weights, "
+    "Tensor? labels, Tensor? norms, str metric, float scale, int ignore_index, Tensor? logits, "
+    "Tensor? target_similarity, bool with_features, bool with_weights, str backend) -> (Tensor, Tensor)",
     _similarity_backward,
     lambda _, __, features, weights, *rest: _similarity_grad_outputs(features, weights, *rest[-3:-1]),
 )

@@ -29,7 +29,7 @@ def class_sums(features: Tensor, assignment: Tensor, num_classes: int, ignore_in
 def similarity(
     features: Tensor, centers: Tensor, metric: str, scale: float, labels: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """(logits [B, K, h, w], own [B, h, w]): own_i = scale cos(x_i, sg w_k) with k the label of i, else 0."""
+    """(logits [B, K, h, w], target_similarity [B, h, w]), the latter scale cos(x_i, sg w_k), k the label of i, or 0."""
     acc = accumulator(features.dtype)
     x, w = features.to(acc).flatten(2), centers.to(acc)  # [B, C, N], [K, C] or [B, K, C]
     direction = unit(x, 1) if metric == "cosine" else x
@@ -37,10 +37,10 @@ def similarity(
     if metric == "euclidean":
         products = 2 * products - x.square().sum(1, keepdim=True) - w.square().sum(-1)[..., None]
     logits = (scale * products).unflatten(2, features.shape[2:])
-    own = logits.new_zeros((0,))
+    target = logits.new_zeros((0,))
     if labels is not None:
         known = is_class(labels, w.shape[-2], ignore_index)
         at = torch.where(known, labels.long(), 0).flatten(1)[:, None]
-        own = (scale * product(unit(w.detach(), -1), direction)).gather(1, at)[:, 0]
-        own = torch.where(known, own.unflatten(1, features.shape[2:]), 0.0)
-    return logits.to(features.dtype), own
+        target = (scale * product(unit(w.detach(), -1), direction)).gather(1, at)[:, 0]
+        target = torch.where(known, target.unflatten(1, features.shape[2:]), 0.0)
+    return logits.to(features.dtype), target

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.checks import accumulator
 from ..core.triton import FUSED, on_device_of
 from ..engines.pixel_rows.triton import Rows, View, make_launch, make_rows, make_view
+from .op import SimilarityGradInputs, SimilarityInputs
 from .triton_kernels import (
     along_pixels,
     gradients,
@@ -32,16 +33,20 @@ class Source(NamedTuple):
     map: View
     pixels: Tensor | None  # [B, N]: norms, or log-sum-exps
     labels: View  # at which A of the features' gradient has r O too
-    grad_own: View
+    grad_target: View
     kind: Any  # compile-time: "gradient", "soft" or "hard"; last, see View
 
 
 def make_source(
-    maps: Tensor, kind: str, pixels: Tensor | None = None, labels: Tensor | None = None, grad_own: Tensor | None = None
+    maps: Tensor,
+    kind: str,
+    pixels: Tensor | None = None,
+    labels: Tensor | None = None,
+    grad_target: Tensor | None = None,
 ) -> Source:
-    if labels is None or grad_own is None:
-        labels = grad_own = None
-    return Source(make_view(widen(maps)), pixels, make_view(widen(labels)), make_view(grad_own), tl.constexpr(kind))
+    if labels is None or grad_target is None:
+        labels = grad_target = None
+    return Source(make_view(widen(maps)), pixels, make_view(widen(labels)), make_view(grad_target), tl.constexpr(kind))
 
 
 def widen(maps: Tensor | None) -> Tensor | None:
@@ -50,20 +55,12 @@ def widen(maps: Tensor | None) -> Tensor | None:
 
 
 def similarity_fwd_kernel(
-    features: Tensor,
-    weights: Tensor,
-    bias: Tensor | None,
-    labels: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    logits: Tensor,
-    own: Tensor | None,
-    norms: Tensor | None,
+    inputs: SimilarityInputs, logits: Tensor, target_similarity: Tensor | None, norms: Tensor | None
 ) -> None:
     """See op.py."""
     if logits.numel() == 0:
         return
+    features, weights, bias, labels, _, scale, ignore_index = inputs
     pixels = features.shape[2] * features.shape[3]
     with on_device_of(features):
         launch = make_launch(features, "P" if labels is None else "P more", weights.shape[1])
@@ -71,40 +68,31 @@ def similarity_fwd_kernel(
         similarity[(features.shape[0] * tiles * launch.blocks,)](
             make_view(features), make_rows(weights, features.dtype),
             None if bias is None else bias.expand(features.shape[0], -1).contiguous(),
-            make_view(labels), scale, ignore_index, make_view(logits), own, norms,
+            make_view(labels), scale, ignore_index, make_view(logits), target_similarity, norms,
             pixels, tiles, launch.blocks, launch.tile, **launch.options,
         )  # fmt: skip
 
 
 def similarity_bwd_kernel(
-    grad_logits: Tensor,
-    grad_own: Tensor | None,
-    features: Tensor,
-    weights: Tensor,
-    labels: Tensor | None,
-    norms: Tensor | None,
-    logits: Tensor | None,
-    own: Tensor | None,
-    metric: str,
-    scale: float,
-    ignore_index: int,
-    grad_features: Tensor | None,
-    grad_weights: Tensor | None,
+    inputs: SimilarityGradInputs, grad_features: Tensor | None, grad_weights: Tensor | None
 ) -> None:
     """See op.py."""
-    source, along = make_source(grad_logits, "gradient", norms, labels, grad_own), None
-    with on_device_of(features):
-        if grad_features is not None and metric != "dot" and grad_features.numel():
+    grad_logits, weights = inputs.grad_logits, inputs.weights
+    target = inputs.grad_target_similarity
+    source, along = make_source(grad_logits, "gradient", inputs.norms, inputs.labels, target), None
+    with on_device_of(grad_logits):
+        if grad_features is not None and inputs.metric != "dot" and grad_features.numel():
             batch, classes, height, width = grad_logits.shape
             block = PIXELS[weights.dtype]
             tiles = triton.cdiv(height * width, block)
             along = weights.new_empty((batch, height, width))
             along_pixels[(batch * tiles,)](
-                source, make_view(logits if metric == "cosine" else None), None if grad_own is None else own, along,
-                scale, ignore_index, classes, height * width, tiles,
+                source, make_view(inputs.logits if inputs.metric == "cosine" else None),
+                None if target is None else inputs.target_similarity, along,
+                inputs.scale, inputs.ignore_index, classes, height * width, tiles,
                 BK=min(16, triton.next_power_of_2(classes)), BN=block, **FUSED,
             )  # fmt: skip
-        _gradients(features, weights, source, ignore_index, along, grad_features, grad_weights, None)
+        _gradients(inputs.features, weights, source, inputs.ignore_index, along, grad_features, grad_weights, None)
 
 
 def class_sums_fwd_kernel(features: Tensor, assignment: Tensor, ignore_index: int, sums: Tensor, mass: Tensor) -> None:
@@ -176,7 +164,7 @@ def _gradients(
     table = weights if weights is not None else sums
     assert table is not None
     groups, classes = table.shape[:2]
-    more = source.grad_own.data is not None or (source.kind.value == "hard" and sums is not None)
+    more = source.grad_target.data is not None or (source.kind.value == "hard" and sums is not None)
     launch = make_launch(features, "ST more" if more else "ST", classes)
     tiles, chunks = launch.tiles(pixels), launch.chunks(channels)
     grad = make_view(None if grad_features is None or grad_features.numel() == 0 else grad_features)

@@ -46,8 +46,9 @@ def store_tile(map, b, k, n, K, N, values):
 
 
 @triton.jit(do_not_specialize=VARYING)
-def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, own, norms, N, tiles, blocks, tile):
-    """logits [B, K, N] of BN pixels and a block of K, |x| [B, N], and own [B, N] from the block that has the label."""
+def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, target_similarity, norms, N, tiles,
+               blocks, tile):  # fmt: skip
+    """logits [B, K, N] of BN pixels and a block of K; |x| [B, N]; target_similarity [B, N] from the label's block."""
     block, b, n = locate(blocks, tiles, tile.BN)
     ks = class_blocks(block * tile.BK, tile)
     with_squares: tl.constexpr = norms is not None or bias is not None
@@ -76,7 +77,7 @@ def similarity(x, rows, bias, labels, square: tl.float64, ignore_index, logits, 
         store_tile(logits, b, ks[i], n, rows.K, N, tl.trans(z))
     if labels.data is not None:
         here = tl.where(label < 0, 0, label // tile.BK) == block
-        tl.store(own + p_pixels, picked, mask=here & (n < N))
+        tl.store(target_similarity + p_pixels, picked, mask=here & (n < N))
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -127,15 +128,16 @@ def weigh(a, at, b, n, k, K, N, tile):
 def load_own(a, b, n, K, N, ignore_index):
     """(label, O) of pixels n; (-1, 0) without a label."""
     label = load_labels(a.labels, b, n, K, N, ignore_index)
-    p_grad = a.grad_own.data + tl.cast(b, tl.int64) * a.grad_own.b + pixel_offsets(a.grad_own, n)
+    p_grad = a.grad_target.data + tl.cast(b, tl.int64) * a.grad_target.b + pixel_offsets(a.grad_target, n)
     return label, tl.load(p_grad, mask=label >= 0, other=0.0)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def along_pixels(
-    a, logits, own, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
+    a, logits, target_similarity, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
 ):
-    """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O own), or 2 square sum_k G_k."""
+    """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k
+    G_k."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
     total = tl.zeros((BK, BN), ACC)
@@ -153,9 +155,9 @@ def along_pixels(
         norm = tl.load(a.pixels + p_pixels, mask=n < N, other=0.0)
         r = inverse(norm)
         along *= r
-        if own is not None:
+        if target_similarity is not None:
             label, share = load_own(a, b, n, K, N, ignore_index)
-            along += r * share * tl.load(own + p_pixels, mask=label >= 0, other=0.0)
+            along += r * share * tl.load(target_similarity + p_pixels, mask=label >= 0, other=0.0)
         along = tl.where(norm < 1e-12, 0.0, r * along)  # a norm below the least is a constant
     tl.store(out + p_pixels, along, mask=n < N)
 
@@ -200,7 +202,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
                 columns = operand(values, tile)
             else:
                 columns = values.to(tile.DTYPE)
-        if a.grad_own.data is not None:
+        if a.grad_target.data is not None:
             label, share = load_own(a, b, n, K, N, ignore_index)
         sums_so_far, sums, masses_so_far, masses = sums, (), masses, ()
         for i in tl.static_range(len(ks)):
@@ -211,7 +213,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
             if mass is not None:
                 masses += (masses_so_far[i] + tl.sum(weights, 1),)
             if grad.data is not None:
-                if a.grad_own.data is not None:
+                if a.grad_target.data is not None:
                     weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
                 # [BC, k] @ [k, BN]
                 moved = dot(kept[i], operand(weights, tile), moved, tile)
@@ -241,14 +243,14 @@ def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
     chunk, b, n = locate(chunks, tiles, tile.BN)
     c = chunk * tile.BC + tl.arange(0, tile.BC)
     at = load_pixels(a, b, n, rows.K, N, ignore_index, tile)
-    if a.grad_own.data is not None:
+    if a.grad_target.data is not None:
         label, share = load_own(a, b, n, rows.K, N, ignore_index)
     moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
     for k0 in range(0, rows.K, tile.BK):
         ks = class_blocks(k0, tile)
         for i in tl.static_range(len(ks)):
             weights = weigh(a, at, b, n, ks[i], rows.K, N, tile)
-            if a.grad_own.data is not None:
+            if a.grad_target.data is not None:
                 weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
             # [BC, k] @ [k, BN]
             moved = dot(load_rows(rows, b, c, ks[i]), operand(weights, tile), moved, tile)

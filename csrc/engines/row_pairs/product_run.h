@@ -13,8 +13,6 @@ namespace metricseg::row_pairs {
 constexpr int64_t kUnitRows = 256;               // rows of a unit: their packed values take 256 KB, sized to fit in L2
 constexpr int64_t kRunBytes = int64_t{2} << 20;  // of packed A: WY is 1.07 times as fast as with 4 MB
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A product whose packed rows fit in kRunBytes for one step of K.
 template <typename T, typename Parallel>
 void run_rows(const Loops<T>& loops, Product<T> p, const Parallel& parallel) {

@@ -82,10 +82,12 @@ def launch_similarity(
     pull = None if labels is None else make_maps(size, getattr(torch, labels))
     scalars = (metric, scale, ignore_index)
     outputs = op._similarity(features, weights, bias, pull, *scalars, "triton")
-    logits, own, norms = map(op._none_if_empty, outputs)
+    logits, target, norms = map(op._none_if_empty, outputs)
     grad_logits = make_maps(logits.shape, storage, upstream)
-    grad_own = None if own is None else make_maps(size, own.dtype, "expanded" if upstream == "expanded" else "nchw")
-    op._similarity_backward(grad_logits, grad_own, features, weights, pull, norms, logits, own, *scalars,
+    grad_target = (
+        None if target is None else make_maps(size, target.dtype, "expanded" if upstream == "expanded" else "nchw")
+    )
+    op._similarity_backward(grad_logits, grad_target, features, weights, pull, norms, *scalars, logits, target,
                             wanted != "other", wanted != "features", "triton")  # fmt: skip
 
 

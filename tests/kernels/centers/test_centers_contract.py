@@ -109,13 +109,14 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
     torch.library.opcheck(forward.default, (*leaves, *given))
     features, weights, bias = (t if t is None else t.detach() for t in leaves)
     torch.library.opcheck(forward.default, (features, weights, bias, None, *given[1:]))
-    logits, own, norms = forward(features, weights, bias, *given)
-    grad_own = None if labels is None else torch.rand_like(own)
-    kept = (logits, own if own.numel() else None) if backends.has("centers", backend, "KEEPS_LOGITS") else (None, None)
-    saved = (features, weights, labels, norms if norms.numel() else None, *kept, *given[1:4])
+    logits, target, norms = forward(features, weights, bias, *given)
+    grad_target = None if labels is None else torch.rand_like(target)
+    keeps = backends.has("centers", backend, "KEEPS_LOGITS")
+    kept = (logits, target if target.numel() else None) if keeps else (None, None)
+    saved = (features, weights, labels, norms if norms.numel() else None, *given[1:4], *kept)
     grad_logits, expanded = torch.rand_like(logits), torch.ones((), device=device).expand(logits.shape)
     for grad, wanted in ((grad_logits, (True, True)), (expanded, (True, False)), (expanded, (False, True))):
-        torch.library.opcheck(backward.default, (grad, grad_own, *saved, *wanted, backend))
+        torch.library.opcheck(backward.default, (grad, grad_target, *saved, *wanted, backend))
 
 
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["nchw", "nhwc"])
