@@ -4,12 +4,14 @@ from .anchors import Anchors, gather_pixels, sample_anchors
 from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
+from .segments import Segments, segment_mean, spherical_kmeans, split_by_label
 from .version import __version__
 
 __all__ = [
     "Anchors",
     "ContrastStats",
     "MarginStats",
+    "Segments",
     "Stats",
     "__version__",
     "center_pull",
@@ -23,5 +25,8 @@ __all__ = [
     "ohem_cross_entropy",
     "pixel_contrast_loss",
     "sample_anchors",
+    "segment_mean",
     "sigmoid_focal_loss",
+    "spherical_kmeans",
+    "split_by_label",
 ]

@@ -1,0 +1,166 @@
+// Spherical k-means on the CPU: turns the tensors of torch into a Job, and gives its pixels to the threads of torch.
+// An iteration is one pass over the pixels of all images. Sums are formed in parts that depend on the shapes alone, and
+// are added in order. So the bits are the same whatever the number of threads.
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../common/host/library.h"
+#include "../common/host/parallel.h"
+#include "../common/host/simd_choice.h"
+#include "../common/host/torch_map.h"
+#include "../common/resize.h"
+#include "cpu_job.h"
+
+namespace metricseg::segments {
+namespace {
+
+constexpr int64_t kPanel = 1024;    // pixels whose sums join those of a part, or more for many clusters
+constexpr int64_t kParts = 64;      // of the pixels of all images
+constexpr int64_t kPartShare = 16;  // parts take up to this share of the embeddings' memory
+
+template <typename T>
+const Loops<T>& loops() {
+  static const Workers& chosen = METRICSEG_WIDEST;
+  return chosen.of(T());
+}
+
+// Cells and fractions of one axis of a resizing, [labels].
+template <typename T>
+std::vector<Sample<T>> samples(int64_t cells, int64_t labels, bool align_corners) {
+  const Axis axis = Axis::make(cells, labels, align_corners);
+  std::vector<Sample<T>> found(labels);
+  for (int64_t d = 0; d < labels; ++d) {
+    const int64_t cell = axis.cell(d);
+    found[d] = {cell, axis.identity() ? cell : axis.next(cell), axis.fraction<T>(d)};
+  }
+  return found;
+}
+
+// The centers of all images, and the sums that the next ones are made of.
+template <typename T>
+class Centers {
+  const Job<T>& job;
+  const int64_t parts, packed_values;
+  decltype(aligned_values<T>(0)) sums, packed;  // [B, parts, K + 1, stride], [B, packed]
+  std::vector<int64_t> members;                 // [B, parts, K + 1]
+  std::vector<int32_t> clusters;                // [B, K]
+  std::vector<Live<T>> found;                   // [B]
+
+ public:
+  Centers(const Job<T>& job, int64_t batch, int64_t parts)
+      : job(job),
+        parts(parts),
+        packed_values((job.clusters + kPadRows) * job.dims()),
+        sums(aligned_values<T>(batch * parts * job.sums_values())),
+        packed(aligned_values<T>(batch * packed_values)),
+        members(batch * parts * (job.clusters + 1)),
+        clusters(batch * job.clusters),
+        found(batch) {}
+
+  T* sums_of(int64_t part) const { return sums.get() + part * job.sums_values(); }
+  int64_t* members_of(int64_t part) { return members.data() + part * (job.clusters + 1); }
+  const Live<T>* live(int64_t image) const { return found.data() + image; }
+
+  void clear(int64_t part) {
+    std::fill_n(sums_of(part), job.sums_values(), T(0));
+    std::fill_n(members_of(part), job.clusters + 1, int64_t{0});
+  }
+
+  // m_k = sums_k / max(|sums_k|, eps), 0 for 0, of the clusters that have a pixel
+  void update(int64_t image) {
+    const int64_t J = job.dims(), stride = job.stride(), first = image * parts;
+    int32_t* const own = clusters.data() + image * job.clusters;
+    T* const total = sums_of(first);  // of all parts, then the centers, without gaps
+    int64_t count = 0;
+    for (int64_t k = 0; k < job.clusters; ++k) {
+      int64_t pixels = 0;
+      for (int64_t part = first; part < first + parts; ++part) pixels += members_of(part)[k];
+      if (pixels == 0) continue;
+      T* const center = total + count * stride;
+      T square(0);
+      for (int64_t j = 0; j < J; ++j) {
+        T sum = total[k * stride + j];
+        for (int64_t part = first + 1; part < first + parts; ++part) sum += sums_of(part)[k * stride + j];
+        center[j] = sum;
+        square += sum * sum;
+      }
+      const T factor = square == T(0) ? T(0) : T(1) / std::max(std::sqrt(square), job.eps);
+      for (int64_t j = 0; j < J; ++j) center[j] *= factor;
+      own[count++] = static_cast<int32_t>(k);
+    }
+    T* const out = packed.get() + image * packed_values;
+    loops<T>().pack(total, stride, 1, count, J, out);
+    found[image] = {out, own, count};
+  }
+};
+
+template <typename T>
+void run(const Job<T>& job, int64_t batch, int64_t iterations) {
+  const int64_t pixels = job.height * job.width;
+  const int64_t panel = (std::max(kPanel, 8 * job.clusters) + kMostTile - 1) / kMostTile * kMostTile;
+  const int64_t panels = (pixels + panel - 1) / panel;
+  const int64_t fit = pixels * std::max<int64_t>(job.channels, 1) / (kPartShare * job.sums_values());
+  const int64_t most = std::min({kParts / std::max<int64_t>(batch, 1), panels, fit}), parts = std::max<int64_t>(most, 1);
+  Centers<T> centers(job, batch, parts);
+  for (int64_t pass = 0; pass <= iterations; ++pass) {
+    const bool last = pass == iterations;
+    parallel(batch * parts, 1, [&](int64_t begin, int64_t end) {
+      const auto scratch = aligned_values<T>(job.scratch_values());
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t image = part / parts, index = part % parts;
+        centers.clear(part);
+        for (int64_t at = panels * index / parts; at < panels * (index + 1) / parts; ++at) {
+          loops<T>().assign(job, pass > 0 ? centers.live(image) : nullptr, image, at * panel,
+                            std::min((at + 1) * panel, pixels), scratch.get(), last ? nullptr : centers.sums_of(part),
+                            centers.members_of(part), last);
+        }
+      }
+    });
+    if (last) break;
+    parallel(batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t image = begin; image < end; ++image) centers.update(image);
+    });
+  }
+}
+
+template <typename T>
+void kmeans(const Tensor& embeddings, const Optional& location, const Optional& valid, const Optional& init,
+            int64_t rows, int64_t columns, int64_t iterations, bool coordinated, bool align_corners, double eps,
+            const Tensor& ids) {
+  Job<T> job{};
+  job.channels = embeddings.size(1);
+  job.height = ids.size(1);
+  job.width = ids.size(2);
+  job.clusters = rows * columns;
+  job.block_rows = std::max<int64_t>((job.height + rows - 1) / rows, 1);
+  job.block_columns = std::max<int64_t>((job.width + columns - 1) / columns, 1);
+  job.grid_columns = columns;
+  job.coordinated = coordinated;
+  job.eps = static_cast<T>(eps);
+  job.embeddings = map_of(embeddings);
+  job.location = map_of(location);
+  job.valid = map_of(valid);
+  job.init = map_of(init);
+  job.ids = map_of(ids);
+  std::vector<Sample<T>> row_samples, column_samples;
+  if (embeddings.size(2) != job.height || embeddings.size(3) != job.width) {
+    row_samples = samples<T>(embeddings.size(2), job.height, align_corners);
+    column_samples = samples<T>(embeddings.size(3), job.width, align_corners);
+    job.resized = {row_samples.data(), column_samples.data()};
+  }
+  run(job, ids.size(0), iterations);
+}
+
+void kmeans_kernel(Tensor embeddings, Optional location, Optional valid, Optional init, int64_t rows, int64_t columns,
+                   int64_t iterations, bool coordinated, bool align_corners, double eps, Tensor ids) {
+  const auto run = is_double(embeddings) ? kmeans<double> : kmeans<float>;
+  run(embeddings, location, valid, init, rows, columns, iterations, coordinated, align_corners, eps, ids);
+}
+
+}  // namespace
+}  // namespace metricseg::segments
+
+METRICSEG_LIBRARY_IMPL(CPU, m) { m.impl("kmeans_kernel", TORCH_BOX(&metricseg::segments::kmeans_kernel)); }
