@@ -12,27 +12,25 @@ constexpr int64_t kPadRows = 16;   // whole blocks of rows, and whole vectors, e
 
 template <typename T>
 struct Job {
-  int64_t channels, height, width;  // D, H, W
-  int64_t clusters;                 // K
+  int64_t channels, height, width;                  // D, H, W
+  int64_t clusters;                                 // K
   int64_t block_rows, block_columns, grid_columns;  // of the first clusters
   bool coordinated;                                 // the location is (Y / (H - 1), X / (W - 1))
   T eps;                                            // least norm
 
-  Map embeddings;        // [B, D, h, w]
-  Resized<T> resized;    // of the embeddings to H x W; absent if the sizes are the same
-  Map location;          // [B, 2, H, W] or absent
-  Map valid;             // [B, H, W] of bytes, or absent
-  Map init;              // [B, H, W] or absent
-  Map ids;               // [B, H, W] of int64
+  Map embeddings;      // [B, D, h, w]
+  Resized<T> resized;  // of the embeddings to H x W; absent if the sizes are the same
+  Map location;        // [B, 2, H, W] or absent
+  Map valid;           // [B, H, W] of bytes, or absent
+  Map init;            // [B, H, W] or absent
+  Map ids;             // [B, H, W] of int64
 
   METRICSEG_HD int64_t dims() const { return channels + (coordinated || location ? 2 : 0); }  // J
   // Values from the sums of a cluster to those of the next, J to whole vectors.
   METRICSEG_HD int64_t stride() const { return (dims() + kPadRows - 1) / kPadRows * kPadRows; }
   // Of all clusters, and of the pixels that are in none.
   METRICSEG_HD int64_t sums_values() const { return (clusters + 1) * stride(); }
-  METRICSEG_HD int64_t scratch_values() const {
-    return (stride() + clusters + kPadRows) * kMostTile + sums_values();
-  }
+  METRICSEG_HD int64_t scratch_values() const { return (stride() + clusters + kPadRows) * kMostTile + sums_values(); }
 };
 
 // The clusters of an image that have a pixel, in order, and their centers.

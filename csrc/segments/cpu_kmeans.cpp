@@ -102,8 +102,9 @@ void run(const Job<T>& job, int64_t batch, int64_t iterations) {
   const int64_t pixels = job.height * job.width;
   const int64_t panel = (std::max(kPanel, 8 * job.clusters) + kMostTile - 1) / kMostTile * kMostTile;
   const int64_t panels = (pixels + panel - 1) / panel;
-  const int64_t fit = pixels * std::max<int64_t>(job.channels, 1) / (kPartShare * job.sums_values());
-  const int64_t most = std::min({kParts / std::max<int64_t>(batch, 1), panels, fit}), parts = std::max<int64_t>(most, 1);
+  const int64_t fit = pixels * job.channels / (kPartShare * std::max<int64_t>(job.sums_values(), 1));
+  const int64_t most = std::min({kParts / std::max<int64_t>(batch, 1), panels, fit});
+  const int64_t parts = std::max<int64_t>(most, 1);
   Centers<T> centers(job, batch, parts);
   for (int64_t pass = 0; pass <= iterations; ++pass) {
     const bool last = pass == iterations;

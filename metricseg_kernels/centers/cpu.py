@@ -25,6 +25,7 @@ define_kernel(
     "Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()"
 )
 
+
 def similarity_fwd_kernel(
     features: Tensor,
     weights: Tensor,

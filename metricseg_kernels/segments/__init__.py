@@ -53,8 +53,8 @@ def spherical_kmeans(
     cluster is never chosen, and stays empty. Images are clustered apart from each other. No gradient.
 
     Args:
-        embeddings: x, [B, D, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read in place
-            once an iteration. Arithmetic is in float32 (float64 for float64).
+        embeddings: x, [B, D, h, w]; float64, float32, bfloat16 or float16; NCHW, channels-last or strided, read in
+            place, once an iteration. Arithmetic is in float32 (float64 for float64).
         grid: (rows, columns) of blocks, at most 65536 in all; K = rows columns.
         init: [B, H, W] clusters to start from instead of the grid; uint8, int32 or int64, in [0, num_clusters), or -1
             for a pixel that counts for no first center.
@@ -223,7 +223,7 @@ def _check_size(embeddings: Tensor, size: tuple[int, int] | None) -> tuple[int, 
     for n in size:
         checks.integer("size", n, 1, MOST)
     if height * width == 0:
-        raise ValueError(f"embeddings must hold a pixel to be interpolated to size, got shape {tuple(embeddings.shape)}")
+        raise ValueError(f"embeddings must hold a pixel to interpolate, got shape {tuple(embeddings.shape)}")
     return size[0], size[1]
 
 

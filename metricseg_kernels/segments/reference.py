@@ -32,7 +32,7 @@ def coordinates(size: tuple[int, int], dtype: torch.dtype, device: torch.device)
 def directions(
     embeddings: Tensor, location: Tensor | None, size: tuple[int, int], align_corners: bool
 ) -> tuple[Tensor, Tensor]:
-    """(q [B, J, H, W], known [B, H, W]): q = unit([unit(x); y; x]), zeros where it is not known for a NaN or overflow."""
+    """(q [B, J, H, W], known [B, H, W]): q = unit([unit(x); y; x]), zeros where a NaN or an overflow hides it."""
     x = embeddings.to(accumulator(embeddings.dtype))
     if size != x.shape[2:]:
         resized = F.interpolate(x, size, mode="bilinear", align_corners=align_corners) if x.numel() else None
@@ -57,7 +57,7 @@ def kmeans(
     coordinated: bool,
     align_corners: bool,
 ) -> Tensor:
-    """ids [B, H, W] int64 of rows x columns clusters. `init` replaces the grid's blocks, `coordinated` gives `location`."""
+    """ids [B, H, W] int64 of rows x columns clusters. `init` replaces the blocks; `coordinated` gives the location."""
     size = (int(size[0]), int(size[1]))
     if coordinated:
         location = coordinates(size, accumulator(embeddings.dtype), embeddings.device)

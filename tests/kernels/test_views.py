@@ -20,7 +20,7 @@ from metricseg_kernels.core.registry import FAMILIES
 OPS = {  # every op: (family, function, keyword arguments that are no tensors, tensor arguments)
     op: (family, *call) for family in FAMILIES for op, call in importlib.import_module(f"{family}_calls").OPS.items()
 }
-LEARNING = [op for op in OPS if not op.startswith("sample")]
+LEARNING = [op for op in OPS if not op.startswith(("sample", "ids"))]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 
 

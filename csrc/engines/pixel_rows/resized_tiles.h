@@ -19,7 +19,8 @@ void load_resized_tile(const Map& map, const Resized<T>& resized, int64_t image,
     for (int corner = 0; corner < 4; ++corner) {
       const bool low = corner / 2, right = corner % 2;
       at[corner][i] = (low ? row.next : row.cell) * map.y + (right ? column.next : column.cell) * map.x;
-      weight[corner][i] = (low ? row.fraction : T(1) - row.fraction) * (right ? column.fraction : T(1) - column.fraction);
+      weight[corner][i] =
+          (low ? row.fraction : T(1) - row.fraction) * (right ? column.fraction : T(1) - column.fraction);
     }
     if (++x == width) x = 0, ++y;
   }
