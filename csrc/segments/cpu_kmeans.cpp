@@ -1,5 +1,5 @@
 // Spherical k-means on the CPU: turns the tensors of torch into a Job, and gives its pixels to the threads of torch.
-// An iteration is one pass over the pixels of all images. Sums are formed in parts that depend on the shapes alone, and
+// An iteration is one pass over the pixels of an image. Sums are formed in parts that depend on the shapes alone, and
 // are added in order. So the bits are the same whatever the number of threads.
 #include <torch/csrc/stable/tensor.h>
 
@@ -97,6 +97,13 @@ class Centers {
   }
 };
 
+// Whether each thread takes whole images, which then stay in its cache through all iterations; else the threads share
+// the pixels of an iteration.
+bool by_image(int64_t batch) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return batch % threads == 0 || batch >= 4 * threads;
+}
+
 template <typename T>
 void run(const Job<T>& job, int64_t batch, int64_t iterations) {
   const int64_t pixels = job.height * job.width;
@@ -106,21 +113,34 @@ void run(const Job<T>& job, int64_t batch, int64_t iterations) {
   const int64_t most = std::min({kParts / std::max<int64_t>(batch, 1), panels, fit});
   const int64_t parts = std::max<int64_t>(most, 1);
   Centers<T> centers(job, batch, parts);
-  for (int64_t pass = 0; pass <= iterations; ++pass) {
+  const auto assign = [&](int64_t pass, int64_t part, T* scratch) {
     const bool last = pass == iterations;
-    parallel(batch * parts, 1, [&](int64_t begin, int64_t end) {
+    const int64_t image = part / parts, index = part % parts;
+    centers.clear(part);
+    for (int64_t at = panels * index / parts; at < panels * (index + 1) / parts; ++at) {
+      loops<T>().assign(job, pass > 0 ? centers.live(image) : nullptr, image, at * panel,
+                        std::min((at + 1) * panel, pixels), scratch, last ? nullptr : centers.sums_of(part),
+                        centers.members_of(part), last);
+    }
+  };
+  if (by_image(batch)) {
+    parallel(batch, 1, [&](int64_t begin, int64_t end) {
       const auto scratch = aligned_values<T>(job.scratch_values());
-      for (int64_t part = begin; part < end; ++part) {
-        const int64_t image = part / parts, index = part % parts;
-        centers.clear(part);
-        for (int64_t at = panels * index / parts; at < panels * (index + 1) / parts; ++at) {
-          loops<T>().assign(job, pass > 0 ? centers.live(image) : nullptr, image, at * panel,
-                            std::min((at + 1) * panel, pixels), scratch.get(), last ? nullptr : centers.sums_of(part),
-                            centers.members_of(part), last);
+      for (int64_t image = begin; image < end; ++image) {
+        for (int64_t pass = 0; pass <= iterations; ++pass) {
+          for (int64_t part = image * parts; part < (image + 1) * parts; ++part) assign(pass, part, scratch.get());
+          if (pass < iterations) centers.update(image);
         }
       }
     });
-    if (last) break;
+    return;
+  }
+  for (int64_t pass = 0; pass <= iterations; ++pass) {
+    parallel(batch * parts, 1, [&](int64_t begin, int64_t end) {
+      const auto scratch = aligned_values<T>(job.scratch_values());
+      for (int64_t part = begin; part < end; ++part) assign(pass, part, scratch.get());
+    });
+    if (pass == iterations) break;
     parallel(batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t image = begin; image < end; ++image) centers.update(image);
     });
