@@ -70,6 +70,6 @@ FAMILIES = {
             "spherical_kmeans_kernel": 9, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,
         },
-        gpu_seconds=(10, 10),
+        gpu_seconds=(4, 3),
     ),
 }  # fmt: skip
