@@ -6,5 +6,6 @@
 #include "engines/row_pairs/product_loops.h"
 #include "focal/cpu_rows.h"
 #include "retrieval/cpu_loops.h"
+#include "segments/cpu_loops.h"
 
 #include "common/simd/simd_end.h"

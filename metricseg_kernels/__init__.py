@@ -6,12 +6,14 @@ from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_co
 from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .retrieval import knn_vote, topk_similarity
+from .segments import Segments, segment_mean, spherical_kmeans, split_by_label
 from .version import __version__
 
 __all__ = [
     "Anchors",
     "ContrastStats",
     "MarginStats",
+    "Segments",
     "Stats",
     "__version__",
     "center_pull",
@@ -27,6 +29,9 @@ __all__ = [
     "pixel_contrast_loss",
     "prototype_nca_loss",
     "sample_anchors",
+    "segment_mean",
     "sigmoid_focal_loss",
     "topk_similarity",
+    "spherical_kmeans",
+    "split_by_label",
 ]

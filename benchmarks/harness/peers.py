@@ -214,3 +214,81 @@ def faiss_search(index: Any, queries: Tensor, k: int) -> Tensor:
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     return torch.from_numpy(index.search(queries.numpy(), k)[0])
+
+
+def grid_points(x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(points [B, h w, D + 2], clusters [h w]) that SegSort starts from: a permuted copy with locations, and blocks."""
+    (height, width), (rows, columns) = x.shape[2:], grid
+    y, x_ = (torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) for n in (height, width))
+    at = torch.stack(torch.meshgrid(y, x_, indexing="ij"), 2).expand(x.shape[0], -1, -1, -1)
+    points = F.normalize(torch.cat([F.normalize(x, dim=1).permute(0, 2, 3, 1), at], 3), dim=3)
+    i, j = (torch.arange(n, device=x.device) // -(-n // b) for n, b in ((height, rows), (width, columns)))
+    return points.flatten(1, 2), (i[:, None] * columns + j).flatten()
+
+
+def _prototypes(points: Tensor, clusters: Tensor, count: int) -> Tensor:
+    sums = points.new_zeros(count, points.shape[1]).scatter_add_(0, clusters[:, None].expand_as(points), points)
+    return F.normalize(sums, dim=1)
+
+
+def segsort_kmeans(x: Tensor, grid: tuple[int, int], iterations: int) -> Tensor:
+    """The published clustering: image by image; sums by scatter_add_, the largest product by mm and argmax."""
+    points, first = grid_points(x, grid)
+    found = []
+    for image in points:
+        clusters = first
+        for _ in range(iterations):
+            clusters = torch.mm(image, _prototypes(image, clusters, grid[0] * grid[1]).t()).argmax(1)
+        found.append(clusters)
+    return torch.stack(found).view(x.shape[0], *x.shape[2:])
+
+
+def batched_kmeans(x: Tensor, grid: tuple[int, int], iterations: int) -> Tensor:
+    """The same for all images together: sums by a product with a matrix of ones."""
+    points, first = grid_points(x, grid)
+    clusters, numbers = first.expand(points.shape[:2]), torch.arange(grid[0] * grid[1], device=x.device)
+    for _ in range(iterations):
+        member = (clusters[:, None] == numbers[:, None]).to(x.dtype)
+        clusters = torch.bmm(points, F.normalize(torch.bmm(member, points), dim=2).mT).argmax(2)
+    return clusters.view(x.shape[0], *x.shape[2:])
+
+
+def faiss_kmeans(points: Tensor, first: Tensor, count: int, iterations: int) -> Tensor:
+    """FAISS's spherical k-means on the points [B, N, J] of `grid_points`, image by image: clusters [B, N]."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    found = []
+    for image in points:
+        rows = image.numpy()
+        about = {"spherical": True, "min_points_per_centroid": 1, "max_points_per_centroid": len(rows)}
+        kmeans = faiss.Kmeans(rows.shape[1], count, niter=iterations - 1, **about)
+        kmeans.train(rows, init_centroids=_prototypes(image, first, count).numpy())
+        found.append(torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]))
+    return torch.stack(found)
+
+
+def sklearn_kmeans(points: Tensor, first: Tensor, count: int, iterations: int) -> None:
+    """scikit-learn's k-means on the same points: Euclidean, so its clusters are others."""
+    from sklearn.cluster import KMeans
+
+    for image in points:
+        start = _prototypes(image, first, count).numpy()
+        KMeans(count, init=start, n_init=1, max_iter=iterations, tol=0.0, algorithm="lloyd").fit(image.numpy())
+
+
+def unique_segments(clusters: Tensor, labels: Tensor, classes: int, ignore: int) -> Tensor:
+    """Segments by torch.unique of (image, cluster, label): ids, -1 where ignored."""
+    image = torch.arange(clusters.shape[0], device=clusters.device)[:, None, None]
+    key = (image * (clusters.max() + 1) + clusters) * classes + labels
+    known = labels != ignore
+    ids = torch.full_like(clusters, -1)
+    ids[known] = torch.unique(key[known], return_inverse=True)[1]
+    return ids
+
+
+def scattered_means(x: Tensor, ids: Tensor, count: int) -> Tensor:
+    """SegSort's prototypes: a permuted copy of the map without the ignored pixels, scatter_add_, the norm."""
+    known = ids.flatten() >= 0
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)[known]
+    return _prototypes(rows, ids.flatten()[known], count)

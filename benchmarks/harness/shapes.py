@@ -166,6 +166,11 @@ ANCHORS_CPU = (Maps("cityscapes", 8, 256, 19, (128, 256)), Maps("ade20k", 16, 25
 ANCHORS_GPU = (*ANCHORS_CPU, replace(ANCHORS_CPU[0], dtype="bfloat16"))
 
 
+# clustered into 25 clusters an image
+CLUSTERS_CPU = (Maps("segsort", 8, 32, 19, (64, 128)),)
+CLUSTERS_GPU = (Maps("segsort", 16, 32, 19, (128, 256)), Maps("segsort", 16, 32, 19, (128, 256), "bfloat16"))
+
+
 @dataclass(frozen=True)
 class Centers:
     """Features [batch, channels, *cells] against the centers of classes."""

@@ -5,7 +5,7 @@
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
-#include "cpu_workers.h"
+#include "cpu_params.h"
 
 namespace metricseg::retrieval {
 namespace {

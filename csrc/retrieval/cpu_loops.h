@@ -3,7 +3,7 @@
 #pragma once
 
 #include "../common/simd/lanes.h"
-#include "cpu_workers.h"
+#include "cpu_params.h"
 
 namespace metricseg::retrieval {
 namespace METRICSEG_SIMD {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..core.labels import MOST_CLASSES, IgnoreIndex, is_bad, resolve_ignore_index
+from ..core.labels import MOST_CLASSES, IgnoreIndex, check_labels, is_bad, resolve_ignore_index
 from ..core.library import ops
 from ..core.product import product
 from ..core.unit import unit
@@ -295,7 +295,7 @@ def _class_sums(
         sums, mass = ops.class_sums(features, assignment, classes, ignore_index, name, chosen)
     else:
         if hard and not torch.compiler.is_compiling():
-            op.check_labels(assignment, classes, ignore_index, name)
+            check_labels(assignment, classes, ignore_index, name)
         sums, mass = reference.class_sums(features, assignment, classes, ignore_index)
     if hard and not checks.validates(features.device):
         bad = is_bad(assignment, classes, ignore_index).flatten(1).any(1)

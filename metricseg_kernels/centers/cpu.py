@@ -1,12 +1,12 @@
-"""CPU kernels of the centers family, in the extension (csrc/centers)."""
+"""CPU kernels of the centers family, in the extension (csrc/centers); sums by label are the engine's."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
+from ..engines.pixel_rows.cpu import label_sums_bwd, label_sums_fwd
 from .op import SimilarityGradInputs, SimilarityInputs
 
 KEEPS_LOGITS = False
@@ -25,10 +25,6 @@ define_kernel(
     "soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, "
     "Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()"
 )
-define_kernel(
-    "label_sums_fwd_kernel(Tensor features, Tensor labels, int ignore_index, Tensor(a!) sums, Tensor(b!) mass) -> ()"
-)
-define_kernel("label_sums_bwd_kernel(Tensor rows, Tensor labels, int ignore_index, Tensor(a!) maps) -> ()")
 
 
 def similarity_fwd_kernel(
@@ -52,7 +48,7 @@ def class_sums_fwd_kernel(features: Tensor, assignment: Tensor, ignore_index: in
     if assignment.is_floating_point():
         ops.soft_sums_fwd_kernel(features, assignment, sums, mass)
     else:
-        ops.label_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
+        label_sums_fwd(features, assignment, ignore_index, sums, mass)
 
 
 def class_sums_bwd_kernel(
@@ -68,7 +64,4 @@ def class_sums_bwd_kernel(
     if assignment.is_floating_point():
         ops.soft_sums_bwd_kernel(grad_sums, grad_mass, features, assignment, grad_features, grad_assignment)
     elif grad_features is not None:
-        rows = torch.nn.functional.pad(grad_sums, (0, 0, 0, 1))  # and zeros for pixels without a class
-        if grad_features.is_contiguous():
-            rows = rows.mT.contiguous().mT
-        ops.label_sums_bwd_kernel(rows, assignment, ignore_index, grad_features)
+        label_sums_bwd(grad_sums, assignment, ignore_index, grad_features)

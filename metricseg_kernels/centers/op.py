@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import backends, checks
 from ..core.gradient import empty_gradient
-from ..core.labels import is_bad, labels_in_range
+from ..core.labels import check_labels
 from ..core.library import define_op, ops
 from ..core.unit import unit
 
@@ -32,14 +32,6 @@ def folded(centers: Tensor, metric: str, scale: float) -> tuple[Tensor, Tensor |
     if metric == "dot":
         return scale * weights, None
     return 2 * scale * weights, -scale * weights.square().sum(2)
-
-
-def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
-    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
-    if checks.validates(labels.device):
-        bad = is_bad(labels, classes, ignore_index)
-        if bad.any():
-            labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)
 
 
 def _none_if_empty(tensor: Tensor) -> Tensor | None:

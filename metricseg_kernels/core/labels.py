@@ -56,3 +56,11 @@ def labels_in_range(bad_count: float, bad_label: float, classes: int, ignore_ind
         if ignore_index != NO_LABEL:
             takes = f"neither ignore_index ({ignore_index}) nor in [0, {classes})"
         raise ValueError(f"{name} holds {int(bad_count)} labels that are {takes}: for example {int(bad_label)}")
+
+
+def check_labels(labels: Tensor, classes: int, ignore_index: int, name: str) -> None:
+    """Raise ValueError for labels out of range, if that needs no host sync or METRICSEG_VALIDATE=1."""
+    if checks.validates(labels.device):
+        bad = is_bad(labels, classes, ignore_index)
+        if bad.any():
+            labels_in_range(int(bad.sum()), int(labels[bad][0]), classes, ignore_index, name)

@@ -69,4 +69,14 @@ FAMILIES = {
         kernels={"topk_kernel": 3},
         gpu_seconds=(6, 6),
     ),
+    "segments": Family(
+        cpu=("cpu", "reference"),
+        cuda=("reference",),
+        evidence="cpu: benchmarks/results/cpu/segments.json, ahead in every row. cuda: no kernels yet.",
+        kernels={
+            "spherical_kmeans_kernel": 9, "split_by_label_kernel": 4,
+            "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,
+        },
+        gpu_seconds=(4, 3),
+    ),
 }  # fmt: skip

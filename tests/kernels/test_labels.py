@@ -60,6 +60,12 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
         "centers",
         lambda t, k, i, b: mk.center_pull(features(t), torch.eye(k, 8), t, ignore_index=i, backend=b),
     ),
+    "split": (
+        "segments",
+        lambda t, k, i, b: mk.split_by_label(
+            torch.arange(20).view(4, 5).expand(t.shape), t, capacity=50, num_classes=k, ignore_index=i, backend=b
+        ),
+    ),
     "contrast": (
         "contrast",
         lambda t, k, i, b: mk.pixel_contrast_loss(

@@ -1,23 +1,23 @@
-// Class sums and their gradient by label, without a product, over the whole map in its dtype and layout: one read of
-// the features, or one write of their gradient. A thread takes channels (sums) or pixels (gradient), so the bits do not
-// depend on the number of threads.
+// Sums of pixels by label and their gradient, without a product, over the whole map in its dtype and layout: one read of
+// the features, or one write of their gradient. Sums are those of each image, or of all images together. A thread takes
+// channels (sums) or pixels (gradient), so the bits do not depend on the number of threads.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <vector>
 
-#include "../common/host/library.h"
-#include "../common/host/parallel.h"
-#include "../common/host/torch_map.h"
+#include "../../common/host/library.h"
+#include "../../common/host/parallel.h"
+#include "../../common/host/torch_map.h"
 
 #define METRICSEG_SIMD baseline
-#include "../common/simd/simd_begin.h"
+#include "../../common/simd/simd_begin.h"
 
-#include "../common/simd/planes.h"
+#include "../../common/simd/planes.h"
 
-#include "../common/simd/simd_end.h"
+#include "../../common/simd/simd_end.h"
 
-namespace metricseg::centers {
+namespace metricseg {
 namespace {
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
@@ -41,7 +41,7 @@ std::vector<int32_t> classes_of(const Tensor& tensor, int64_t classes, int64_t i
   return found;
 }
 
-// sums[k] = sum of the values of class k, for `width` channels of an image: classes [pixels] -> sums [K, width]
+// sums[k] += sum of the values of class k, for `width` channels of an image: classes [pixels] -> sums [K, width]
 template <typename T>
 void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, const int32_t* classes, int64_t K,
              int64_t channel, int64_t width, T* sums, int64_t stride) {
@@ -52,7 +52,6 @@ void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, co
     }
     std::fill(partial.begin(), partial.end(), T(0));
   };
-  for (int64_t k = 0; k < K; ++k) std::fill_n(sums + k * stride, width, T(0));
   T values[kChannels][kBlock] = {};
   int64_t pending = 0;
   for (int64_t first = 0; first < pixels; first += kBlock) {
@@ -69,26 +68,32 @@ void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, co
   flush();
 }
 
+// sums [groups, K, C] and mass [groups, K]: a group is an image, or all images if there is one group.
 template <typename T>
 void label_sums_fwd(const Tensor& features, const Tensor& labels, int64_t ignore_index, const Tensor& sums,
                     const Tensor& mass) {
-  const int64_t batch = sums.size(0), K = sums.size(1), channels = sums.size(2);
+  const int64_t groups = sums.size(0), K = sums.size(1), channels = sums.size(2), batch = features.size(0);
+  const int64_t images = groups == 1 ? batch : 1;  // of a group
   const int64_t pixels = features.size(2) * features.size(3);
   const std::vector<int32_t> classes = classes_of(labels, K, ignore_index);
   T* const counts = data_of<T>(mass);
-  for (int64_t b = 0; b < batch; ++b) {
+  for (int64_t g = 0; g < groups; ++g) {
     std::vector<int64_t> found(K + 1);
-    for (int64_t i = 0; i < pixels; ++i) ++found[classes[b * pixels + i]];
-    for (int64_t k = 0; k < K; ++k) counts[b * K + k] = static_cast<T>(found[k]);
+    for (int64_t i = 0; i < images * pixels; ++i) ++found[classes[g * pixels + i]];
+    for (int64_t k = 0; k < K; ++k) counts[g * K + k] = static_cast<T>(found[k]);
   }
   const Map map = map_of(features);
   T* const out = data_of<T>(sums);
-  const int64_t groups = ceil_div(channels, kChannels);
-  parallel(batch * groups, 1, [&](int64_t begin, int64_t end) {
+  const int64_t blocks = ceil_div(channels, kChannels);
+  parallel(groups * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t b = unit / groups, channel = unit % groups * kChannels;
-      sums_of(map, b, features.size(3), pixels, classes.data() + b * pixels, K, channel,
-              std::min(kChannels, channels - channel), out + b * K * channels + channel, channels);
+      const int64_t g = unit / blocks, channel = unit % blocks * kChannels;
+      const int64_t width = std::min(kChannels, channels - channel);
+      T* const total = out + g * K * channels + channel;
+      for (int64_t k = 0; k < K; ++k) std::fill_n(total + k * channels, width, T(0));
+      for (int64_t b = g; b < g + images; ++b) {
+        sums_of(map, b, features.size(3), pixels, classes.data() + b * pixels, K, channel, width, total, channels);
+      }
     }
   });
 }
@@ -135,9 +140,9 @@ void label_sums_bwd_kernel(Tensor rows, Tensor labels, int64_t ignore_index, Ten
 }
 
 }  // namespace
-}  // namespace metricseg::centers
+}  // namespace metricseg
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
-  m.impl("label_sums_fwd_kernel", TORCH_BOX(&metricseg::centers::label_sums_fwd_kernel));
-  m.impl("label_sums_bwd_kernel", TORCH_BOX(&metricseg::centers::label_sums_bwd_kernel));
+  m.impl("label_sums_fwd_kernel", TORCH_BOX(&metricseg::label_sums_fwd_kernel));
+  m.impl("label_sums_bwd_kernel", TORCH_BOX(&metricseg::label_sums_bwd_kernel));
 }
