@@ -31,7 +31,7 @@ __all__ = [
     "sample_anchors",
     "segment_mean",
     "sigmoid_focal_loss",
-    "topk_similarity",
     "spherical_kmeans",
     "split_by_label",
+    "topk_similarity",
 ]
