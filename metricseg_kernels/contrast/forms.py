@@ -156,4 +156,56 @@ class Margin(Form):
         return torch.stack(MarginCoefs(positive, negative), 1)
 
 
-FORMS: dict[str, type[Form]] = {form.name: form for form in (Negatives, All, Margin)}
+class NcaStats(NamedTuple):
+    """Row statistics [R] of "nca": an LSE over negatives and one over positives, see `LseStats`."""
+
+    negative_max: Tensor
+    negative_lse: Tensor
+    positive_max: Tensor
+    positive_lse: Tensor
+
+
+class NcaCoefs(NamedTuple):
+    """Row coefficients [R]: W = step exp((<x, y> - negative_max) / temperature - negative_lse) on negatives, and
+    -step exp((<x, y> - positive_max) / temperature - positive_lse) on positives."""
+
+    step: Tensor
+    negative_max: Tensor
+    negative_lse: Tensor
+    positive_max: Tensor
+    positive_lse: Tensor
+
+
+@dataclass(frozen=True)
+class Nca(Form):
+    """softplus(LSE over negatives - LSE over positives), 0 without either. Hwang et al., SegSort, ICCV 2019."""
+
+    name = "nca"
+    Stats = NcaStats
+    Coefs = NcaCoefs
+
+    temperature: float
+
+    def log_ratio(self, row: NcaStats) -> tuple[Tensor, Tensor]:
+        """Return (the difference of both LSEs, whether a row has both)."""
+        live = ~(torch.isneginf(row.negative_lse) | torch.isneginf(row.positive_lse))
+        ratio = (row.negative_max - row.positive_max) / self.temperature + row.negative_lse - row.positive_lse
+        return torch.where(live, ratio, 0.0), live
+
+    def terms(self, stats: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Form`."""
+        ratio, live = self.log_ratio(NcaStats(*stats.unbind(1)))
+        terms = torch.where(live, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
+        return terms[:, None], live.to(stats.dtype)[:, None]
+
+    def coefs(self, stats: Tensor, grad_terms: Tensor) -> Tensor:
+        """See `Form`."""
+        row = NcaStats(*stats.unbind(1))
+        ratio, live = self.log_ratio(row)
+        step = torch.where(live, grad_terms[..., 0].to(stats.dtype) * ratio.sigmoid() / self.temperature, 0.0)
+        idle = NcaStats(torch.inf, 0.0, torch.inf, 0.0)  # exp(s - inf) = 0
+        lses = (torch.where(live, value, rest) for value, rest in zip(row, idle, strict=True))
+        return torch.stack(NcaCoefs(step, *lses), 1)
+
+
+FORMS: dict[str, type[Form]] = {form.name: form for form in (Negatives, All, Margin, Nca)}

@@ -5,7 +5,7 @@ Device code: triton_kernels, a file per group of forms. Derivation: docs/kernels
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from ..core.triton import on_device_of
 from ..engines.row_pairs.rows import Rows
 from ..engines.row_pairs.triton import Epilogue, Gradient, Phase
-from .forms import All, Form, LseStats, Margin, MarginStats, Negatives
-from .triton_kernels import margin, softmax
+from .forms import All, Form, LseStats, Margin, MarginStats, NcaStats, Negatives
+from .triton_kernels import margin, nca, softmax
 
 GRADIENT_IN_FORWARD = False
 
@@ -25,7 +25,7 @@ def lse_phase(positives: bool, negatives: bool) -> Phase:
     return Phase(softmax.LseState, softmax.start_lse, softmax.add_lse, positives, negatives, twin=True, **shared)
 
 
-NEGATIVES, ALL = (lse_phase(*counted) for counted in ((False, True), (True, True)))
+NEGATIVES, POSITIVES, ALL = (lse_phase(*counted) for counted in ((False, True), (True, False), (True, True)))
 OVER_POSITIVES = Phase(softmax.PositiveSums, softmax.start_positives, softmax.add_positives, negatives=False)
 MARGIN = Phase(MarginStats, margin.start_margin, margin.add_margin)
 
@@ -34,7 +34,7 @@ class Softmax(Epilogue):
     """The forms "negatives" and "all"."""
 
     gradient = Gradient(softmax.softmax_weights, twin=True)
-    proportional = ("negative", "positive")
+    proportional: ClassVar[tuple[str, ...]] = ("negative", "positive")
 
     def __init__(self, x: Rows, y: Rows | None, form: Negatives, second_product: bool) -> None:
         self.form, self.all = form, isinstance(form, All)
@@ -68,6 +68,25 @@ class Softmax(Epilogue):
         return torch.maximum((coefs.negative * coefs.lse.exp()).abs(), coefs.positive.abs()).amax()
 
 
+class Nca(Softmax):
+    """The form "nca"."""
+
+    gradient = Gradient(nca.nca_weights)
+    proportional = ("step",)
+
+    def row_stats(self) -> Any:
+        """See `Epilogue`."""
+        return NcaStats(*self.lse(NEGATIVES), *self.lse(POSITIVES))
+
+    def row_coefs(self, coefs: Any) -> Any:
+        """See `Epilogue`."""
+        return coefs
+
+    def largest(self, coefs: Any) -> Tensor:
+        """See `Epilogue`."""
+        return coefs.step.abs().amax()
+
+
 class Distances(Epilogue):
     """The form "margin"."""
 
@@ -82,7 +101,7 @@ class Distances(Epilogue):
         return self.totals(MARGIN)
 
 
-EPILOGUES: dict[str, Any] = {"negatives": Softmax, "all": Softmax, "margin": Distances}
+EPILOGUES: dict[str, Any] = {"negatives": Softmax, "all": Softmax, "margin": Distances, "nca": Nca}
 
 
 def contrast_fwd_kernel(

@@ -11,7 +11,7 @@ from launches import ARITHMETIC, Call, pairs
 from metricseg_kernels.contrast import forms
 
 FORMS = {"negatives": forms.Negatives(0.1, 1.0), "all": forms.All(0.1, 1.0), "margin": forms.Margin(1.0, 0.2, 2, 0),
-         "hinge": forms.Margin(1.0, 0.2, 1, 1)}  # fmt: skip
+         "hinge": forms.Margin(1.0, 0.2, 1, 1), "nca": forms.Nca(0.1)}  # fmt: skip
 AXES = {
     "depth": (256, 64, 128, 512, 96, 32),
     "dtype": tuple(ARITHMETIC),
