@@ -53,10 +53,7 @@ class SharedCoefs(NamedTuple):
 
 @triton.jit
 def start_lse(zero, numbers, kind):
-    if kind.FIXED:
-        return LseState(zero + numbers.bound, zero)
-    else:
-        return LseState(zero + float("-inf"), zero)
+    return LseState(zero + (numbers.bound if kind.FIXED else float("-inf")), zero)
 
 
 @triton.jit

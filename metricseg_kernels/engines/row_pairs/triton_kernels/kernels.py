@@ -13,8 +13,7 @@ from .tiles import (
     Numbers,
     Row,
     add_product,
-    as_columns,
-    as_rows,
+    expand,
     find_spans,
     load_fields,
     load_groups,
@@ -42,10 +41,7 @@ def wanted(fixed, kind):
 def load_numbers(bound, a, b, c, kind, tile):
     """Numbers of a launch; the bound only if FIXED."""
     constants = (tl.full((), a, tile.ACC), tl.full((), b, tile.ACC), tl.full((), c, tile.ACC))
-    if kind.FIXED:
-        return Numbers(tl.load(bound), constants)
-    else:
-        return Numbers(tl.full((), 0.0, tile.ACC), constants)
+    return Numbers(tl.load(bound) if kind.FIXED else tl.full((), 0.0, tile.ACC), constants)
 
 
 @triton.jit
@@ -120,12 +116,9 @@ def symmetric_stats(x, out, padded, bound, fixed, a: tl.float64, b: tl.float64, 
                 high = tl.maximum(low, high)
                 state = walk(rows, row, x, others, tiles_before(others, low), tiles_before(others, high), state, kind,
                              numbers, tile, add_both_ways, False)  # fmt: skip
-                if kind.POSITIVES:
-                    state = walk(rows, row, x, masked, tiles_before(masked, low), tiles_before(masked, high), state,
-                                 kind, numbers, tile, add_both_ways, True)  # fmt: skip
-                else:
-                    state = walk(rows, row, x, mixed, tiles_before(mixed, low), tiles_before(mixed, high), state,
-                                 kind, numbers, tile, add_both_ways, True)  # fmt: skip
+                span = masked if kind.POSITIVES else mixed
+                state = walk(rows, row, x, span, tiles_before(span, low), tiles_before(span, high), state, kind,
+                             numbers, tile, add_both_ways, True)  # fmt: skip
             tl.atomic_add(sums + r, state[0], sem="relaxed")
             tl.debug_barrier()
 
@@ -136,9 +129,9 @@ def add_gradient(s, blocks, pairs, state, tile):
     total, sums = state
     sides = ()
     if pairs.kind.BY_ROW:
-        sides += (as_rows(pairs.row.coefs),)
+        sides += (expand(pairs.row.coefs, 1),)
     if pairs.kind.BY_COLUMN:
-        sides += (as_columns(load_fields(pairs.y.coefs, pairs.columns)),)
+        sides += (expand(load_fields(pairs.y.coefs, pairs.columns), 0),)
     w = rounded(pairs.kind.WEIGHTS(s, pairs, sides), tile)
     if pairs.kind.DISTANCES:
         total += tl.sum(w.to(total.dtype), 1)

@@ -92,20 +92,11 @@ def load_fields(fields, r):
 
 
 @triton.jit
-def as_rows(values):
-    """[k] each -> [k, 1]"""
+def expand(values, AXIS: tl.constexpr):
+    """[k] each -> [k, 1] (rows, axis 1) or [1, k] (columns, axis 0)."""
     out = ()
     for i in tl.static_range(len(values)):
-        out += (values[i][:, None],)
-    return out
-
-
-@triton.jit
-def as_columns(values):
-    """[k] each -> [1, k]"""
-    out = ()
-    for i in tl.static_range(len(values)):
-        out += (values[i][None, :],)
+        out += (tl.expand_dims(values[i], AXIS),)
     return out
 
 
@@ -281,12 +272,9 @@ def walk_part(rows, row, y, part, parts, state, kind, numbers, tile, EPILOGUE: t
     if kind.NEGATIVES:
         begin, end = others[1] * part // parts, others[1] * (part + 1) // parts
         state = walk(rows, row, y, others, begin, end, state, kind, numbers, tile, EPILOGUE, False)
-    if kind.POSITIVES:
-        begin, end = masked[1] * part // parts, masked[1] * (part + 1) // parts
-        return walk(rows, row, y, masked, begin, end, state, kind, numbers, tile, EPILOGUE, True)
-    else:
-        begin, end = mixed[1] * part // parts, mixed[1] * (part + 1) // parts
-        return walk(rows, row, y, mixed, begin, end, state, kind, numbers, tile, EPILOGUE, True)
+    span = masked if kind.POSITIVES else mixed
+    begin, end = span[1] * part // parts, span[1] * (part + 1) // parts
+    return walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE, True)
 
 
 @triton.jit
