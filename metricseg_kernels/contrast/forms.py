@@ -166,8 +166,7 @@ class NcaStats(NamedTuple):
 
 
 class NcaCoefs(NamedTuple):
-    """Row coefficients [R]: W = step exp((<x, y> - negative_max) / temperature - negative_lse) on negatives, and
-    -step exp((<x, y> - positive_max) / temperature - positive_lse) on positives."""
+    """Row coefficients [R]: W = step exp(s - negative LSE) on negatives, -step exp(s - positive LSE) on positives."""
 
     step: Tensor
     negative_max: Tensor
@@ -195,16 +194,15 @@ class Nca(Form):
     def terms(self, stats: Tensor) -> tuple[Tensor, Tensor]:
         """See `Form`."""
         ratio, live = self.log_ratio(NcaStats(*stats.unbind(1)))
-        terms = torch.where(live, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0)
-        return terms[:, None], live.to(stats.dtype)[:, None]
+        return (torch.logaddexp(ratio, torch.zeros_like(ratio)) * live)[:, None], live.to(stats.dtype)[:, None]
 
     def coefs(self, stats: Tensor, grad_terms: Tensor) -> Tensor:
         """See `Form`."""
         row = NcaStats(*stats.unbind(1))
         ratio, live = self.log_ratio(row)
         step = torch.where(live, grad_terms[..., 0].to(stats.dtype) * ratio.sigmoid() / self.temperature, 0.0)
-        idle = NcaStats(torch.inf, 0.0, torch.inf, 0.0)  # exp(s - inf) = 0
-        lses = (torch.where(live, value, rest) for value, rest in zip(row, idle, strict=True))
+        # exp(s - inf) = 0
+        lses = (torch.where(live, v, rest) for v, rest in zip(row, (torch.inf, 0.0, torch.inf, 0.0), strict=True))
         return torch.stack(NcaCoefs(step, *lses), 1)
 
 

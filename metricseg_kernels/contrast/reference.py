@@ -76,16 +76,15 @@ def pixel_contrast(
     return scale * terms.sum(1) / count.clamp(min=1), count.to(acc)
 
 
-def nca_contrast(anchors: Tensor, contrast: Tensor | None, which: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
+def nca_contrast(x: Tensor, y: Tensor | None, which: Pairs, temperature: float) -> tuple[Tensor, Tensor]:
     """(loss [A], 1 for rows with positives and negatives [A])."""
-    x = anchors.to(accumulator(anchors.dtype))
-    s = product(x, (x if contrast is None else contrast.to(x.dtype)).T) / temperature  # [A, M]
+    x = x.to(accumulator(x.dtype))
+    s = product(x, (x if y is None else y.to(x.dtype)).T) / temperature  # [A, M]
     # l_i = softplus(LSE over negatives - LSE over positives)
     (negative, some), (positive, any_positive) = (
         masked_logsumexp(s, mask) for mask in (which.negative, which.positive)
     )
-    ratio = negative - positive
-    live = some & any_positive
+    ratio, live = negative - positive, some & any_positive
     return torch.where(live, torch.logaddexp(ratio, torch.zeros_like(ratio)), 0.0), live.to(x.dtype)
 
 

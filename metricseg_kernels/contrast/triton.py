@@ -65,7 +65,7 @@ class Softmax(Epilogue):
 
     def largest(self, coefs: Any) -> Tensor:
         """See `Epilogue`; exp(s - row_max) is at most exp lse."""
-        return torch.maximum((coefs.negative * coefs.lse.exp()).abs(), coefs.positive.abs()).amax()
+        return super().largest(coefs._replace(negative=coefs.negative * coefs.lse.exp()))
 
 
 class Nca(Softmax):
@@ -73,18 +73,11 @@ class Nca(Softmax):
 
     gradient = Gradient(nca.nca_weights)
     proportional = ("step",)
+    row_coefs, largest = Epilogue.row_coefs, Epilogue.largest
 
     def row_stats(self) -> Any:
         """See `Epilogue`."""
         return NcaStats(*self.lse(NEGATIVES), *self.lse(POSITIVES))
-
-    def row_coefs(self, coefs: Any) -> Any:
-        """See `Epilogue`."""
-        return coefs
-
-    def largest(self, coefs: Any) -> Tensor:
-        """See `Epilogue`."""
-        return coefs.step.abs().amax()
 
 
 class Distances(Epilogue):

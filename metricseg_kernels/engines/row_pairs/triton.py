@@ -288,7 +288,7 @@ class Epilogue:
 
     def largest(self, coefs: Any) -> Tensor:
         """Bound of |W|, for rows kept in float16."""
-        raise NotImplementedError
+        return torch.stack([getattr(coefs, name).abs().amax() for name in self.proportional]).amax()
 
     def sums(self, phase: Phase, before: Any = ()) -> Tensor:
         """Sums [n, parts, R] of a phase; `before`: tensors [R] of earlier phases, the coefs of its rows."""

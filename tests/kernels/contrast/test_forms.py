@@ -27,12 +27,8 @@ def nca(case: Case, sets: Sets, backend: str, reduce: bool) -> tuple[Tensor, Ten
     ignored = case.ignore_index
     if backend == "reference":
         kinds = reference.pairs(sets.anchor_labels, sets.contrast_labels, sets.anchor_ids, sets.contrast_ids, ignored)
-        x = reference.taking_part(sets.anchors, sets.anchor_labels, ignored)
-        y = (
-            sets.contrast
-            if sets.contrast is None
-            else reference.taking_part(sets.contrast, sets.contrast_labels, ignored)
-        )
+        sides = (sets.anchors, sets.anchor_labels), (sets.contrast, sets.contrast_labels)
+        x, y = (rows if rows is None else reference.taking_part(rows, label, ignored) for rows, label in sides)
         loss, counts = reference.nca_contrast(x, y, kinds, case.temperature)
         return loss.sum() if reduce else loss, counts
     features, labels, ids = (
