@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from launches import ARITHMETIC, Call, pairs
 
-# (name, power, whether only nonzero terms count)
-FORMS = {"negatives": ("negatives", 1, False), "all": ("all", 1, False), "margin": ("margin", 2, False),
-         "hinge": ("margin", 1, True)}  # fmt: skip
+from metricseg_kernels.contrast import forms
+
+FORMS = {"negatives": forms.Negatives(0.1, 1.0), "all": forms.All(0.1, 1.0), "margin": forms.Margin(1.0, 0.2, 2, 0),
+         "hinge": forms.Margin(1.0, 0.2, 1, 1), "nca": forms.Nca(0.1)}  # fmt: skip
 AXES = {
     "depth": (256, 64, 128, 512, 96, 32),
     "dtype": tuple(ARITHMETIC),
@@ -44,7 +45,6 @@ def launch(
     depth: int, dtype: torch.dtype, form: str, rows: int, columns: int | None, wanted: str, ids: bool, strided: bool
 ) -> None:
     from metricseg_kernels.contrast import triton as contrast
-    from metricseg_kernels.contrast.op import COEFFICIENTS, STATS, Form, MarginCoefs
     from metricseg_kernels.engines.row_pairs.rows import Rows
 
     def side(count: int) -> Rows:
@@ -53,18 +53,14 @@ def launch(
         return Rows(features, torch.empty(count, dtype=torch.int64, device="meta"), groups, groups if ids else None)
 
     x, y = side(rows), None if columns is None else side(columns)
-    name, power, nonzero = FORMS[form]
-    numbers = Form(name, 0.1, 1.0, 1.0, 0.2, power, nonzero)
+    chosen = FORMS[form]
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    contrast.contrast_fwd_kernel(x, y, numbers, torch.empty((rows, STATS), dtype=acc, device="meta"), None, None)
-    coefficients = len(MarginCoefs._fields) if name == "margin" else COEFFICIENTS
+    stats, coefs = (
+        torch.empty((rows, len(kept._fields)), dtype=acc, device="meta") for kept in (chosen.Stats, chosen.Coefs)
+    )
+    contrast.contrast_fwd_kernel(x, y, chosen, stats, None, None)
     gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
     grad_x, grad_y = (*gradients, None)[:2]
     contrast.contrast_bwd_kernel(
-        x,
-        y,
-        numbers,
-        torch.empty((rows, coefficients), dtype=acc, device="meta"),
-        None if wanted == "contrast" else grad_x,
-        None if wanted == "anchors" else grad_y,
+        x, y, chosen, coefs, None if wanted == "contrast" else grad_x, None if wanted == "anchors" else grad_y
     )

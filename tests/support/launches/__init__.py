@@ -89,7 +89,7 @@ ARITHMETIC = {
     "fp64": (torch.float64, "highest", None, 64),
 }
 # kernels made of matrix products
-PRODUCTS = {"stats", "symmetric_lse", "gradient", "similarity", "gradients", "spread", "soft_gradient"}
+PRODUCTS = {"stats", "symmetric_stats", "gradient", "similarity", "gradients", "spread", "soft_gradient"}
 
 
 def tool() -> Path:

@@ -1,4 +1,4 @@
-"""Stream of X Y^T tiles: the Triton device code that all ops on pairs of rows share. An op adds an epilogue.
+"""Stream of X Y^T tiles, each passed to an epilogue.
 
 A program keeps BM rows of X and walks over tiles of BN rows of Y. Both sides are copies that `gather_rows` makes, so
 that loads in the walk are unmasked and 16 bytes wide. The copy moves A D elements; the walk reads A M D / BM of them,
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ...core.triton_kernels import round_to_tf32
+from ....core.triton_kernels import round_to_tf32
 
 
 class Row(NamedTuple):
@@ -19,8 +19,26 @@ class Row(NamedTuple):
 
     groups: Any  # [BM]
     ids: Any  # [BM]
-    coefs: Any  # coefficients or statistics of these rows, as the epilogue wants them
+    coefs: Any  # tuple of [BM]: coefficients or statistics of these rows, in the order of the form's fields
     squares: Any  # [BM], for distances
+
+
+class Numbers(NamedTuple):
+    """Run-time constants of a launch, in the type of the sums."""
+
+    bound: Any  # of |<x, y>|, if FIXED
+    constants: Any  # three of the form
+
+
+class Pairs(NamedTuple):
+    """One tile of pairs, as the functions of a form take it beside the products."""
+
+    row: Any  # Row
+    y: Any  # Side
+    columns: Any  # [BN], rows of Y
+    numbers: Any  # Numbers
+    kind: Any  # Kind, see ../triton.py
+    MASKED: Any  # whether there may be other pairs than negatives
 
 
 @triton.jit(do_not_specialize=["s_d", "rows"])
@@ -65,14 +83,45 @@ def load_ids(side, r, WITH_IDS: tl.constexpr):
 
 
 @triton.jit
-def pair_masks(row, y, columns, kind):
+def load_fields(fields, r):
+    """Elements r [k] of each of these tensors."""
+    values = ()
+    for i in tl.static_range(len(fields)):
+        values += (tl.load(fields[i] + r),)
+    return values
+
+
+@triton.jit
+def expand(values, AXIS: tl.constexpr):
+    """[k] each -> [k, 1] (rows, axis 1) or [1, k] (columns, axis 0)."""
+    out = ()
+    for i in tl.static_range(len(values)):
+        out += (tl.expand_dims(values[i], AXIS),)
+    return out
+
+
+@triton.jit
+def pair_masks(pairs):
     """(positive, negative) [BM, BN]; unspecified for rows of X that take no part."""
-    group = load_groups(y, columns)[None, :]
-    same = row.groups[:, None] == group
+    group = load_groups(pairs.y, pairs.columns)[None, :]
+    same = pairs.row.groups[:, None] == group
     positive = same & (group >= 0)
-    if kind.SELF:
-        positive = positive & (row.ids[:, None] != load_ids(y, columns, kind.WITH_IDS)[None, :])
+    if pairs.kind.SELF:
+        ids = load_ids(pairs.y, pairs.columns, pairs.kind.WITH_IDS)[None, :]
+        positive = positive & (pairs.row.ids[:, None] != ids)
     return positive, (group >= 0) & (same == 0)
+
+
+@triton.jit
+def counted(pairs):
+    """Mask of the pairs that a phase sums over [BM, BN]."""
+    positive, negative = pair_masks(pairs)
+    if pairs.kind.POSITIVES and pairs.kind.NEGATIVES:
+        return negative | positive
+    elif pairs.kind.POSITIVES:
+        return positive
+    else:
+        return negative
 
 
 @triton.jit(do_not_specialize=["tiles"])
@@ -199,9 +248,8 @@ def walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: t
          MASKED: tl.constexpr):  # fmt: skip
     """Pass the tiles from begin to end, counted within a span, to the epilogue, which updates `state`.
 
-    EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED) -> state. `row` is the epilogue's own data
-    of the program's rows, `numbers` are its constants. Masks double the registers that a pair takes, so masked tiles
-    are half as wide.
+    EPILOGUE(s, blocks, pairs, state, tile) -> state, with the products s [BM, BN] and the blocks of Y. Masks double the
+    registers that a pair takes, so masked tiles are half as wide.
     """
     HALVES: tl.constexpr = 2 if MASKED else 1
     BN: tl.constexpr = tile.BN // HALVES
@@ -212,25 +260,21 @@ def walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE: t
             t += tl.where(t >= holes[k][0] * HALVES, holes[k][1] * HALVES, 0)
         columns = t * BN + tl.arange(0, BN)
         s, blocks = similarity(rows, y, columns, tile)
-        state = EPILOGUE(s, blocks, row, y, columns, state, kind, numbers, tile, MASKED)
+        state = EPILOGUE(s, blocks, Pairs(row, y, columns, numbers, kind, MASKED), state, tile)
     return state
 
 
 @triton.jit
-def walk_part(rows, row, y, part, parts, state, kind, numbers, tile, EPILOGUE: tl.constexpr, OTHERS: tl.constexpr,
-              PURE: tl.constexpr):  # fmt: skip
-    """This part's share of the masked tiles; with OTHERS, also of tiles of other groups; without PURE, no tiles wholly
-    of the rows' own group."""
+def walk_part(rows, row, y, part, parts, state, kind, numbers, tile, EPILOGUE: tl.constexpr):
+    """This part's share of the tiles that may hold pairs of the phase: of other groups for negatives, of the rows' own
+    group for positives."""
     others, masked, mixed = find_spans(row.groups, y, tile.SCAN)
-    if OTHERS:
+    if kind.NEGATIVES:
         begin, end = others[1] * part // parts, others[1] * (part + 1) // parts
         state = walk(rows, row, y, others, begin, end, state, kind, numbers, tile, EPILOGUE, False)
-    if PURE:
-        begin, end = masked[1] * part // parts, masked[1] * (part + 1) // parts
-        return walk(rows, row, y, masked, begin, end, state, kind, numbers, tile, EPILOGUE, True)
-    else:
-        begin, end = mixed[1] * part // parts, mixed[1] * (part + 1) // parts
-        return walk(rows, row, y, mixed, begin, end, state, kind, numbers, tile, EPILOGUE, True)
+    span = masked if kind.POSITIVES else mixed
+    begin, end = span[1] * part // parts, span[1] * (part + 1) // parts
+    return walk(rows, row, y, span, begin, end, state, kind, numbers, tile, EPILOGUE, True)
 
 
 @triton.jit
