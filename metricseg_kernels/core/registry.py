@@ -53,7 +53,7 @@ FAMILIES = {
         evidence="cpu: benchmarks/results/cpu/focal.json, ahead in every row. cuda: work per pixel suits CUDA C++; "
         "padding to powers of two costs Triton 1.7 times the exponentials at K = 19 and K = 150.",
         kernels={"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2},
-        gpu_seconds=(42, 44),
+        gpu_seconds=(40, 42),
     ),
     "contrast": Family(
         cpu=("cpu", "reference"),
@@ -67,7 +67,7 @@ FAMILIES = {
         cuda=("reference",),
         evidence="cpu: benchmarks/results/cpu/retrieval.json.",
         kernels={"topk_kernel": 3},
-        gpu_seconds=(6, 6),
+        gpu_seconds=(2, 2),
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
