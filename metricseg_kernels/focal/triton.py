@@ -31,7 +31,7 @@ LIMITS = {
     "softmax": Limits(64, 24),
     "softmax, smoothed": Limits(64, 20),
     "statistics": Limits(20, 20),
-    "given": Limits(24, 24),
+    "gradient": Limits(24, 24),
     "sigmoid": Limits(12, 12),
     "sigmoid, dense": Limits(8, 8),
 }
@@ -153,7 +153,7 @@ def launch(
     simple = phase == "sigmoid" and kind.POWER >= 0 and io.grad_loss is None
     registers = SIGMOID_REGISTERS if simple else REGISTERS
     walk[grid](
-        io._replace(partials=None if phase == "given" else partials, grad=out), Kind(*map(constant, kind)),
+        io._replace(partials=None if phase == "gradient" else partials, grad=out), Kind(*map(constant, kind)),
         gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
         *strides(logits), *strides(target), *strides(io.grad_loss), *strides(out),
         0 if shares is None else shares.stride(0),
@@ -205,7 +205,7 @@ def focal_kernel(
             state = tuple(input.new_empty(target.shape, dtype=acc) for _ in range(4 if label_smoothing else 3))
             partials = launch("statistics", io._replace(grad=None, state=state), *scalars)
             if grad is not None:
-                launch("given", Tensors(input, target, weight, grad=grad, state=state), *scalars)
+                launch("gradient", Tensors(input, target, weight, grad=grad, state=state), *scalars)
         finish(partials, loss, totals)
 
 

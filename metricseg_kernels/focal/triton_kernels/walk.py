@@ -93,7 +93,7 @@ def softmax_row(io, params, z, ks, pixels, w_all, totals, kind):
 @triton.jit
 def statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind):
     """Epilogue "statistics": one chunk of classes. The state [label pixels] passes RowStats from chunk to chunk; after
-    the last it holds what "given" needs, row_max and RowCoefs."""
+    the last it holds what "gradient" needs, row_max and RowCoefs."""
     labels = load_labels(io.target, pixels, params)
     n, mine = pixels.n, pixels.mine
     seen = tl.where(mine, k0, 0) > 0
@@ -123,8 +123,8 @@ def statistics_row(io, params, z, ks, k0, pixels, w_all, totals, kind):
 
 
 @triton.jit
-def given_row(io, params, z, ks, k0, pixels, kind):
-    """Epilogue "given": the gradient of a chunk of classes, from the state. -> (v, RowCoefs)."""
+def gradient_row(io, params, z, ks, k0, pixels, kind):
+    """Epilogue "gradient": the gradient of a chunk of classes, from the state. -> (v, RowCoefs)."""
     labels = load_labels(io.target, pixels, params)
     row_max = finite(tl.load(io.state[0] + pixels.n, mask=pixels.inside, other=float("inf")))
     scale = tl.load(io.state[1] + pixels.n, mask=pixels.inside, other=0.0)
@@ -241,8 +241,8 @@ def tile(io, params, k0, at, w_all, totals, kind):
             else:
                 if kind.PHASE == "softmax":
                     totals, v, coefs = softmax_row(io, params, z, ks, pixels, w_all, totals, kind)
-                elif kind.PHASE == "given":
-                    v, coefs = given_row(io, params, z, ks, k0, pixels, kind)
+                elif kind.PHASE == "gradient":
+                    v, coefs = gradient_row(io, params, z, ks, k0, pixels, kind)
                 else:
                     totals, v, coefs = sigmoid_row(io, params, z, ks, k0, pixels, totals, kind)
                 if io.grad is not None and kind.BLEND_Y:

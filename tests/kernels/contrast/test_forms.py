@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from contrast_cases import NAMED as CASES
 from contrast_cases import Case, Sets, double, learning, make
+from places import ROOT
 from tolerances import FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from torch import Tensor
 
@@ -66,3 +70,17 @@ def test_nca(name: str, dtype: torch.dtype, backend: str, device: str) -> None:
         for ours, simple, exact in zip(grads, plain_grads, true_grads, strict=True):
             assert ours.dtype == dtype
             assert_gradient(ours, simple, exact, dtype)
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_fields_have_one_order_in_python_and_cpp(form: str) -> None:
+    header = {"negatives": "softmax", "all": "softmax"}.get(form, form)
+    text, known = (ROOT / f"csrc/contrast/{header}.h").read_text(), forms.FORMS[form]
+
+    def fields(struct: str) -> tuple[str, ...]:
+        found = re.search(rf"struct {struct} {{\s*(?:enum {{ (.*), count }}|double (.*));", text)
+        return tuple((found[1] or found[2]).split(", "))
+
+    assert fields("Stats") == known.Stats._fields
+    assert fields("Coefs") == ("square",) * (form == "margin") + known.Coefs._fields
+    assert fields("Constants") == tuple(f.name for f in dataclasses.fields(known))
