@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ LOSSES = {
     "all": "SupCon",
     "margin": "power 2, mean of pairs",
     "hinge": "power 1, nonzero",
+    "nca": "SegSort",
 }
+CONCENTRATION = 10.0  # SegSort's
 TRUTH_OF_ALL = {"cpu": 2e8, "cuda": 2e9}  # pairs
 PEERS_FIT = {"cpu": 2e8, "cuda": 1.1e9}  # pairs; eager PyTorch takes about 28 bytes for each
 
@@ -53,7 +56,11 @@ class ContrastProblem:
 
         self.anchors, self.labels = some(shape.anchors)
         self.bank, self.bank_labels = (None, None) if shape.bank is None else some(shape.bank)
-        self.leaves = (self.anchors.requires_grad_(),)
+        self.leaves: tuple[Tensor, ...] = (self.anchors.requires_grad_(),)
+        if loss == "nca" and self.bank is not None and self.bank_labels is not None:  # prototypes learn
+            self.leaves = (self.anchors, self.bank.requires_grad_())
+            order = torch.rand(len(self.labels), len(self.bank), generator=generator).to(device)
+            self.segment_ids = (order * (self.labels[:, None] == self.bank_labels)).argmax(1)
         self.sample = None
         if shape.pairs > TRUTH_OF_ALL[device]:
             self.sample = torch.randperm(shape.anchors, generator=generator)[:256].to(device)
@@ -67,8 +74,10 @@ class ContrastProblem:
 
     def least_bytes(self, phase: str) -> int:
         """Features and labels read once; in a step the gradient written once."""
-        bank = 0 if self.bank is None or self.bank_labels is None else self.bank.nbytes + self.bank_labels.nbytes
-        return self.anchors.nbytes * (2 if phase == "step" else 1) + self.labels.nbytes + bank
+        features = (2 if phase == "step" else 1) * sum(leaf.nbytes for leaf in self.leaves)
+        fixed = self.bank.nbytes if self.bank is not None and len(self.leaves) == 1 else 0
+        labels = self.labels.nbytes + (0 if self.bank_labels is None else self.bank_labels.nbytes)
+        return features + fixed + labels
 
     def least_exponentials(self) -> int:
         """One per pair; (i, j) and (j, i) of a set with itself share one."""
@@ -77,33 +86,41 @@ class ContrastProblem:
         return self.shape.pairs // (2 if self.bank is None else 1)
 
     def least_flops(self, phase: str) -> int:
-        """X Y^T, of which a set with itself needs one half; in a step W Y, which W_ij + W_ji makes all of it."""
+        """X Y^T, of which a set with itself needs one half; in a step a product for each side that learns, one for a
+        set with itself by W_ij + W_ji."""
         product = 2 * self.shape.pairs * self.shape.dim
-        return (product // 2 if self.bank is None else product) + (product if phase == "step" else 0)
+        return (product // 2 if self.bank is None else product) + (product * len(self.leaves) if phase == "step" else 0)
 
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The reference in fp64, a block of anchors against all rows at a time: memory grows with the rows."""
-        x = self.anchors.detach().double().requires_grad_()
-        y = x if self.bank is None else self.bank.double()
+        leaves = tuple(leaf.detach().double().requires_grad_() for leaf in self.leaves)
+        x = leaves[0]
+        y = x if self.bank is None else leaves[1] if len(leaves) > 1 else self.bank.double()
         everyone = torch.arange(len(x), device=x.device)
         parts: list[Any] = [
-            [0.0, torch.zeros_like(x), 0.0] for _ in range(2)
-        ]  # sum, its gradient, what a mean divides by
+            [0.0, [torch.zeros_like(leaf) for leaf in leaves], 0.0] for _ in range(2)
+        ]  # sum, its gradients, what a mean divides by
         for rows in (everyone if self.sample is None else self.sample).split(max(1, 2**24 // len(y))):
             for part, (total, count) in zip(parts, self._block(x, y, rows), strict=False):
                 part[0] += total.detach()
-                part[1] += torch.autograd.grad(total, x, retain_graph=True)[0]
+                for kept, grad in zip(part[1], torch.autograd.grad(total, leaves, retain_graph=True), strict=True):
+                    kept += grad
                 part[2] += count
-        means = [(total / count, grad / count) for total, grad, count in parts if count]
         if self.sample is not None:
-            return parts[0][0], (parts[0][1],)
-        return sum(m[0] for m in means), (sum(m[1] for m in means),)
+            return parts[0][0], tuple(parts[0][1])
+        means = [(total / count, [grad / count for grad in grads]) for total, grads, count in parts if count]
+        return sum(m[0] for m in means), tuple(sum(grads) for grads in zip(*(m[1] for m in means), strict=True))
 
     def _block(self, x: Tensor, y: Tensor, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(sum, count) of each mean of the loss, over some anchors."""
         labels = self.columns[1]
         alone = self.bank is None
-        ids = (rows, torch.arange(len(y), device=x.device)) if alone else (None, None)
+        everyone = torch.arange(len(y), device=x.device)
+        ids = (rows, everyone) if alone else (None, None)
+        if self.loss == "nca":
+            which = reference.pairs(self.labels[rows], labels, self.segment_ids[rows], everyone, -1)
+            losses, counts = reference.nca_contrast(x[rows], y, which, 1 / CONCENTRATION)
+            return [(losses.sum(), counts.sum())]
         which = reference.pairs(self.labels[rows], labels, *ids, -1)
         if self.loss in ("negatives", "all"):
             losses, positives = reference.pixel_contrast(x[rows], y, which, TEMPERATURE, self.scale, self.loss)
@@ -129,6 +146,10 @@ def ours(backend: str, **kwargs: Any) -> Callable[[ContrastProblem], Tensor]:
 
     def loss(problem: ContrastProblem) -> Tensor:
         sets = problem.anchors, problem.labels, problem.bank, problem.bank_labels
+        if problem.loss == "nca":
+            return mk.prototype_nca_loss(
+                *sets[:2], problem.segment_ids, *problem.columns, concentration=CONCENTRATION, backend=backend
+            )
         if problem.loss == "margin":
             return mk.margin_contrast_loss(*sets, margin=MARGIN, backend=backend)
         if problem.loss == "hinge":
@@ -159,7 +180,7 @@ def bare_products(problem: ContrastProblem, phase: str) -> None:
     torch.mm(x, y.T, out=s)
     if phase == "step":
         torch.mm(s, y, out=over_rows)
-        if problem.bank is None:
+        if problem.bank is None or len(problem.leaves) > 1:
             torch.mm(s.T, x, out=over_columns)
 
 
@@ -180,6 +201,11 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
             Contestant("PML SupConLoss", lambda p: peers.pml_supcon(p.anchors, p.labels, TEMPERATURE), missing=no_pml)
         ],
         "margin": [Contestant("cdist", lambda p: peers.cdist_margin(p.anchors, p.labels, MARGIN))],
+        "nca": [
+            Contestant(
+                "eager", lambda p: peers.segsort_nca(p.anchors, p.labels, p.segment_ids, *p.columns, CONCENTRATION)
+            )
+        ],
         "hinge": [
             Contestant(
                 "PML ContrastiveLoss", lambda p: peers.pml_contrastive(p.anchors, p.labels, MARGIN), missing=no_pml
@@ -219,6 +245,8 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Rows, str, tuple[st
     for shape in sets.euclidean:
         for loss in ("all", "margin", "hinge"):
             yield shape, loss, ("step",)
+    for shape in sets.segments:
+        yield shape, "nca", ("step",)
 
 
 def laps(shape: Rows, device: str) -> tuple[int, int] | None:
@@ -237,7 +265,9 @@ def run_race(shape: Rows, loss: str, phases: tuple[str, ...], processes: memory.
     """(problem, results) of all contestants."""
     device = machine.DEVICE
     problem = ContrastProblem(shape, loss, device)
-    warm_up = shapes.SAMPLED if shape.pairs > 1e7 else None
+    warm_up = None
+    if shape.pairs > 1e7:
+        warm_up = replace(shape, anchors=shapes.SAMPLED.anchors) if loss == "nca" else shapes.SAMPLED
     meter = race.peak_meter(problem, contestants, processes, device, warm_up)
     with race.precision(shape.precision):
         results = race.run(problem, entrants(shape, loss), device, meter, phases, laps=laps(shape, device))

@@ -100,6 +100,17 @@ def contrastive_seg(
     return -(temperature / base_temperature) * per_anchor.mean()
 
 
+def segsort_nca(
+    x: Tensor, labels: Tensor, segment_ids: Tensor, prototypes: Tensor, prototype_labels: Tensor, concentration: float
+) -> Tensor:
+    """SegSort's loss of unit-norm pixels, the own segment left out: each label has another."""
+    exponentials = torch.exp(concentration * (x @ prototypes.T).float())
+    same = labels[:, None] == prototype_labels
+    own = segment_ids[:, None] == torch.arange(len(prototypes), device=x.device)
+    positive, negative = (exponentials * (same & ~own)).sum(1), (exponentials * ~same).sum(1)
+    return -torch.log(positive / (positive + negative)).mean()
+
+
 def cdist_margin(x: Tensor, labels: Tensor, margin: float) -> Tensor:
     """Euclidean contrastive loss, each mean over all its pairs."""
     distance = torch.cdist(x, x)

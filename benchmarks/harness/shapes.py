@@ -114,12 +114,13 @@ EUCLIDEAN = Rows("pixels", 2048, 64)
 @dataclass(frozen=True)
 class ContrastSet:
     """`main`: against the peers; `alone`: too large for them; `euclidean`: for the losses of distances;
-    `sweep`: one of `main` over size."""
+    `sweep`: one of `main` over size; `segments`: pixels against prototypes."""
 
     main: tuple[Rows, ...]
     alone: tuple[Rows, ...]
     euclidean: tuple[Rows, ...]
     sweep: tuple[Rows, ...]
+    segments: tuple[Rows, ...]
 
 
 CONTRAST_CPU = ContrastSet(
@@ -127,6 +128,7 @@ CONTRAST_CPU = ContrastSet(
     alone=(EVERY_PIXEL,),
     euclidean=(EUCLIDEAN,),
     sweep=tuple(replace(PIXELS, anchors=rows) for rows in (2048, 4096, 16_384)),
+    segments=(Rows("segsort", 65_536, 32, bank=1500, classes=21),),
 )
 
 _LARGE = replace(PIXELS, anchors=32_768)
@@ -138,6 +140,7 @@ CONTRAST_GPU = ContrastSet(
     ),
     euclidean=(replace(EUCLIDEAN, anchors=16_384),),
     sweep=tuple(replace(PIXELS, anchors=rows, dtype="bfloat16") for rows in (4096, 8192, 16_384, 131_072)),
+    segments=(Rows("segsort", 262_144, 64, bank=1500, classes=21, dtype="bfloat16"),),
 )
 
 
