@@ -114,13 +114,14 @@ class PrototypeBank(nn.Module):
         self.dim, self.num_classes, self.file = dim, num_classes, file
         self.names: tuple[str, ...] = ()
         self.classes: tuple[str, ...] = ()
+        self.weights: str | None = None  # checksum of the network that a file was built with
         empty = torch.zeros(0, dtype=torch.int64)
         for name, value in BankRows(torch.zeros(0, dim), empty, empty.clone())._asdict().items():
             self.register_buffer(name, value)
         if file is not None:
             content = read_bank(file)
             self.fill(content.rows, content.names, f"the prototype bank {file}")
-            self.classes = content.classes
+            self.classes, self.weights = content.classes, content.more.get("weights")
 
     def __len__(self) -> int:
         return len(self.labels)

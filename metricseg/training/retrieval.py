@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def refill(model: SegSort, trainer: L.Trainer) -> None:
     if not len(rows.labels):
         raise ValueError(f"none of the {len(chosen)} training pictures of the bank has a labeled pixel")
     model.bank.fill(rows, names)
+    model.bank.weights = None
 
 
 def fingerprint(model: SegSort) -> str:
@@ -75,6 +77,16 @@ def fingerprint(model: SegSort) -> str:
                 name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
             )
     return digest.hexdigest()
+
+
+def check_weights(model: SegSort) -> None:
+    """Warn if the bank is from a file that was built with other weights."""
+    if model.bank.weights not in (None, fingerprint(model)):
+        warnings.warn(
+            f"the prototype bank {model.bank.file} was built with other weights, or another clustering; `metricseg "
+            "bank` builds one for these",
+            stacklevel=2,
+        )
 
 
 def unfinished(path: Path, weights: str, names: Sequence[str]) -> BankFile | None:

@@ -16,7 +16,7 @@ from metricseg.losses import Terms, build_loss
 from metricseg.losses.prototype_memory import own_buffers
 from metricseg.models import SegSort, WeightsMismatch, build_model, compare_weights
 from metricseg.training.evaluation import IoU, check_scales, predict_probabilities
-from metricseg.training.retrieval import check_classes, refill
+from metricseg.training.retrieval import check_classes, check_weights, refill
 
 ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
 
@@ -96,8 +96,10 @@ class SegmentationTask(L.LightningModule):
                 head.requires_grad_(False)
         if isinstance(self.model, SegSort) and classes:
             check_classes(self.model.bank, classes)
-        # prototypes of the last batches, each rank's own
+        # prototypes of the last batches, which each rank has of its own, and the bank, which all have alike
+        bank = [name for name, _ in self.named_buffers() if name.startswith("model.bank.")]
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name in own_buffers(self.loss)]
+        self._ddp_params_and_buffers_to_ignore += bank if isinstance(self.model, SegSort) else []
         self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.power, self.warmup, self.seed = power, warmup, seed
@@ -132,6 +134,13 @@ class SegmentationTask(L.LightningModule):
         """Give a network that retrieves the bank to validate with, see the class."""
         if isinstance(self.model, SegSort) and self.trainer.state.fn == "fit":
             refill(self.model, self.trainer)
+        elif isinstance(self.model, SegSort):
+            check_weights(self.model)
+
+    def on_predict_start(self) -> None:
+        """Warn of a bank of other weights."""
+        if isinstance(self.model, SegSort):
+            check_weights(self.model)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the IoU, at the label maps' own size."""

@@ -1,5 +1,7 @@
 """SegSort through Lightning and the command line: validation by retrieval, and the bank as a file."""
 
+import warnings
+
 import pytest
 
 pytest.importorskip("lightning")
@@ -48,8 +50,14 @@ def test_bank_file_serves_validation(run, tmp_path):
     found = bank(run, out)
     assert found.names == tuple(f"train {k}" for k in range(8)) and "dotted box" in found.classes
     checkpoint = f"--ckpt_path={run}/checkpoints/last.ckpt"
-    cli = main(["validate", *QUICK, checkpoint, f"--model.model.bank={out}", "--model.flip=true"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*built with other weights")
+        cli = main(["validate", *QUICK, checkpoint, f"--model.model.bank={out}", "--model.flip=true"])
     assert torch.equal(cli.model.model.bank.prototypes, found.rows.prototypes)
+    with torch.no_grad():
+        cli.model.model.embedding[1].bias += 1
+    with pytest.warns(UserWarning, match=r"bank\.safetensors was built with other weights"):
+        retrieval.check_weights(cli.model.model)
     before = out.read_bytes()
     with pytest.raises(FileExistsError, match=r"bank\.safetensors exists; --overwrite true replaces it"):
         bank(run, out)
@@ -102,13 +110,15 @@ def test_bank_of_other_classes_is_refused(run, tmp_path):
 
 def test_ddp_leaves_the_memory_of_each_rank_alone():
     ignored = SegmentationTask(MODEL, LOSS, 7)._ddp_params_and_buffers_to_ignore
-    assert ignored == [f"loss.losses.segsort.ring.{name}" for name in ("prototypes", "labels", "pushed")]
+    ring = [f"loss.losses.segsort.ring.{name}" for name in ("prototypes", "labels", "pushed")]
+    assert ignored == [*ring, *(f"model.bank.{name}" for name in ("prototypes", "labels", "images"))]
 
 
 def test_bank_needs_training_pictures():
     import lightning as L
 
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
-    loader = [(torch.zeros(2, 3, 32, 32), torch.zeros(2, 32, 32, dtype=torch.uint8))]
+    samples = [(torch.zeros(3, 32, 32), torch.zeros(32, 32, dtype=torch.uint8))] * 2
+    loader = torch.utils.data.DataLoader(samples, 2)
     with pytest.raises(ValueError, match="validates with a bank of training pictures: fit a SegmentationData"):
         trainer.fit(SegmentationTask(MODEL, LOSS, 7), loader, loader)
