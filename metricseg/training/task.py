@@ -32,9 +32,9 @@ class SegmentationTask(L.LightningModule):
     is frozen. A loss without a term on the logits, or what else the network predicts from, raises ValueError. So every
     parameter gets a gradient, which DistributedDataParallel needs.
 
-    A network that retrieves (`SegSort`) gets a new bank before each validation of `fit`, on every rank the same one,
-    from training pictures of `SegmentationData`. It is part of the checkpoint. `validate` and `predict` take that one,
-    or a file.
+    A network that retrieves (`SegSort`) gets a new bank before each validation of `fit`, from training pictures of
+    `SegmentationData`. It is part of the checkpoint. `validate` and `predict` take that one, or a file. Each rank
+    builds the bank from the same pictures, with its own batch norm statistics.
 
     Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
     the same steps, to the bit, as one that was not.
@@ -96,7 +96,7 @@ class SegmentationTask(L.LightningModule):
                 head.requires_grad_(False)
         if isinstance(self.model, SegSort) and classes:
             check_classes(self.model.bank, classes)
-        # prototypes of the last batches, which each rank has of its own, and the bank, which all have alike
+        # prototypes of the last batches, and the bank: each rank has its own
         bank = [name for name, _ in self.named_buffers() if name.startswith("model.bank.")]
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name in own_buffers(self.loss)]
         self._ddp_params_and_buffers_to_ignore += bank if isinstance(self.model, SegSort) else []

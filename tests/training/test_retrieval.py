@@ -5,6 +5,7 @@ import warnings
 import pytest
 
 pytest.importorskip("lightning")
+import lightning as L
 import torch
 
 from metricseg.cli import main
@@ -13,7 +14,7 @@ from metricseg.training import retrieval
 from metricseg.training.task import SegmentationTask
 
 QUICK = [
-    "--config=segsort_scenes", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=1",
+    "--config=segsort_scenes", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.max_epochs=2",
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.limit_val_batches=1",
     "--model.model.backbone=mobilenetv3_small_050", "--model.model.channels=16", "--model.model.decoder_channels=16",
     "--model.model.pictures=3", "--data.dataset.length=8", "--data.dataset.size=32", "--data.crop=[32,32]",
@@ -23,11 +24,19 @@ MODEL = {"name": "segsort", "backbone": "mobilenetv3_small_050", "channels": 16,
 LOSS = {"name": "terms", "segsort": {"output": "embedding", "loss": "segsort"}}
 
 
+class KeepFirst(L.Callback):
+    """Keeps the checkpoint of the first epoch as first.ckpt."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/first.ckpt")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of one epoch, and its last checkpoint."""
+    """The folder of a run of two epochs."""
     folder = tmp_path_factory.mktemp("run")
-    cli = main(["fit", *QUICK, f"--trainer.default_root_dir={folder}"])
+    cli = main(["fit", *QUICK, f"--trainer.default_root_dir={folder}"], trainer_defaults={"callbacks": KeepFirst()})
     logged = cli.trainer.logged_metrics
     assert logged["train/loss"] == logged["train/segsort"] > 0 and 0 < logged["val/miou"] < 1
     return folder
@@ -41,8 +50,22 @@ def bank(run, out, *options):
 def test_checkpoint_holds_bank_and_memory(run):
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert state["model.bank.images"].unique().tolist() == [0, 1, 2]
-    assert state["loss.losses.segsort.ring.pushed"] == 2
+    assert state["loss.losses.segsort.ring.pushed"] == 4
     assert (state["loss.losses.segsort.ring.labels"] >= 0).any(1).all()
+
+
+def test_resumed_run_ends_with_the_same_bits(run, tmp_path):
+    """Weights, memory and bank."""
+    main(["fit", *QUICK, f"--trainer.default_root_dir={tmp_path}", f"--ckpt_path={run}/first.ckpt"])
+    whole, resumed = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for folder in (run, tmp_path)
+    )
+    first = torch.load(run / "first.ckpt", weights_only=True)["state_dict"]
+    assert whole.keys() == resumed.keys() and not torch.equal(
+        first["loss.losses.segsort.ring.prototypes"], whole["loss.losses.segsort.ring.prototypes"]
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_bank_file_serves_validation(run, tmp_path):
@@ -115,8 +138,6 @@ def test_ddp_leaves_the_memory_of_each_rank_alone():
 
 
 def test_bank_needs_training_pictures():
-    import lightning as L
-
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False)
     samples = [(torch.zeros(3, 32, 32), torch.zeros(32, 32, dtype=torch.uint8))] * 2
     loader = torch.utils.data.DataLoader(samples, 2)
