@@ -166,6 +166,20 @@ class SegmentationData(L.LightningDataModule):
         data = WholePictures(build_dataset(self.dataset, self.val_split), self.prepare)
         return DataLoader(data, **self.options(self.eval_batch_size))
 
+    def bank_pictures(self, count: int = 0) -> tuple[WholePictures, list[int], list[str]]:
+        """Whole training pictures for a bank of prototypes, not augmented: (samples, the numbers of `count` of them,
+        evenly spaced, or of all if it is 0, their names)."""
+        data = build_dataset(self.dataset, self.train_split)
+        total = len(data)
+        chosen = [k * total // count for k in range(count)] if 0 < count < total else list(range(total))
+        files = getattr(data, "images", None)
+        names = [str(files[k]) if isinstance(files, Sequence) else f"{self.train_split} {k}" for k in chosen]
+        return WholePictures(data, self.prepare), chosen, names
+
+    def bank_dataloader(self, data: WholePictures, chosen: Sequence[int]) -> DataLoader[Any]:
+        """Batches of chosen pictures of `bank_pictures`, in order."""
+        return DataLoader(data, **self.options(self.eval_batch_size), sampler=list(chosen))
+
     def predict_dataloader(self) -> DataLoader[Any]:
         """The pictures of `pictures`, one at a time; each process has its own share."""
         if self.pictures is None:

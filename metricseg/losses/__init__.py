@@ -7,8 +7,9 @@ Those of logits [B, K, h, w] against labels [B, H, W] follow what training code 
   `ignore_index`.
 - segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
 
-Those of pixel embeddings [B, D, h, w] take ContrastiveSeg's call, `loss(embeddings, labels, predictions)`; those of
-embeddings [N, D] pytorch-metric-learning's, `loss(embeddings, labels, None, ref_emb, ref_labels)`.
+Those of pixel embeddings [B, D, h, w] take ContrastiveSeg's call, `loss(embeddings, labels, predictions)`, except
+SegSort's, `loss(embeddings, labels)`. Those of embeddings [N, D] take pytorch-metric-learning's,
+`loss(embeddings, labels, None, ref_emb, ref_labels)`.
 """
 
 from metricseg.losses.base import LOSSES, build_loss
@@ -24,6 +25,8 @@ from metricseg.losses.dice import DiceLoss
 from metricseg.losses.embedding import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel_contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel_memory import PixelMemory
+from metricseg.losses.prototype_memory import PrototypeMemory
+from metricseg.losses.segsort import SegSortLoss
 
 __all__ = [
     "LOSSES",
@@ -37,6 +40,8 @@ __all__ = [
     "PixelContrastLoss",
     "PixelLoss",
     "PixelMemory",
+    "PrototypeMemory",
+    "SegSortLoss",
     "SigmoidFocalLoss",
     "SupConLoss",
     "Terms",

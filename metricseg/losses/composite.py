@@ -27,7 +27,8 @@ class Terms(nn.Module):
             `loss` the output is itself one, a 0-d value.
 
     A term on "embedding" is called as loss(embedding [B, D, h, w], labels [B, H, W], logits [B, K, h, w]), whose
-    sampling may depend on the prediction; any other as loss(output, labels).
+    sampling may depend on the prediction, unless its loss has the attribute `takes_logits` = False; any other as
+    loss(output, labels).
 
     Raises ValueError, naming the term, for none at all, an unknown key, neither loss nor output, a weight that is not
     finite, or a stride below 1.
@@ -55,8 +56,13 @@ class Terms(nn.Module):
             self.plans[name] = (output, weight, stride)
             if "loss" in keys:
                 self.losses[name] = build_loss(term["loss"])
+        self.on_logits = {  # terms whose loss is called with the logits too
+            name
+            for name, loss in self.losses.items()
+            if self.plans[name][0] == "embedding" and getattr(loss, "takes_logits", True)
+        }
         needs = {output for output, _, _ in self.plans.values()}
-        self.needs = tuple(sorted(needs | {"logits"} if "embedding" in needs else needs))
+        self.needs = tuple(sorted(needs | {"logits"} if self.on_logits else needs))
 
     def forward(self, outputs: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Each term times its weight, by name: scalars whose sum is the loss. `outputs` holds what `needs` names."""
@@ -64,7 +70,7 @@ class Terms(nn.Module):
         for name, (output, weight, stride) in self.plans.items():
             value = outputs[output]
             if name in self.losses:
-                logits = (outputs["logits"],) if output == "embedding" else ()
+                logits = (outputs["logits"],) if name in self.on_logits else ()
                 value = self.losses[name](value[..., ::stride, ::stride], labels, *logits)
             elif value.ndim:
                 raise ValueError(f"term {name!r} has no loss, and its output {output!r} is no 0-d value: {value.shape}")

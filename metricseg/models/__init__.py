@@ -6,10 +6,12 @@ from typing import Any
 from torch import nn
 
 from metricseg.models.backbone import WeightsMismatch, compare_weights
+from metricseg.models.bank import PrototypeBank, read_bank, write_bank
 from metricseg.models.base import MODELS, ModuleSegmenter, Segmenter
 from metricseg.models.ccsnet import CCSNet
 from metricseg.models.deeplab import DeepLabV3Plus
 from metricseg.models.dmlseg import DMLSeg
+from metricseg.models.segsort import SegSort
 from metricseg.utils.registry import parameters
 
 __all__ = [
@@ -18,10 +20,14 @@ __all__ = [
     "DMLSeg",
     "DeepLabV3Plus",
     "ModuleSegmenter",
+    "PrototypeBank",
+    "SegSort",
     "Segmenter",
     "WeightsMismatch",
     "build_model",
     "compare_weights",
+    "read_bank",
+    "write_bank",
 ]
 
 

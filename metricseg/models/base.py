@@ -16,13 +16,15 @@ MODELS: Registry[Segmenter] = Registry("model")
 class Segmenter(nn.Module):
     """A network whose outputs stand at its own feature resolution, for losses that interpolate inside their kernel.
 
-    A subclass sets `backbone`, whose parameters may get a learning rate of their own, and `num_classes`; and `offers`
-    if it has outputs beside the logits, for training.
+    A subclass sets `backbone`, whose parameters may get a learning rate of their own, and `num_classes`; `offers` if it
+    has outputs beside the logits, for training; and `predicts_from` if another output than the logits is what training
+    must have a loss on.
     """
 
     backbone: nn.Module
     num_classes: int
     offers: tuple[str, ...] = ("logits",)
+    predicts_from: str = "logits"
 
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for; `names` are some of `offers`. No other output is computed.

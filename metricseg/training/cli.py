@@ -19,7 +19,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
+from metricseg.models import SegSort
 from metricseg.training.checkpoints import WholeCheckpoints, check_whole
+from metricseg.training.retrieval import build
 from metricseg.training.task import ENDLESS, SegmentationTask
 from metricseg.visualization.centers import CenterPictures
 from metricseg.visualization.embedding import EmbeddingPictures
@@ -35,15 +37,51 @@ class FitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
+class SegmentationTrainer(L.Trainer):
+    """Lightning's Trainer, with `bank`."""
+
+    def bank(
+        self,
+        model: SegmentationTask,
+        datamodule: SegmentationData,
+        ckpt_path: str | None = None,
+        out: str = "bank.safetensors",
+        overwrite: bool = False,
+        pictures: int = 0,
+    ) -> None:
+        """Build the prototype bank of a network that retrieves, from the training set, in one process.
+
+        If it is interrupted, the same call goes on from there.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            ckpt_path: a checkpoint of the run.
+            out: the file to write.
+            overwrite: replace a file that exists.
+            pictures: of the training set, evenly spaced; 0 for all.
+        """
+        network = model.model
+        if not isinstance(network, SegSort):
+            raise ValueError(f"{type(network).__name__} does not retrieve; bank takes a segsort model")
+        if ckpt_path:
+            checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        self.precision_plugin.convert_module(network).to(self.strategy.root_device).eval()
+        found = build(network, self, datamodule, out, model.classes, pictures, overwrite)
+        print(f"{out}: {len(found.rows.labels):,} prototypes of {len(found.names):,} pictures")
+
+
 class SegmentationCLI(LightningCLI):
-    """Lightning's command line with three subcommands, one seed, and two kinds of checkpoint: the last epoch and the
+    """Lightning's command line with four subcommands, one seed, and two kinds of checkpoint: the last epoch and the
     best."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
         filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in ("fit", "validate", "predict")}
+        return {name: filled for name in ("fit", "validate", "predict", "bank")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links between parts, and the callbacks that are always there."""
@@ -74,7 +112,7 @@ class SegmentationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
         path = self._get(self.config, "ckpt_path")
-        if self.subcommand in ("validate", "predict") and not path:
+        if self.subcommand in ("validate", "predict", "bank") and not path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
         if path and path not in ("last", "best", "hpc") and ":" not in path:  # nor a URL
             check_whole(Path(path))
@@ -120,6 +158,7 @@ def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
     return SegmentationCLI(
         SegmentationTask,
         SegmentationData,
+        trainer_class=SegmentationTrainer,
         save_config_callback=FitConfig,
         seed_everything_default=0,
         trainer_defaults=trainer_defaults,

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from metricseg.data.stream import seeded
 from metricseg.losses import Terms, build_loss
-from metricseg.models import WeightsMismatch, build_model, compare_weights
+from metricseg.losses.prototype_memory import own_buffers
+from metricseg.models import SegSort, WeightsMismatch, build_model, compare_weights
 from metricseg.training.evaluation import IoU, check_scales, predict_probabilities
+from metricseg.training.retrieval import check_classes, check_weights, refill
 
 ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
 
@@ -27,8 +29,12 @@ class SegmentationTask(L.LightningModule):
     both follow (1 - step / steps)^power after a linear warm-up, updated every step.
 
     A head of the network is a submodule with the name of an output. If that output is in no term of the loss, the head
-    is frozen. A loss without a term on the logits raises ValueError. So every parameter gets a gradient, which
-    DistributedDataParallel needs.
+    is frozen. A loss without a term on the logits, or what else the network predicts from, raises ValueError. So every
+    parameter gets a gradient, which DistributedDataParallel needs.
+
+    A network that retrieves (`SegSort`) gets a new bank before each validation of `fit`, from training pictures of
+    `SegmentationData`. It is part of the checkpoint. `validate` and `predict` take that one, or a file. Each rank
+    builds the bank from the same pictures, with its own batch norm statistics.
 
     Torch's generator is seeded anew for every step, so a run that was killed and resumed from its last checkpoint takes
     the same steps, to the bit, as one that was not.
@@ -83,11 +89,17 @@ class SegmentationTask(L.LightningModule):
                 f"{', '.join(self.model.offers)}"
             )
         used = {output for output, _, _ in self.loss.plans.values()} if terms else {"logits"}
-        if "logits" not in used:
-            raise ValueError(f"the loss has terms on {', '.join(sorted(used))}; it needs one on logits")
+        if (needed := self.model.predicts_from) not in used:
+            raise ValueError(f"the loss has terms on {', '.join(sorted(used))}; it needs one on {needed}")
         for name in set(self.model.offers) - used:
             if isinstance(head := getattr(self.model, name, None), nn.Module):
                 head.requires_grad_(False)
+        if isinstance(self.model, SegSort) and classes:
+            check_classes(self.model.bank, classes)
+        # prototypes of the last batches, and the bank: each rank has its own
+        bank = [name for name, _ in self.named_buffers() if name.startswith("model.bank.")]
+        self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name in own_buffers(self.loss)]
+        self._ddp_params_and_buffers_to_ignore += bank if isinstance(self.model, SegSort) else []
         self.classes = tuple(classes) or tuple(str(k) for k in range(num_classes))
         self.lr, self.backbone_lr, self.weight_decay = lr, backbone_lr, weight_decay
         self.power, self.warmup, self.seed = power, warmup, seed
@@ -118,6 +130,18 @@ class SegmentationTask(L.LightningModule):
         images = images.contiguous(memory_format=self.format)
         return predict_probabilities(self.model, images, size, self.scales, self.flip).argmax(1)
 
+    def on_validation_start(self) -> None:
+        """Give a network that retrieves the bank to validate with, see the class."""
+        if isinstance(self.model, SegSort) and self.trainer.state.fn == "fit":
+            refill(self.model, self.trainer)
+        elif isinstance(self.model, SegSort):
+            check_weights(self.model)
+
+    def on_predict_start(self) -> None:
+        """Warn of a bank of other weights."""
+        if isinstance(self.model, SegSort):
+            check_weights(self.model)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the IoU, at the label maps' own size."""
         images, labels = batch
@@ -141,9 +165,10 @@ class SegmentationTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise WeightsMismatch, naming the keys, if the checkpoint is of another network or loss. Class weights are
-        not part of it: those configured now count."""
+        not part of it: those configured now count. A bank may have any number of rows."""
         own, found = self.state_dict(), checkpoint["state_dict"]
-        network, others = ({k: v for k, v in d.items() if not k.startswith("loss.")} for d in (own, found))
+        apart = ("loss.", "model.bank.") if isinstance(self.model, SegSort) else ("loss.",)
+        network, others = ({k: v for k, v in d.items() if not k.startswith(apart)} for d in (own, found))
         compare_weights(network, others, "the checkpoint is of another model")
         try:
             self.loss.load_state_dict({k.removeprefix("loss."): v for k, v in found.items() if k.startswith("loss.")})

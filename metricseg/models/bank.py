@@ -1,0 +1,165 @@
+"""The prototype bank of a retrieval system: rows in memory, and one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+FORMAT, VERSION = "metricseg prototype bank", "1"
+
+
+class BankRows(NamedTuple):
+    """Prototypes [R, D] float32 of unit norm; their labels [R] int64; the number of the source picture of each [R]
+    int64."""
+
+    prototypes: Tensor
+    labels: Tensor
+    images: Tensor
+
+
+class BankFile(NamedTuple):
+    """Content of a file: rows, names of the source pictures, names of the classes (may be empty), other metadata."""
+
+    rows: BankRows
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    more: dict[str, str]
+
+
+def write_bank(
+    path: str | Path,
+    rows: BankRows,
+    names: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Write a bank, whole or not at all: beside its target, then renamed.
+
+    Raises OSError, naming the file, if it can't be written.
+    """
+    path = Path(path)
+    metadata = {"format": FORMAT, "version": VERSION, "names": json.dumps(list(names))}
+    metadata |= {"classes": json.dumps(list(classes)), **(more or {})}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in rows._asdict().items()}
+    content = safetensors.torch.save(tensors, metadata)
+    stage = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(stage, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(stage, path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}; the prototype bank is not written", str(path)) from error
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def read_bank(path: str | Path) -> BankFile:
+    """The bank at `path`.
+
+    Raises FileNotFoundError if there is none, and ValueError, naming the file, if it is damaged, of another version, or
+    no prototype bank.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"the prototype bank {path} is missing")
+    try:
+        with safetensors.safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+            more = dict(file.metadata() or {})
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ValueError(f"the prototype bank {path} is damaged: {error}") from error
+    if more.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is no prototype bank; `metricseg bank` writes them")
+    if (version := more.pop("version", None)) != VERSION:
+        raise ValueError(f"the prototype bank {path} has version {version}; this metricseg reads version {VERSION}")
+    try:
+        rows = BankRows(**found)
+        names, classes = (tuple(json.loads(more.pop(key))) for key in ("names", "classes"))
+        kinds = [value.dtype for value in rows]
+        lengths = {len(value) for value in rows}
+        if kinds != [torch.float32, torch.int64, torch.int64] or len(lengths) > 1 or rows.prototypes.ndim != 2:
+            raise ValueError(", ".join(f"{key} {value.dtype} {list(value.shape)}" for key, value in found.items()))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"the prototype bank {path} doesn't hold what it should: {error}") from error
+    return BankFile(rows, names, classes, more)
+
+
+class PrototypeBank(nn.Module):
+    """Rows to retrieve from. They are part of the state dict, whatever their number, unless they are from a file.
+
+    Args:
+        dim: D.
+        num_classes: labels lie in [0, num_classes).
+        file: of a bank. It takes the place of the rows of a state dict.
+
+    Raises the errors of `read_bank`, and ValueError, naming the file, for another D or a label out of range.
+    """
+
+    prototypes: Tensor
+    labels: Tensor
+    images: Tensor
+
+    def __init__(self, dim: int, num_classes: int, file: str | Path | None = None) -> None:
+        super().__init__()
+        self.dim, self.num_classes, self.file = dim, num_classes, file
+        self.names: tuple[str, ...] = ()
+        self.classes: tuple[str, ...] = ()
+        self.weights: str | None = None  # checksum of the network that a file was built with
+        empty = torch.zeros(0, dtype=torch.int64)
+        for name, value in BankRows(torch.zeros(0, dim), empty, empty.clone())._asdict().items():
+            self.register_buffer(name, value)
+        if file is not None:
+            content = read_bank(file)
+            self.fill(content.rows, content.names, f"the prototype bank {file}")
+            self.classes, self.weights = content.classes, content.more.get("weights")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fill(self, rows: BankRows, names: Sequence[str] = (), what: str = "the prototype bank") -> None:
+        """Replace all rows.
+
+        Raises ValueError, naming `what`, for another D or a label out of range.
+        """
+        if rows.prototypes.shape[1] != self.dim:
+            raise ValueError(f"{what} has prototypes of D = {rows.prototypes.shape[1]}; the network has {self.dim}")
+        bad = rows.labels[(rows.labels < 0) | (rows.labels >= self.num_classes)]
+        if len(bad):
+            raise ValueError(f"{what} has label {int(bad[0])}; the network has {self.num_classes} classes")
+        with torch.inference_mode(False):  # training goes on with these tensors
+            for name, value in rows._asdict().items():
+                setattr(self, name, value.to(self.labels.device).clone())
+        self.names = tuple(names)
+
+    def check_filled(self) -> None:
+        """Raise ValueError if there are no rows."""
+        if not len(self):
+            raise ValueError(
+                f"the prototype bank{f' {self.file}' if self.file else ''} is empty: there is nothing to retrieve. "
+                "`metricseg bank` builds one, and --model.model.bank FILE loads it"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        for name in BankRows._fields:
+            own = getattr(self, name)
+            if self.file is not None:
+                state_dict[prefix + name] = own
+            elif prefix + name in state_dict:
+                setattr(self, name, own.new_empty(state_dict[prefix + name].shape))
+        if self.file is None:
+            self.names = ()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+    def extra_repr(self) -> str:
+        """Arguments that print shows."""
+        return f"dim={self.dim}, num_classes={self.num_classes}, rows={len(self)}"
