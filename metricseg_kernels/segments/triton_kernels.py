@@ -156,6 +156,17 @@ def assign(points, location, rows, mass, inverse, ids, N, tiles, tile):
     tl.store(ids + p, tl.where(r >= 0.0, found, -1).to(tl.int64), mask=n < N)
 
 
+@triton.jit
+def add_columns(values, label, k, sums, tile):
+    """sums [BC, BK] plus the columns of values [BC, BN] at their labels, one by one, without a product."""
+    at = tl.arange(0, tile.BN)
+    for i in range(0, tile.BN):
+        column = tl.sum(tl.where((at == i)[None, :], values, 0.0), 1)
+        chosen = tl.max(tl.where(at == i, label, -1), 0)
+        sums += tl.where((k == chosen)[None, :], column[:, None], 0.0)
+    return sums
+
+
 @triton.jit(do_not_specialize=VARYING)
 def point_sums(points, location, inverse, weight, labels, out, moments, C, K, N, tiles, group_tiles, parts, chunks,
                blocks, tile, STAGES: tl.constexpr):  # fmt: skip
@@ -190,6 +201,12 @@ def point_sums(points, location, inverse, weight, labels, out, moments, C, K, N,
                     y, x = load_location(location, b, n, N, tile.ACC)
                     sum_y += tl.sum(tl.where(here, w * y, 0.0)[None, :] * member, 1)
                     sum_x += tl.sum(tl.where(here, w * x, 0.0)[None, :] * member, 1)
+            else:
+                # 0 times NaN is NaN: what is not finite is added to its own label only
+                wild = (tl.abs(values) < float("inf")) == 0
+                if tl.max(tl.max(wild.to(tl.int32), 1), 0) > 0:
+                    sums = add_columns(tl.where(wild, values, 0.0), label, k, sums, tile)
+                values = tl.where(wild, 0.0, values)
             # [BC, BN] @ [BN, BK]
             sums = tl.dot(values, tl.trans(member), sums, input_precision="ieee", out_dtype=tile.ACC)
     p_out = out + part.to(tl.int64) * K * C + k.to(tl.int64)[None, :] * C + c[:, None]
