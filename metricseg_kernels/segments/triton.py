@@ -105,7 +105,9 @@ def make_launch(dtype: torch.dtype, job: str, channels: int, clusters: int) -> L
 def make_points(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Points:
     if size == tuple(x.shape[2:]):
         return Points(make_view(x), None, None, None, None, None, None, tl.constexpr(False), tl.constexpr(False))
-    return Points(make_view(x), *x.stride()[2:], *x.shape[2:], *size, tl.constexpr(align_corners), tl.constexpr(True))
+    (height, width), (y, x_step) = x.shape[2:], x.stride()[2:]
+    corners = tl.constexpr(align_corners)
+    return Points(make_view(x), y, x_step, height, width, size[0], size[1], corners, tl.constexpr(True))
 
 
 def make_location(location: Tensor | None, coordinated: bool, size: tuple[int, int]) -> Location:
