@@ -6,6 +6,7 @@ CASES = [(1, 1, 1, 1), (7, 13, 5, 3), (3, 4, 2, 9), (5, 0, 3, 2), (0, 6, 3, 2), 
 # the tests of Triton kernels in their interpreter
 INTERPRETED_TESTS = {
     "test_values_and_indices",
+    "test_dtypes",
     "test_what_is_not_retrieved",
     "test_a_query_without_neighbors_has_no_label",
 }
