@@ -64,15 +64,17 @@ FAMILIES = {
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
-        cuda=("reference",),
-        evidence="cpu: benchmarks/results/cpu/retrieval.json.",
+        cuda=("triton", "reference"),
+        evidence="cpu: benchmarks/results/cpu/retrieval.json. cuda: not measured on a device; the reference "
+        "materializes and sorts the similarities of all pairs.",
         kernels={"topk_kernel": 3},
         gpu_seconds=(2, 2),
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
-        cuda=("reference",),
-        evidence="cpu: benchmarks/results/cpu/segments.json, ahead in every row. cuda: no kernels yet.",
+        cuda=("triton", "reference"),
+        evidence="cpu: benchmarks/results/cpu/segments.json, ahead in every row. cuda: not measured on a device; the "
+        "reference materializes the products of all pixels with all clusters.",
         kernels={
             "spherical_kmeans_kernel": 9, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,

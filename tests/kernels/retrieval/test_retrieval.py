@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from retrieval_calls import topk_step
+from retrieval_cases import CASES
 from tolerances import FLOOR_PARAMS, assert_as_good, skip_unsupported
 from torch import Tensor
 
@@ -14,9 +15,6 @@ import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 
 FAMILY = "retrieval"
-# (queries, rows of the bank, D, k): one, primes, fewer rows than k, several tiles
-CASES = [(1, 1, 1, 1), (7, 13, 5, 3), (3, 4, 2, 9), (5, 0, 3, 2), (0, 6, 3, 2), (4, 130, 0, 3), (1030, 2100, 8, 15),
-         (2, 4200, 33, 1024)]  # fmt: skip
 CASE_PARAMS = [pytest.param(c, id="-".join(map(str, c))) for c in CASES]
 
 
