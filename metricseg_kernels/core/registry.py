@@ -45,7 +45,7 @@ FAMILIES = {
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
         },
-        gpu_seconds=(52, 26),
+        gpu_seconds=(46, 26),
     ),
     "focal": Family(
         cpu=("cpu", "reference"),
@@ -53,14 +53,14 @@ FAMILIES = {
         evidence="cpu: benchmarks/results/cpu/focal.json, ahead in every row. cuda: work per pixel suits CUDA C++; "
         "padding to powers of two costs Triton 1.7 times the exponentials at K = 19 and K = 150.",
         kernels={"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2},
-        gpu_seconds=(40, 42),
+        gpu_seconds=(40, 37),
     ),
     "contrast": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
         evidence="cpu: benchmarks/results/cpu/contrast.json, ahead in every row. cuda: products of tiles suit Triton.",
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
-        gpu_seconds=(56, 30),
+        gpu_seconds=(50, 30),
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
@@ -68,7 +68,7 @@ FAMILIES = {
         evidence="cpu: benchmarks/results/cpu/retrieval.json. cuda: not measured on a device; the reference "
         "materializes and sorts the similarities of all pairs.",
         kernels={"topk_kernel": 3},
-        gpu_seconds=(2, 2),
+        gpu_seconds=(6, 3),
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
@@ -79,6 +79,6 @@ FAMILIES = {
             "spherical_kmeans_kernel": 9, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,
         },
-        gpu_seconds=(4, 3),
+        gpu_seconds=(12, 5),
     ),
 }  # fmt: skip
