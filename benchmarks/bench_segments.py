@@ -139,7 +139,6 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         return (
             chooser("published loop", lambda p: peers.segsort_kmeans(p.x, GRID, ITERATIONS)),
             chooser("batched", lambda p: peers.batched_kmeans(p.x, GRID, ITERATIONS)),
-            chooser("torch.compile", lambda p: peers.compiled(peers.batched_kmeans)(p.x, GRID, ITERATIONS)),
             chooser("faiss", clusters, missing=on_host or peers.why_missing("faiss")),
             Contestant("scikit-learn", lambda p: p.x, bare=bare, missing=on_host or peers.why_missing("sklearn")),
             *(chooser(f"metricseg {n}", lambda p, n=n: cluster(p.x, backend=n), **about[n]) for n in own),
