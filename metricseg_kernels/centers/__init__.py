@@ -275,7 +275,7 @@ def _similarity(
         logits, target_similarity = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
         weights, bias = op.folded(centers, metric, scale)
-        logits, target_similarity, _ = ops.center_similarity(
+        logits, target_similarity, _ = ops.center_similarity_fwd(
             features, weights, bias, labels, metric, scale, ignored, chosen
         )
     if labels is None:

@@ -124,7 +124,7 @@ def _similarity_autograd(
         grad_logits = features.new_zeros(()).expand(ctx.size) if grad_logits is None else grad_logits
         wanted = ctx.needs_input_grad[:2]
         *scalars, backend = ctx.scalars
-        gradients = ops.center_similarity_backward(
+        gradients = ops.center_similarity_bwd(
             grad_logits, grad_target_similarity, features, weights, labels, norms, *scalars, *kept, *wanted, backend
         )
         grad_features, grad_weights = (g if w else None for g, w in zip(gradients, wanted, strict=True))
@@ -135,7 +135,7 @@ def _similarity_autograd(
 
 
 define_op(
-    "center_similarity(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
+    "center_similarity_fwd(Tensor features, Tensor weights, Tensor? bias, Tensor? labels, str metric, float scale, "
     "int ignore_index, str backend) -> (Tensor, Tensor, Tensor)",
     _similarity,
     lambda features, weights, bias, labels, metric, *_: _similarity_outputs(features, weights, labels, metric),
@@ -143,7 +143,7 @@ define_op(
     _similarity_autograd,
 )
 define_op(
-    "center_similarity_backward(Tensor grad_logits, Tensor? grad_target_similarity, Tensor features, Tensor weights, "
+    "center_similarity_bwd(Tensor grad_logits, Tensor? grad_target_similarity, Tensor features, Tensor weights, "
     "Tensor? labels, Tensor? norms, str metric, float scale, int ignore_index, Tensor? logits, "
     "Tensor? target_similarity, bool with_features, bool with_weights, str backend) -> (Tensor, Tensor)",
     _similarity_backward,

@@ -63,9 +63,7 @@ def run_form(sets: Sets, ignored: int, form: Form, reduce: bool, backend: str) -
     learns = torch.is_grad_enabled()
     grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
     both = reduce and op.gradient_in_forward(backend, anchors, contrast, form)
-    terms, counts, *_ = ops.contrast_forward(
-        *sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend
-    )
+    terms, counts, *_ = ops.contrast_fwd(*sides, *form.pack(), reduce, both and grads[0], both and grads[1], backend)
     return terms, counts
 
 

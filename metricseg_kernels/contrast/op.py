@@ -103,13 +103,13 @@ def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
     else:
         stats, *sides = ctx.saved_tensors
         name, numbers, backend = ctx.scalars
-        gradients = ops.contrast_backward(grad_terms, stats, *sides, name, numbers, *wanted, backend)
+        gradients = ops.contrast_bwd(grad_terms, stats, *sides, name, numbers, *wanted, backend)
     grad_x, grad_y = (g if w else None for g, w in zip(gradients, wanted, strict=True))
     return grad_x, None, None, None, grad_y, *(None,) * 9
 
 
 define_op(
-    f"contrast_forward({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
+    f"contrast_fwd({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     lambda *arguments: _outputs(arguments[0], arguments[4], arguments[8], *arguments[10:13]),
@@ -117,7 +117,7 @@ define_op(
     _autograd,
 )
 define_op(
-    f"contrast_backward(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
+    f"contrast_bwd(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
     "bool with_grad_y, str backend) -> (Tensor, Tensor)",
     _backward,
     lambda _, stats, *arguments: _outputs(arguments[0], arguments[4], arguments[8], True, *arguments[10:12])[3:],

@@ -100,7 +100,7 @@ def test_backward_twice_gives_the_same(backend: str, device: str) -> None:
 @pytest.mark.kernels
 def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: str) -> None:
     features, centers, _, labels = learning(make(case, device=device), ("features", "centers"))
-    forward, backward = torch.ops.metricseg.center_similarity, torch.ops.metricseg.center_similarity_backward
+    forward, backward = torch.ops.metricseg.center_similarity_fwd, torch.ops.metricseg.center_similarity_bwd
     weights, bias = op.folded(centers.detach(), metric, 2.0)
     if metric != "cosine":
         labels = None

@@ -75,7 +75,7 @@ def arguments(sets: Sets, form: str) -> tuple:
 def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     sets = learning(make(case, device=device))
     given = arguments(sets, form)
-    forward, backward = torch.ops.metricseg.contrast_forward.default, torch.ops.metricseg.contrast_backward.default
+    forward, backward = torch.ops.metricseg.contrast_fwd.default, torch.ops.metricseg.contrast_bwd.default
     for reduce in (True, False):
         torch.library.opcheck(forward, (*given, reduce, False, False, backend))
     two = sets.contrast is not None

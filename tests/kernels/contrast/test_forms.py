@@ -43,7 +43,7 @@ def nca(case: Case, sets: Sets, backend: str, reduce: bool) -> tuple[Tensor, Ten
     )
     sides = [field for rows in sort_rows(features, labels, ids or None, ignored) for field in rows]
     form = forms.Nca(case.temperature)
-    terms, counts, *_ = torch.ops.metricseg.contrast_forward(
+    terms, counts, *_ = torch.ops.metricseg.contrast_fwd(
         *sides, *[None] * (8 - len(sides)), *form.pack(), reduce, False, False, backend
     )
     return terms[..., 0], counts[:, 0]
