@@ -1,6 +1,6 @@
 """Everything for one visit to a GPU machine, in under nine minutes: `make gpu`.
 
-    python -m benchmarks.harness.gpu [--out FOLDER] [--only NAME ...] [--again] [--plan]
+    python -m benchmarks.harness.gpu [--out FOLDER] [--only NAME ...] [--seconds N] [--again] [--plan]
 
 Parts, in this order: build, tests, benchmarks, compute-sanitizer, training. Each is a list of commands, and a command
 a group of processes that run at the same time, each with a log. A command has a time limit, to which the time that the
@@ -8,8 +8,9 @@ commands before it left over is added; one that fails does not stop the others. 
 gets logs, results and summary.json.
 
 What passed is noted in .gpu, beside the caches of the compilers, and is skipped next time: a visit cut short goes on
-where it stopped. --only takes parts (tests) and commands (tests/focal); --again, for changed code, runs what passed
-before as well; --plan prints the commands. METRICSEG_BENCH_COMPILE=1 adds torch.compile to the benchmarks.
+where it stopped. --only takes parts (tests) and commands (tests/focal); --seconds are for all of them together, 520 by
+default; --again, for changed code, runs what passed before as well; --plan prints the commands.
+METRICSEG_BENCH_COMPILE=1 adds torch.compile to the benchmarks.
 The exit status is 0 if every command passed now or before, 2 if one could not run here, and 1 if one failed.
 Uses the Python that runs it, and what that Python has: nothing is installed.
 """
@@ -206,15 +207,22 @@ def machine_record() -> dict[str, Any]:
     return machine.record()
 
 
-def visit(commands: Sequence[Command], out: Path, state: Path, again: bool = False, device: bool = True) -> int:
-    """Run what has not passed yet; the exit status. `device`: whether there is one."""
+def visit(
+    commands: Sequence[Command],
+    out: Path,
+    state: Path,
+    again: bool = False,
+    device: bool = True,
+    seconds: int | None = None,
+) -> int:
+    """Run what has not passed yet, in so many seconds (TOTAL); the exit status. `device`: whether there is one."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     state.mkdir(parents=True, exist_ok=True)
     kept = state / "visit.json"
     entries: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
     if again:
         entries = {name: entry for name, entry in entries.items() if name not in {c.name for c in commands}}
-    about, deadline = machine_record(), time.monotonic() + TOTAL
+    about, deadline = machine_record(), time.monotonic() + (seconds or TOTAL)
 
     def note(**entry: Any) -> None:
         entries.update(entry)
@@ -259,6 +267,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu-visit")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="parts or commands")
+    parser.add_argument("--seconds", type=int, default=TOTAL, help="for all commands together")
     parser.add_argument("--again", action="store_true", help="run what passed before as well")
     parser.add_argument("--plan", action="store_true", help="print the commands of a machine of 16 cores, and run none")
     arguments = parser.parse_args()
@@ -275,7 +284,9 @@ def main() -> int:
     import torch
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that run() ends its processes
-    return visit(commands, arguments.out.resolve(), STATE, arguments.again, torch.cuda.is_available())
+    return visit(
+        commands, arguments.out.resolve(), STATE, arguments.again, torch.cuda.is_available(), arguments.seconds
+    )
 
 
 if __name__ == "__main__":
