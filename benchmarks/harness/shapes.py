@@ -171,7 +171,7 @@ ANCHORS_GPU = (*ANCHORS_CPU, replace(ANCHORS_CPU[0], dtype="bfloat16"))
 
 # clustered into 25 clusters an image
 CLUSTERS_CPU = (Maps("segsort", 8, 32, 19, (64, 128)),)
-CLUSTERS_GPU = (Maps("segsort", 16, 32, 19, (128, 256)), Maps("segsort", 16, 32, 19, (128, 256), "bfloat16"))
+CLUSTERS_GPU = (Maps("segsort", 8, 32, 19, (128, 256)), Maps("segsort", 8, 32, 19, (128, 256), "bfloat16"))
 
 
 @dataclass(frozen=True)

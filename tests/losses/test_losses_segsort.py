@@ -13,6 +13,7 @@ import metricseg_kernels as kernels
 from metricseg.losses import PrototypeMemory, SegSortLoss, build_loss
 from metricseg.losses.prototype_memory import own_buffers
 
+FAMILY = "contrast"
 D, CLASSES = 6, 4
 
 

@@ -12,6 +12,7 @@ from test_losses_contrast import published
 
 from metricseg.losses import PixelContrastLoss, PixelMemory
 
+FAMILY = "contrast"
 K, D, SIZE, PIXELS = 4, 6, 10, 3
 
 
