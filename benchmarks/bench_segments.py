@@ -62,7 +62,7 @@ class SegmentsProblem:
 
     @functools.cached_property
     def points(self) -> tuple[Tensor, Tensor]:
-        """What FAISS and scikit-learn start from."""
+        """Points and first clusters of FAISS and scikit-learn."""
         return peers.grid_points(self.x, GRID)
 
     def split(self, backend: str | None) -> mk.Segments:

@@ -163,13 +163,15 @@ def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[T
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Of float32 matrix products on CUDA, see torch.set_float32_matmul_precision."""
-    before = torch.get_float32_matmul_precision()
+    """Of float32 matrix products on CUDA, see torch.set_float32_matmul_precision, and of convolutions."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(name)
+    torch.backends.cudnn.allow_tf32 = name != "highest"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def relative_l2(value: Tensor | None, truth: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from metricseg.utils.files import write_whole
 
 FORMAT, VERSION = "metricseg prototype bank", "1"
 
@@ -41,27 +42,15 @@ def write_bank(
     classes: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a bank, whole or not at all: beside its target, then renamed.
+    """Write a bank, whole or not at all.
 
     Raises OSError, naming the file, if it can't be written.
     """
-    path = Path(path)
     metadata = {"format": FORMAT, "version": VERSION, "names": json.dumps(list(names))}
     metadata |= {"classes": json.dumps(list(classes)), **(more or {})}
     tensors = {name: value.detach().cpu().contiguous() for name, value in rows._asdict().items()}
     content = safetensors.torch.save(tensors, metadata)
-    stage = path.with_name(f".{path.name}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(stage, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(stage, path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; the prototype bank is not written", str(path)) from error
-    finally:
-        stage.unlink(missing_ok=True)
+    write_whole(Path(path), content, "the prototype bank")
 
 
 def read_bank(path: str | Path) -> BankFile:

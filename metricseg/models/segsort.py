@@ -22,7 +22,7 @@ SMALLEST_SHARE = 1e-3  # of the votes, for a class without a vote
 
 
 class Retrieved(NamedTuple):
-    """What a prediction rests on.
+    """A prediction and the neighbors that voted for it.
 
     ids: [B, h, w] int64, the segment of each pixel, over the batch; -1 for a pixel whose embedding is not finite.
     labels: [S] int64, the label of each segment by majority vote; -1 for a segment without a pixel.

@@ -1,13 +1,11 @@
 """Checkpoint files: written whole or not at all, and checked when they are read.
 
-A checkpoint is staged beside its target and renamed, so a killed process or a full disk leaves the previous one.
 A read first compares the checksums that `torch.save` wrote; `torch.load` does not.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-UNFINISHED = ".unfinished"
+from metricseg.utils.files import UNFINISHED, write_whole
 
 
 def check_whole(path: Path) -> None:
@@ -43,22 +41,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f".*{UNFINISHED}"):
             leftover.unlink(missing_ok=True)
-        stage = path.with_name(f".{path.name}{UNFINISHED}")
         content = io.BytesIO()
         torch.save(checkpoint, content)
-        try:
-            with open(stage, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(stage, path)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; the checkpoint is not written", str(path)) from error
-        finally:
-            stage.unlink(missing_ok=True)
+        write_whole(path, content.getbuffer(), "the checkpoint")
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         """The checkpoint at `path`; raises as `check_whole` does, and ValueError if torch can't read it."""

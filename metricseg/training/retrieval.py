@@ -90,7 +90,7 @@ def check_weights(model: SegSort) -> None:
 
 
 def unfinished(path: Path, weights: str, names: Sequence[str]) -> BankFile | None:
-    """What is left of an interrupted `build` with these weights and pictures; None if there is nothing to go on
+    """Unfinished file of an interrupted `build` with these weights and pictures; None if there is nothing to go on
     from."""
     try:
         found = read_bank(path)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..core.triton import FUSED, on_device_of
-from ..engines.pixel_rows.triton import Rows, View, make_launch, make_rows, make_view
+from ..engines.pixel_rows.triton import Rows, View, make_launch, make_rows, make_view, widen
 from .op import SimilarityGradInputs, SimilarityInputs
 from .triton_kernels import (
     along_pixels,
@@ -47,11 +47,6 @@ def make_source(
     if labels is None or grad_target is None:
         labels = grad_target = None
     return Source(make_view(widen(maps)), pixels, make_view(widen(labels)), make_view(grad_target), tl.constexpr(kind))
-
-
-def widen(maps: Tensor | None) -> Tensor | None:
-    """8-bit labels as int32: Triton takes the layout of an operand from its narrowest load, and refuses it for fp64."""
-    return maps.int() if maps is not None and maps.dtype == torch.uint8 else maps
 
 
 def similarity_fwd_kernel(

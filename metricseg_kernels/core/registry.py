@@ -33,14 +33,15 @@ FAMILIES = {
     "anchors": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "reference"),
-        evidence="cpu: benchmarks/results/cpu/anchors.json. cuda: six launches against 130 and a sort of every pixel.",
+        evidence="benchmarks/results/cpu/anchors.json; h200/anchors.json: ahead of the reference in every row.",
         kernels={"sample_anchors_kernel": 10, "gather_pixels_fwd_kernel": 4, "gather_pixels_bwd_kernel": 7},
         gpu_seconds=(18, 14),
     ),
     "centers": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
-        evidence="cpu: benchmarks/results/cpu/centers.json, ahead in every row. cuda: products of tiles suit Triton.",
+        evidence="benchmarks/results/cpu/centers.json; h200/centers.json: behind eager at exact fp32 with K = 150, at "
+        "K = 847, for soft centers with K = 19, and on small maps.",
         kernels={
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
@@ -50,33 +51,32 @@ FAMILIES = {
     "focal": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),
-        evidence="cpu: benchmarks/results/cpu/focal.json, ahead in every row. cuda: work per pixel suits CUDA C++; "
-        "padding to powers of two costs Triton 1.7 times the exponentials at K = 19 and K = 150.",
+        evidence="benchmarks/results/cpu/focal.json; h200/focal.json: cuda is ahead of triton but in sigmoid_focal.",
         kernels={"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2},
         gpu_seconds=(40, 37),
     ),
     "contrast": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
-        evidence="cpu: benchmarks/results/cpu/contrast.json, ahead in every row. cuda: products of tiles suit Triton.",
+        evidence="benchmarks/results/cpu/contrast.json; h200/contrast.json: behind eager below 16,384 rows "
+        "and against a bank.",
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
         gpu_seconds=(50, 30),
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
-        evidence="cpu: benchmarks/results/cpu/retrieval.json. cuda: not measured on a device; the reference "
-        "materializes and sorts the similarities of all pairs.",
+        evidence="benchmarks/results/cpu/retrieval.json; h200/retrieval.json: 4.2 times as fast as the reference.",
         kernels={"topk_kernel": 3},
         gpu_seconds=(6, 3),
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
-        evidence="cpu: benchmarks/results/cpu/segments.json, ahead in every row. cuda: not measured on a device; the "
-        "reference materializes the products of all pixels with all clusters.",
+        evidence="benchmarks/results/cpu/segments.json; h200/segments.json: ahead of the reference but in "
+        "segment_mean, whose reference adds with atomics.",
         kernels={
-            "spherical_kmeans_kernel": 9, "split_by_label_kernel": 4,
+            "spherical_kmeans_kernel": 1, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,
         },
         gpu_seconds=(12, 5),

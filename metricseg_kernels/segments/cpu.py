@@ -9,6 +9,7 @@ from ..core.labels import NO_LABEL
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
 from ..engines.pixel_rows.cpu import label_sums_bwd, label_sums_fwd
+from .op import KmeansInputs
 
 define_kernel(
     "kmeans_kernel(Tensor embeddings, Tensor? location, Tensor? valid, Tensor? init, int rows, int columns, "
@@ -22,23 +23,10 @@ define_kernel(
 split_by_label_kernel = ops.split_by_label_kernel
 
 
-def spherical_kmeans_kernel(
-    embeddings: Tensor,
-    location: Tensor | None,
-    valid: Tensor | None,
-    init: Tensor | None,
-    rows: int,
-    columns: int,
-    iterations: int,
-    coordinated: bool,
-    align_corners: bool,
-    ids: Tensor,
-) -> None:
+def spherical_kmeans_kernel(inputs: KmeansInputs, ids: Tensor) -> None:
     """See op.py."""
-    valid = None if valid is None else valid.view(torch.uint8)
-    ops.kmeans_kernel(
-        embeddings, location, valid, init, rows, columns, iterations, coordinated, align_corners, EPS, ids
-    )
+    valid = None if inputs.valid is None else inputs.valid.view(torch.uint8)
+    ops.kmeans_kernel(*inputs._replace(valid=valid), EPS, ids)
 
 
 def segment_sums_fwd_kernel(x: Tensor, ids: Tensor, sums: Tensor, mass: Tensor) -> None:

@@ -10,7 +10,7 @@ Kernels (one per backend, same signature) fill tensors that this file allocates,
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,20 @@ def check_ids(name: str, ids: Tensor, count: int, of: str) -> None:
 # --- spherical k-means ---------------------------------------------------------------------------------------------
 
 
+class KmeansInputs(NamedTuple):
+    """Inputs of a kernel. rows, columns: blocks of the first clusters, or their number and 1 with `init`."""
+
+    embeddings: Tensor
+    location: Tensor | None
+    valid: Tensor | None
+    init: Tensor | None
+    rows: int
+    columns: int
+    iterations: int
+    coordinated: bool  # the location is the grid's own
+    align_corners: bool
+
+
 def _ids(embeddings: Tensor, size: Any) -> Tensor:
     return embeddings.new_empty((embeddings.shape[0], *size), dtype=torch.int64)
 
@@ -54,9 +68,9 @@ def _kmeans(
     if init is not None:
         check_ids("init", init, grid[0] * grid[1], "cluster")
     ids = _ids(embeddings, size)
-    kernels(backend).spherical_kmeans_kernel(
-        embeddings, location, valid, init, *grid, iterations, coordinated, align_corners, ids
-    )
+    rows, columns = grid
+    inputs = KmeansInputs(embeddings, location, valid, init, rows, columns, iterations, coordinated, align_corners)
+    kernels(backend).spherical_kmeans_kernel(inputs, ids)
     return ids
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, constant, on_device_of
-from ..engines.pixel_rows.triton import Rows, View, make_view
+from ..engines.pixel_rows.triton import Rows, View, make_view, widen
 from . import reference
+from .op import KmeansInputs
 from .triton_kernels import assign, center, mark, number, pack, point_sums, spread, start
 
 KEYS = 1024  # of a program
@@ -117,26 +118,11 @@ def make_location(location: Tensor | None, coordinated: bool, size: tuple[int, i
     return Location(make_view(location), None, None, tl.constexpr(kind))
 
 
-def widen(maps: Tensor) -> Tensor:
-    """8-bit labels as int32: Triton takes the layout of an operand from its narrowest load, and refuses it for fp64."""
-    return maps.int() if maps.dtype == torch.uint8 else maps
-
-
-def spherical_kmeans_kernel(
-    embeddings: Tensor,
-    location: Tensor | None,
-    valid: Tensor | None,
-    init: Tensor | None,
-    rows: int,
-    columns: int,
-    iterations: int,
-    coordinated: bool,
-    align_corners: bool,
-    ids: Tensor,
-) -> None:
+def spherical_kmeans_kernel(inputs: KmeansInputs, ids: Tensor) -> None:
     """See op.py."""
     if ids.numel() == 0:
         return
+    embeddings, location, valid, init, rows, columns, iterations, coordinated, align_corners = inputs
     batch, channels, height, width = embeddings.shape[0], embeddings.shape[1], *ids.shape[1:]
     pixels, clusters, acc = height * width, rows * columns, accumulator(embeddings.dtype)
     points = make_points(embeddings, (height, width), align_corners)
@@ -207,7 +193,7 @@ class Sums:
         shape = (self.groups, self.parts)
         return x.new_empty((*shape, labels, channels), dtype=acc), x.new_empty((*shape, moments, labels), dtype=acc)
 
-    def launch(self, labels: Tensor, sums: Tensor, moments: Tensor) -> None:
+    def launch(self, labels: Tensor | None, sums: Tensor, moments: Tensor) -> None:
         point_sums[(self.groups * self.parts * self.blocks * self.chunks,)](
             *self.inputs, make_view(labels), sums, moments, *self.sizes, self.tiles, self.group_tiles, self.parts,
             self.chunks, self.blocks, self.config.tile, STAGES=self.config.shape.stages, **self.config.options,

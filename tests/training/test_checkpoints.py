@@ -15,8 +15,8 @@ pytest.importorskip("lightning")
 import torch
 
 from metricseg.cli import main
-from metricseg.training import checkpoints
 from metricseg.training.checkpoints import WholeCheckpoints, check_whole
+from metricseg.utils import files
 
 FORK = multiprocessing.get_context("fork")
 FILES = WholeCheckpoints()
@@ -56,7 +56,7 @@ def save_killed_at(path, line):
 
     def trace(frame, event, _):
         nonlocal count
-        if frame.f_code is not WholeCheckpoints.save_checkpoint.__code__:
+        if frame.f_code not in (WholeCheckpoints.save_checkpoint.__code__, files.write_whole.__code__):
             return None
         count += event == "line"
         if count > line:
@@ -98,7 +98,7 @@ class Half(io.FileIO):
 def test_killed_in_the_middle_of_the_bytes(path, monkeypatch):
     def save():
         kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        monkeypatch.setattr(checkpoints, "open", lambda p, mode: Half(p, mode, kill), raising=False)
+        monkeypatch.setattr(files, "open", lambda p, mode: Half(p, mode, kill), raising=False)
         FILES.save_checkpoint(state(2), path)
 
     assert in_child(save) == -signal.SIGKILL
@@ -114,7 +114,7 @@ def test_stopped_in_the_middle_of_the_bytes(path, monkeypatch, end):
     def stop():
         raise end
 
-    monkeypatch.setattr(checkpoints, "open", lambda p, mode: Half(p, mode, stop), raising=False)
+    monkeypatch.setattr(files, "open", lambda p, mode: Half(p, mode, stop), raising=False)
     with pytest.raises(type(end)) as caught:
         FILES.save_checkpoint(state(2), path)
     if isinstance(end, OSError):
@@ -152,7 +152,7 @@ def test_full_file_system(tmp_path):
 def test_stage_is_beside_the_target(path, monkeypatch):
     """So that the rename never becomes a copy to another device."""
     opened = []
-    monkeypatch.setattr(checkpoints, "open", lambda p, mode: opened.append(p) or io.FileIO(p, mode), raising=False)
+    monkeypatch.setattr(files, "open", lambda p, mode: opened.append(p) or io.FileIO(p, mode), raising=False)
     FILES.save_checkpoint(state(2), path)
     assert [p.parent for p in opened] == [path.parent]
 

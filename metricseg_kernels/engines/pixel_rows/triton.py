@@ -136,6 +136,11 @@ class Launch(NamedTuple):
         return max(min(triton.cdiv(self.shape.programs, others), group_tiles), 1)
 
 
+def widen(maps: Tensor | None) -> Tensor | None:
+    """8-bit labels as int32: Triton takes the layout of an operand from its narrowest load, and refuses it for fp64."""
+    return maps.int() if maps is not None and maps.dtype == torch.uint8 else maps
+
+
 def make_view(maps: Tensor | None) -> View:
     if maps is None:
         return View(None, None, None, None, None, None, tl.constexpr(False))

@@ -1,4 +1,4 @@
-"""What a loss over pairs of rows keeps of each row, and how losses and gradients follow from it."""
+"""Forms of a loss over pairs of rows: statistics and coefficients of a row, and losses and gradients from them."""
 
 from __future__ import annotations
 

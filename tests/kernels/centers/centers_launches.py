@@ -1,4 +1,4 @@
-"""What users of the centers family launch.
+"""Launches of users of the centers family.
 
 What decides a kernel is crossed in pairs: any two values of two axes of a job occur together in one of its calls.
 Channels are a run-time number, of which a kernel knows no more than whether 16 divides it: calls take turns.

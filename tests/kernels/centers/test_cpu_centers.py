@@ -1,4 +1,4 @@
-"""What only the cpu backend of centers has: panels of pixels, sums in parts, vector widths."""
+"""Tests of the cpu backend of centers alone: panels of pixels, sums in parts, vector widths."""
 
 from __future__ import annotations
 

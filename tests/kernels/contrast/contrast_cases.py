@@ -11,6 +11,7 @@ from tolerances import assert_as_good, assert_gradient, skip_unsupported
 from torch import Tensor
 
 import metricseg_kernels as mk
+from metricseg_kernels.contrast.arguments import Sets
 
 
 class Case(NamedTuple):
@@ -105,17 +106,6 @@ NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 EMPTY = {"no-rows", "no-anchors", "no-contrast", "nothing", "one-row", "ignored", "anchors-ignored", "contrast-ignored"}
 FORMS = ("negatives", "all", "margin")
-
-
-class Sets(NamedTuple):
-    """The arguments of one call."""
-
-    anchors: Tensor
-    anchor_labels: Tensor
-    contrast: Tensor | None
-    contrast_labels: Tensor | None
-    anchor_ids: Tensor | None
-    contrast_ids: Tensor | None
 
 
 def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Sets:

@@ -1,4 +1,4 @@
-"""What users of the contrast family launch: any two values of two axes occur together in one of the calls."""
+"""Launches of users of the contrast family: any two values of two axes occur together in one of the calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the cpu backend of contrast has: tiles, panels, sets that are not copied, vector widths."""
+"""Tests of the cpu backend of contrast alone: tiles, panels, sets that are not copied, vector widths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users of the focal family launch."""
+"""Launches of users of the focal family."""
 
 from __future__ import annotations
 

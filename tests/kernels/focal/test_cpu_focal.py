@@ -1,4 +1,4 @@
-"""What only the cpu backend has: vector widths and threads. Neither may change what comes out."""
+"""Tests of the cpu backend alone: vector widths and threads. Neither may change a result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users of the retrieval family launch; axes are crossed in pairs. Products are exact in every dtype."""
+"""Launches of users of the retrieval family; axes are crossed in pairs. Products are exact in every dtype."""
 
 from __future__ import annotations
 

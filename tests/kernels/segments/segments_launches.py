@@ -1,4 +1,4 @@
-"""What users of the segments family launch; axes are crossed in pairs. Channels are a run-time number: calls take turns.
+"""Launches of users of the segments family; axes are crossed in pairs. Channels are a run-time number: calls take turns.
 
 Products are exact in every dtype.
 """

@@ -1,4 +1,4 @@
-"""What only the cpu backend of segments has: panels of pixels, sums in parts, vector widths, no copy."""
+"""Tests of the cpu backend of segments alone: panels of pixels, sums in parts, vector widths, no copy."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ FAMILY = "segments"
 
 
 def pipeline(x: Tensor, labels: Tensor, valid: Tensor, **kwargs) -> tuple[Tensor, ...]:
-    """From embeddings to prototypes: clusters, segments and their means."""
+    """Clusters, segments and their means, from embeddings."""
     ids = mk.spherical_kmeans(x, valid=valid, grid=(3, 3), iterations=3, **kwargs)
     segments = mk.split_by_label(ids, labels, capacity=60, **kwargs)
     return ids, *segments, mk.segment_mean(x, segments.ids, 60, **kwargs)
