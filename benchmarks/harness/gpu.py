@@ -2,10 +2,10 @@
 
     python -m benchmarks.harness.gpu [--out FOLDER] [--only NAME ...] [--seconds N] [--again] [--plan]
 
-Parts, in this order: build, tests, benchmarks, compute-sanitizer, training. Each is a list of commands, and a command
-a group of processes that run at the same time, each with a log. A command has a time limit, to which the time that the
-commands before it left over is added; one that fails does not stop the others. FOLDER (benchmarks/results/gpu-visit)
-gets logs, results and summary.json.
+Parts: build, tests, sanitizer, train, bench. Each is a list of commands, and a command a group of processes, each with
+a log. First the build, then all that checks, as many processes at once as there are cores, then one benchmark after the
+other. What comes later keeps its time; what earlier commands left over may be taken. A command that fails does not stop
+the others. FOLDER (benchmarks/results/gpu-visit) gets logs, results and summary.json.
 
 What passed is noted in .gpu, beside the caches of the compilers, and is skipped next time: a visit cut short goes on
 where it stopped. --only takes parts (tests) and commands (tests/focal); --seconds are for all of them together, 520 by
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,15 @@ from metricseg_kernels.core import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL = 520  # seconds for all commands together
-SECONDS = {  # by command, in their order; tests and benchmarks mostly wait for Triton's compiler
-    "build/extension": 50, "build/report": 8, "tests/small": 28,
+# by command, in their order, of a whole machine of 16 cores: of checks, which share it, seconds of processes / 16
+SECONDS = {
+    "build/extension": 50, "build/report": 4, "tests/small": 18,
     **{f"tests/{family}": record.gpu_seconds[0] for family, record in registry.FAMILIES.items()},
-    "tests/rest": 14, "bench/warm": 30,
+    "sanitizer/cuda": 14, "sanitizer/triton": 9, "bench/warm": 13, "train/both": 6, "tests/rest": 20,
     **{f"bench/{family}": record.gpu_seconds[1] for family, record in registry.FAMILIES.items()},
-    "bench/report": 6,
-    "sanitizer/cuda": 28, "sanitizer/triton": 28,
-    "train/both": 38,
+    "bench/report": 7,
 }  # fmt: skip
+SHARE = 60  # seconds of a process of tests, about
 STATE = ROOT / ".gpu"
 SANITIZER_PLACES = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
 FAMILIES = {family: [b for b in record.cuda if b != "reference"] for family, record in registry.FAMILIES.items()}
@@ -54,7 +54,7 @@ BACKENDS = sorted({backend for names in FAMILIES.values() for backend in names})
 
 @dataclass(frozen=True)
 class Command:
-    """Processes that run at the same time: argument lists by name."""
+    """Processes: argument lists by name."""
 
     name: str  # part/command
     processes: dict[str, list[str]]
@@ -68,6 +68,11 @@ class Command:
     @property
     def seconds(self) -> int:
         return SECONDS[self.name]
+
+    @property
+    def checks(self) -> bool:
+        """Whether it runs beside others: nothing is timed."""
+        return self.part in ("tests", "sanitizer", "train") or self.name == "bench/warm"
 
     def missing(self) -> str | None:
         """Why it can't run here."""
@@ -108,16 +113,15 @@ def plan(out: Path, cores: int) -> list[Command]:
         Command("tests/small", small, packages=("pytest",)),
     ]
 
-    shares = {str(i): f"{i}/{cores}" for i in range(1, cores + 1)}
     single = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     for name, files in test_files().items():
         test = [*pytest, "-p", "benchmarks.harness.device_tests", "--no-summary", *files, "--share"]
-        commands.append(
-            Command(f"tests/{name}", {i: [*test, share] for i, share in shares.items()}, single, ("pytest",))
-        )
+        wanted = min(cores, -(-16 * SECONDS[f"tests/{name}"] // SHARE))
+        processes = {str(i): [*test, f"{i}/{wanted}"] for i in range(1, wanted + 1)}
+        commands.append(Command(f"tests/{name}", processes, single, ("pytest",)))
 
     needed = ("pytest", "pytest_benchmark")
-    warm = {i: [python, "-m", "benchmarks.harness.warm_caches", share] for i, share in shares.items()}
+    warm = {str(i): [python, "-m", "benchmarks.harness.warm_caches", f"{i}/{cores}"] for i in range(1, cores + 1)}
     commands.append(Command("bench/warm", warm, single, needed))
     rows = {family: str(out / f"rows-{family}.jsonl") for family in FAMILIES}
     for family, kept in rows.items():
@@ -153,8 +157,16 @@ def plan(out: Path, cores: int) -> list[Command]:
     return sorted(commands, key=lambda command: list(SECONDS).index(command.name))
 
 
-def run(command: Command, seconds: float, logs: Path) -> dict[str, Any]:
-    """{"status", "seconds", "limit", "processes": the last line of each}. Ends every process at the limit."""
+@dataclass
+class Process:
+    """One that was started."""
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+    start: float
+
+
+def start(command: Command, name: str, logs: Path) -> Process:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     paths = (str(ROOT), environment.get("PYTHONPATH"))
     environment |= {
@@ -165,33 +177,69 @@ def run(command: Command, seconds: float, logs: Path) -> dict[str, Any]:
         "TORCHINDUCTOR_CACHE_DIR": str(STATE / "cache" / "inductor"),
         **command.environment,
     }
-    start, running, files = time.monotonic(), {}, {}
-    late: list[str] = []
+    path = logs / f"{command.name.replace('/', '-')}-{name}.log"
+    with path.open("w") as log:
+        popen = subprocess.Popen(
+            command.processes[name], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+            preexec_fn=os.setpgrp,
+        )  # fmt: skip
+    return Process(popen, path, time.monotonic())
+
+
+def run(commands: Sequence[Command], seconds: float, at_once: int, logs: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Run the processes of all commands; at most so many at once, in order. Ends them when the time is over.
+
+    Yields a command's name and {"status": "running"} when its first process starts, and, when its last has ended,
+    {"status", "seconds" from first to last, "limit", "core_seconds": sum over processes, "processes": the last line of
+    each}.
+    """
+    begin = time.monotonic()
+    waiting = [(command, name) for command in commands for name in command.processes]
+    running: dict[tuple[str, str], Process] = {}
+    said: dict[str, dict[str, str]] = {command.name: {} for command in commands}
+    first, busy = {}, dict.fromkeys(said, 0.0)
     try:
-        for name, argv in command.processes.items():
-            files[name] = logs / f"{command.name.replace('/', '-')}-{name}.log"
-            with files[name].open("w") as log:
-                running[name] = subprocess.Popen(
-                    argv, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=os.setpgrp
-                )
-        for name, process in running.items():
-            try:
-                process.wait(max(0.0, start + seconds - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                late.append(name)
+        while waiting or running:
+            late = time.monotonic() > begin + seconds
+            while waiting and (late or len(running) < at_once):
+                command, name = waiting.pop(0)
+                if command.name not in first:
+                    first[command.name] = time.monotonic()
+                    yield command.name, {"status": "running"}
+                if late:
+                    said[command.name][name] = "timed out: not begun"
+                else:
+                    running[command.name, name] = start(command, name, logs)
+            for (command_name, name), process in list(running.items()):
+                if process.popen.poll() is None and not late:
+                    continue
+                del running[command_name, name]
+                end(process)
+                code = process.popen.returncode
+                state = "timed out" if late else f"status {code}" if code else "passed"
+                lines = process.log.read_text(errors="replace").split("\n")
+                last = next((line.strip(" =") for line in reversed(lines) if line.strip()), "")[:200]
+                said[command_name][name] = f"{state}: {last}"
+                busy[command_name] += time.monotonic() - process.start
+            for command in commands:
+                if len(said.get(command.name, ())) == len(command.processes):
+                    lines = said.pop(command.name)
+                    states = {line.split(":")[0] for line in lines.values()}
+                    status = "timed out" if "timed out" in states else "failed" if states - {"passed"} else "passed"
+                    took = round(time.monotonic() - first[command.name], 1)
+                    yield command.name, {"status": status, "seconds": took, "limit": round(seconds),
+                                         "core_seconds": round(busy[command.name]), "processes": lines}  # fmt: skip
+            time.sleep(0.02)
     finally:
         for process in running.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    failed = [name for name, process in running.items() if process.returncode != 0]
-    said = {}
-    for name, process in running.items():
-        state = "timed out" if name in late else f"status {process.returncode}" if process.returncode else "passed"
-        lines = files[name].read_text(errors="replace").split("\n")
-        said[name] = f"{state}: {next((line.strip(' =') for line in reversed(lines) if line.strip()), '')[:200]}"
-    status = "timed out" if late else "failed" if failed else "passed"
-    return {"status": status, "seconds": round(time.monotonic() - start, 1), "limit": round(seconds), "processes": said}
+            end(process)
+
+
+def end(process: Process) -> None:
+    """With all processes that it started."""
+    if process.popen.poll() is None:
+        os.killpg(process.popen.pid, signal.SIGKILL)
+        process.popen.wait()
 
 
 def write(path: Path, content: Any) -> None:
@@ -214,6 +262,7 @@ def visit(
     again: bool = False,
     device: bool = True,
     seconds: int | None = None,
+    cores: int = 16,
 ) -> int:
     """Run what has not passed yet, in so many seconds (TOTAL); the exit status. `device`: whether there is one."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -229,25 +278,34 @@ def visit(
         write(kept, entries)
         write(out / "summary.json", {"machine": about, "commands": entries})
 
-    note()
-    for number, command in enumerate(commands):
-        # the build always runs: it compiles only what has changed
-        if entries.get(command.name, {}).get("status") == "passed" and command.part != "build":
-            print(f"{command.name:20} passed before", flush=True)
-            continue
-        reason = command.missing() if device else "torch sees no CUDA device"
-        if reason is not None:
-            note(**{command.name: {"status": "missing", "reason": reason}})
-        else:
-            later = sum(c.seconds for c in commands[number + 1 :] if entries.get(c.name, {}).get("status") != "passed")
-            note(**{command.name: {"status": "running"}})
-            note(**{command.name: run(command, max(1.0, deadline - time.monotonic() - later), out / "logs")})
+    def tell(command: Command) -> None:
         entry = entries[command.name]
         took = f"in {entry['seconds']} s" if "seconds" in entry else entry["reason"]
         print(f"{command.name:20} {entry['status']}", took, flush=True)
         for name, line in entry.get("processes", {}).items():
             if entry["status"] != "passed" and not line.startswith("passed"):
                 print(f"    {name}: {line}", flush=True)
+
+    note()
+    left, named = [], {command.name: command for command in commands}
+    for command in commands:
+        reason = command.missing() if device else "torch sees no CUDA device"
+        # the build always runs: it compiles only what has changed
+        if entries.get(command.name, {}).get("status") == "passed" and command.part != "build":
+            print(f"{command.name:20} passed before", flush=True)
+        elif reason is not None:
+            note(**{command.name: {"status": "missing", "reason": reason}})
+            tell(command)
+        else:
+            left.append(command)
+    while left:
+        wave = [c for c in left if c.checks] if left[0].checks else left[:1]
+        left = [c for c in left if c not in wave]
+        later = sum(command.seconds for command in left)
+        for name, entry in run(wave, max(1.0, deadline - time.monotonic() - later), cores, out / "logs"):
+            note(**{name: entry})
+            if entry["status"] != "running":
+                tell(named[name])
     print(f"results: {out}")
     statuses = {entries[command.name]["status"] for command in commands}
     return 1 if statuses - {"passed", "missing"} else 2 if "missing" in statuses else 0
@@ -258,7 +316,7 @@ def describe(commands: Sequence[Command], cores: int) -> str:
     lines = []
     for command in commands:
         first, *others = command.processes.values()
-        lines.append(f"{command.name:20} {command.seconds:4} s  {len(others) + 1:2} at once: {' '.join(first)}")
+        lines.append(f"{command.name:20} {command.seconds:4} s  {len(others) + 1:2} processes: {' '.join(first)}")
     total = sum(command.seconds for command in commands)
     return "\n".join([*lines, f"{'sum':20} {total:4} s  of {TOTAL} s, on {cores} cores"])
 
@@ -285,7 +343,7 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that run() ends its processes
     return visit(
-        commands, arguments.out.resolve(), STATE, arguments.again, torch.cuda.is_available(), arguments.seconds
+        commands, arguments.out.resolve(), STATE, arguments.again, torch.cuda.is_available(), arguments.seconds, cores
     )
 
 

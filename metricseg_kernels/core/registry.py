@@ -14,7 +14,7 @@ class Family:
         cpu, cuda: backends of tensors on that device; the first one that can run takes a call.
         evidence: the measurement behind the order, or the argument for it until a device measures it.
         kernels: functions that each backend's module has, and how many inputs each takes before its outputs.
-        gpu_seconds: what `make gpu` has for the family's tests, and for its benchmark.
+        gpu_seconds: of the family's tests on all of 16 cores, and of its benchmark, on an H200 (`make gpu`).
     """
 
     cpu: tuple[str, ...]
@@ -35,7 +35,7 @@ FAMILIES = {
         cuda=("cuda", "reference"),
         evidence="benchmarks/results/cpu/anchors.json; h200/anchors.json: ahead of the reference in every row.",
         kernels={"sample_anchors_kernel": 10, "gather_pixels_fwd_kernel": 4, "gather_pixels_bwd_kernel": 7},
-        gpu_seconds=(18, 14),
+        gpu_seconds=(6, 18),
     ),
     "centers": Family(
         cpu=("cpu", "reference"),
@@ -46,14 +46,14 @@ FAMILIES = {
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
         },
-        gpu_seconds=(46, 26),
+        gpu_seconds=(34, 25),
     ),
     "focal": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),
         evidence="benchmarks/results/cpu/focal.json; h200/focal.json: cuda is ahead of triton but in sigmoid_focal.",
         kernels={"focal_kernel": 9, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 2},
-        gpu_seconds=(40, 37),
+        gpu_seconds=(39, 50),
     ),
     "contrast": Family(
         cpu=("cpu", "reference"),
@@ -61,14 +61,14 @@ FAMILIES = {
         evidence="benchmarks/results/cpu/contrast.json; h200/contrast.json: behind eager below 16,384 rows "
         "and against a bank.",
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
-        gpu_seconds=(50, 30),
+        gpu_seconds=(77, 31),
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),
         evidence="benchmarks/results/cpu/retrieval.json; h200/retrieval.json: 4.2 times as fast as the reference.",
         kernels={"topk_kernel": 3},
-        gpu_seconds=(6, 3),
+        gpu_seconds=(2, 11),
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
@@ -79,6 +79,6 @@ FAMILIES = {
             "spherical_kmeans_kernel": 1, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,
         },
-        gpu_seconds=(12, 5),
+        gpu_seconds=(13, 18),
     ),
 }  # fmt: skip
