@@ -5,6 +5,7 @@ from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
+from .refine import refine_upsample
 from .retrieval import knn_vote, topk_similarity
 from .segments import Segments, segment_mean, spherical_kmeans, split_by_label
 from .version import __version__
@@ -28,6 +29,7 @@ __all__ = [
     "ohem_cross_entropy",
     "pixel_contrast_loss",
     "prototype_nca_loss",
+    "refine_upsample",
     "sample_anchors",
     "segment_mean",
     "sigmoid_focal_loss",

@@ -303,3 +303,16 @@ def scattered_means(x: Tensor, ids: Tensor, count: int) -> Tensor:
     known = ids.flatten() >= 0
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)[known]
     return _prototypes(rows, ids.flatten()[known], count)
+
+
+def refined(x: Tensor, offsets: Tensor, logits: Tensor | None) -> Tensor:
+    """Refined upsampling by F.interpolate, F.unfold and F.grid_sample, each with its map in memory."""
+    height, width = offsets.shape[2:]
+    up = F.interpolate(x, (height, width), mode="bilinear")
+    if logits is not None:
+        near = F.unfold(F.pad(offsets, (1, 1, 1, 1), mode="replicate"), 3).unflatten(1, (2, 9))
+        offsets = (near.unflatten(3, (height, width)) * logits.softmax(1)[:, None]).sum(2)
+    rows = torch.arange(height, dtype=torch.float32, device=x.device)[:, None] + offsets[:, 0]
+    columns = torch.arange(width, dtype=torch.float32, device=x.device) + offsets[:, 1]
+    grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], 3)
+    return F.grid_sample(up, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)

@@ -274,3 +274,33 @@ class Bank:
 
 # segments of some images against those of Pascal VOC's training set
 BANKS = (Bank("segsort", 1000, 265_000, 32, 15),)
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """Features [batch, channels, *cells] to pixels [batch, channels, *labels]."""
+
+    name: str
+    batch: int
+    channels: int
+    cells: tuple[int, int]
+    labels: tuple[int, int]
+    dtype: str = "float32"
+
+    def __str__(self) -> str:
+        dtype = self.dtype.replace("float", "fp").replace("bfp", "bf")
+        sizes = f"{self.batch}x{self.channels}x{self.cells[0]}x{self.cells[1]}-{self.labels[0]}x{self.labels[1]}"
+        return f"{self.name}-{sizes}-{dtype}"
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.labels[0] * self.labels[1]
+
+
+# semantic refinement between two stages, and up to a quarter of the picture
+REFINED_CPU = (
+    Upsampling("stage", 1, 256, (32, 64), (64, 128)), Upsampling("decoder", 1, 128, (64, 128), (256, 512)),
+)  # fmt: skip
+REFINED_GPU = (
+    Upsampling("stage", 8, 256, (64, 128), (128, 256), "bfloat16"), Upsampling("stage", 8, 256, (64, 128), (128, 256)),
+)  # fmt: skip

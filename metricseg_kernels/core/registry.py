@@ -63,6 +63,14 @@ FAMILIES = {
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
         gpu_seconds=(77, 31),
     ),
+    "refine": Family(
+        cpu=("cpu", "reference"),
+        cuda=("triton", "reference"),
+        evidence="benchmarks/results/cpu/refine.json. cuda: not measured on a device; the reference "
+        "materializes nine times the output.",
+        kernels={"refine_fwd_kernel": 1, "refine_bwd_kernel": 2},
+        gpu_seconds=(2, 6),
+    ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
         cuda=("triton", "reference"),

@@ -24,6 +24,15 @@ def log1p(x):
 
 
 @triton.jit
+def divide(a, b):
+    """a / b, rounded to nearest; Triton's own division of fp32 is not."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
 def round_to_tf32(x):
     """Round to nearest, which tensor cores would otherwise truncate; infinities stay."""
     bits = x.to(tl.int32, bitcast=True)

@@ -9,25 +9,18 @@ is skipped. `center`: parts of one cluster, added in order. `spread`: rows of a 
 import triton
 import triton.language as tl
 
-from ..engines.pixel_rows.triton_kernels import VARYING, load_labels, load_rows, load_tile, pixel_offsets, pointers
+from ..core.triton_kernels import divide
+from ..engines.pixel_rows.triton_kernels import (
+    VARYING,
+    load_labels,
+    load_rows,
+    load_tile,
+    locate,
+    pixel_offsets,
+    pointers,
+)
 
 VARYING = [*VARYING, "block_height", "block_width", "B", "capacity", "num_classes"]
-
-
-@triton.jit
-def locate(inner, tiles, BN: tl.constexpr):
-    """This program's index among those of a tile, its image, and its pixels [BN]."""
-    t = tl.program_id(0) // inner
-    return tl.program_id(0) % inner, t // tiles, t % tiles * BN + tl.arange(0, BN)
-
-
-@triton.jit
-def divide(a, b):
-    """a / b, rounded to nearest; Triton's own division of fp32 is not."""
-    if a.dtype == tl.float64:
-        return a / b
-    else:
-        return tl.div_rn(a, b)
 
 
 @triton.jit

@@ -37,6 +37,10 @@ NOT_INTERPRETED = (
     "test_an_*_is_its_values[[]triton-topk-*", "test_an_*_is_its_values[[]triton-vote-*",
     "test_values_and_indices[[]triton-1030-*", "test_values_and_indices[[]triton-2-*",
     "test_means_are_those_of_a_loop[[]triton-[!so]*", "test_means_are_those_of_a_loop[[]triton-*-segments]",
+    "test_loss_scaling_survives_half_precision[[]triton-*-float32]",
+    "test_loss_scaling_survives_half_precision[[]triton-all-*", "test_rows_hardly_apart*[[]triton-*-1]",
+    "test_rows_hardly_apart*[[]triton-1e-2[02]-*", "test_non_finite_features_return[[]triton-*inf]",
+    "test_same_bits_twice[[]triton-*-many-channels]", "test_an_*_is_its_values[[]triton-refine*",
 )  # fmt: skip
 NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*",
@@ -55,7 +59,7 @@ def selected(item: pytest.Item, on_device: bool) -> bool:
     case = getattr(params.get("case"), "id", None)
     dtype = params.get("dtype", torch.float32)
     if backends.interpreting():
-        core = getattr(cases, "INTERPRETED", ())[: 4 if item.originalname in BRIEF else None]
+        core = getattr(cases, "INTERPRETED", ())[: 2 if item.originalname in BRIEF else None]
         if case in getattr(item.module, "NAMED", {}) and (case not in core or dtype != torch.float32):
             return False
         if item.originalname not in getattr(cases, "INTERPRETED_TESTS", {item.originalname}):

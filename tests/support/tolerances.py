@@ -49,7 +49,7 @@ def assert_gradient(got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtyp
     g, t = got.detach().double().cpu(), truth.detach().double().cpu()
     if t.numel() == 0 or t.norm() == 0:
         return
-    assert (g * t).sum() / (g.norm() * t.norm()) >= 1 - bound**2 - 1e-15
+    assert (g * t).sum() / (g.norm() * t.norm()) >= 1 - bound**2 - 1e-14  # of the cosine itself
     if shared:
         g, t = g.sum((2, 3)), t.sum((2, 3))
     assert abs((g - t).sum()) <= 4 * bound * t.norm()

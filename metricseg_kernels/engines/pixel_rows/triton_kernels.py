@@ -18,6 +18,13 @@ VARYING = ["tiles", "group_tiles", "parts", "chunks", "blocks", "pixels", "ignor
 
 
 @triton.jit
+def locate(inner, tiles, BN: tl.constexpr):
+    """This program's index among those of a tile, its image, and its pixels [BN]."""
+    t = tl.program_id(0) // inner
+    return tl.program_id(0) % inner, t // tiles, t % tiles * BN + tl.arange(0, BN)
+
+
+@triton.jit
 def pixel_offsets(map, n):
     """Offsets of pixels n of an image; `map` has one stride for them if its rows follow each other in memory."""
     if map.y is None:
