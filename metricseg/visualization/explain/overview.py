@@ -144,6 +144,6 @@ def overview(
             words = f"{similarity:.3f}  {shortened(short_name(names[source.picture]))}{lost}"
             axis.set_xlabel(words, fontsize=6.5, color=MUTED)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
+    figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
     return file.getvalue()

@@ -50,8 +50,8 @@ PICTURE = """<body class="picture-page">
 <div class="frame"><svg id="scene" role="group" aria-label="Segments of the picture"></svg>
 <div id="tip" role="status" hidden></div></div>
 <ol id="strip" aria-label="Segments"></ol>
-<p class="hint"><kbd>&larr;</kbd> <kbd>&rarr;</kbd> step through the segments. Click a neighbor to see its whole
-picture.</p>
+<p class="hint"><span class="keys"><kbd>&larr;</kbd> <kbd>&rarr;</kbd> step through the segments.</span>
+Select a neighbor to see its whole picture.</p>
 </section>
 <section id="panel" aria-label="Selected segment" aria-live="polite"></section>
 </main>

@@ -73,6 +73,7 @@ def explain(
         if writer.slugs[place] not in writer.folder.done:
             image, labels = samples[k]
             writer.write(place, writer.explainer.explain(names[k], pixels(split[k][0]), image, labels))
+    writer.write_index()
     writer.folder.save(finished=True)
     if lost := len(writer.explainer.missing):
         warnings.warn(
@@ -166,10 +167,10 @@ class Writer:
         size = Image.open(io.BytesIO(contents[f"{base}_small.jpg"])).size
         card = {"slug": slug, "name": short_name(explained.name), "facts": pages.facts_of(explained), "size": size}
         self.folder.done[slug] = card
-        self.folder.write({"index.html": self.index().encode()})
+        self.write_index()
 
-    def index(self) -> str:
-        """The index, in the order of the pictures."""
+    def write_index(self) -> None:
+        """Write the index of the pictures that are done, in their order."""
         bank = self.explainer.model.bank
         cards = [self.folder.done[slug] for slug in self.slugs if slug in self.folder.done]
         facts = [
@@ -177,4 +178,5 @@ class Writer:
             f"{len(bank):,} prototypes of {len(bank.names):,} training pictures",
             f"{self.explainer.model.neighbors} neighbors vote",
         ]
-        return pages.index_page("Segments by retrieval", facts, cards)
+        page = pages.index_page("Segments by retrieval", facts, cards)
+        self.folder.write({"index.html": page.encode()})
