@@ -134,6 +134,7 @@ def build(
         raise FileExistsError(f"{out} exists; --overwrite true replaces it")
     pictures, chosen, names = data.bank_pictures(count)
     partial, weights = out.with_name(f"{out.name}.unfinished"), fingerprint(model)
+    more = {"weights": weights, "precision": str(trainer.precision)}
     left = unfinished(partial, weights, names)
     first, parts = (int(left.more["done"]), [left.rows]) if left else (0, [])
     written = first
@@ -141,13 +142,13 @@ def build(
         parts.append(rows)
         if done - written >= EVERY and done < len(chosen):
             parts, written = [joined(parts, model.bank.dim)], done
-            write_bank(partial, parts[0], names, classes, {"weights": weights, "done": str(done)})
+            write_bank(partial, parts[0], names, classes, {**more, "done": str(done)})
     rows = joined(parts, model.bank.dim)
     if not len(rows.labels):
         raise ValueError(f"none of the {len(chosen)} training pictures has a labeled pixel: the bank would be empty")
-    write_bank(out, rows, names, classes, {"weights": weights})
+    write_bank(out, rows, names, classes, more)
     partial.unlink(missing_ok=True)
-    return BankFile(rows, tuple(names), tuple(classes), {"weights": weights})
+    return BankFile(rows, tuple(names), tuple(classes), more)
 
 
 def find_segments(
@@ -159,11 +160,12 @@ def find_segments(
     A bank holds no segments: the network and the clustering run again on the pictures, in the batches that built the
     bank, and the nearest mean direction in the picture is that of the row.
 
-    Raises ValueError, naming the bank, if it was built with other weights, another clustering or other pictures.
+    Raises ValueError, naming the bank, if it was built with other weights, another clustering, in another precision or
+    from other pictures.
     """
     bank, size = model.bank, data.eval_batch_size
     pictures, chosen, names = data.bank_pictures(len(bank.names))
-    check_same(model, names)
+    check_same(model, trainer, names)
     batches = sorted({number // size for number in wanted})
     members = [k for batch in batches for k in range(batch * size, min((batch + 1) * size, len(chosen)))]
     device, done = next(model.parameters()).device, 0
@@ -189,14 +191,19 @@ def find_segments(
             bar.update(len(images))
 
 
-def check_same(model: SegSort, names: Sequence[str]) -> None:
-    """Raise ValueError if the bank was built with other weights, another clustering, or pictures of other names than
-    `names`. Their folders may have moved."""
+def check_same(model: SegSort, trainer: L.Trainer, names: Sequence[str]) -> None:
+    """Raise ValueError if the bank was built with other weights, another clustering, in another precision, or from
+    pictures of other names than `names`. Their folders may have moved."""
     bank = model.bank
     if bank.weights not in (None, fingerprint(model)):
         raise ValueError(
             f"the prototype bank {bank.file} was built with other weights, or another clustering: its segments can't "
             "be found again. `metricseg bank` builds one for these"
+        )
+    if bank.precision not in (None, str(trainer.precision)):
+        raise ValueError(
+            f"the prototype bank {bank.file} was built in precision {bank.precision}: --trainer.precision "
+            f"{bank.precision} finds its segments again, {trainer.precision} does not"
         )
     files, own = ([Path(name).name for name in found] for found in (names, bank.names))
     if files != own:

@@ -94,6 +94,10 @@ def test_segments_of_another_bank_are_refused(explained, run, tmp_path):
         next(find_segments(network, explained[0].trainer, explained[0].datamodule, [0]))
     with pytest.raises(ValueError, match=r"bank\.safetensors was built with other weights, or another clustering"):
         explain(run, tmp_path / "out", "--model.model.iterations=3")
+    with pytest.raises(
+        ValueError, match=r"built in precision 32-true: --trainer\.precision 32-true finds its segments"
+    ):
+        explain(run, tmp_path / "out", "--trainer.precision=bf16-mixed")
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ from metricseg.training.retrieval import find_segments
 from metricseg.utils.labels import nearest
 from metricseg.visualization.explain.outlines import Outline, outline
 
-SAME = 0.02  # distance of two unit vectors: another device or precision moves a mean direction by less
+SAME = 0.02  # distance of two mean directions of one segment at most: about one degree
 
 
 class Source(NamedTuple):

@@ -50,12 +50,12 @@ def explain(
     `pictures` is a number of pictures, evenly spaced, 0 for all, or names: paths, file names, or file names without
     their ending. If it is interrupted, the same call goes on with the next picture.
 
-    Raises ValueError if the bank is empty or was built with other weights or pictures, or for a picture that is not
-    there; FileExistsError, see `ExplanationFolder`.
+    Raises ValueError if the bank is empty or another, see `check_same`, or for a picture that is not there;
+    FileExistsError, see `ExplanationFolder`.
     """
     bank = model.bank
     bank.check_filled()
-    check_same(model, data.bank_pictures(len(bank.names))[2])
+    check_same(model, trainer, data.bank_pictures(len(bank.names))[2])
     split = build_dataset(data.dataset, data.val_split)
     files = getattr(split, "images", None)
     names = [str(files[k]) if isinstance(files, Sequence) else f"{data.val_split} {k}" for k in range(len(split))]
@@ -78,7 +78,7 @@ def explain(
     if lost := len(writer.explainer.missing):
         warnings.warn(
             f"{lost} segments of training pictures were not found again and have no outline: the bank was built on "
-            "another device, in another precision, or from pictures that have changed",
+            "another device, or from pictures that have changed",
             stacklevel=2,
         )
     return writer.folder
