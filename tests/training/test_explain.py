@@ -71,9 +71,8 @@ def test_source_segments_are_those_of_the_rows(explained):
     for first in range(0, 5, 2):
         images, labels = next(loader)
         with torch.no_grad():
-            embedding = network.outputs(images.contiguous(memory_format=torch.channels_last), ("embedding",))[
-                "embedding"
-            ]
+            images = images.contiguous(memory_format=torch.channels_last)
+            embedding = network.outputs(images, ("embedding",))["embedding"]
         units = F.normalize(embedding.double())
         small = F.interpolate(labels[:, None].as_subclass(torch.Tensor).float(), embedding.shape[-2:])[:, 0]
         for k in range(len(images)):
@@ -87,18 +86,17 @@ def test_source_segments_are_those_of_the_rows(explained):
             assert taken.max() == 1
 
 
-def test_segments_of_another_bank_are_refused(explained, run, tmp_path):
-    network = explained[0].model.model
+def test_segments_of_another_bank_are_refused(explained, run, tmp_path, monkeypatch):
+    cli, out = explained[0], tmp_path / "out"
+    bank = cli.model.model.bank
+    monkeypatch.setattr(bank, "names", (*bank.names[:3], "train 4", "train 4"))
     with pytest.raises(ValueError, match="was built from other training pictures: it has 'train 4' for 'train 3'"):
-        network.bank.names = (*network.bank.names[:3], "train 4", "train 4")
-        next(find_segments(network, explained[0].trainer, explained[0].datamodule, [0]))
+        next(find_segments(cli.model.model, cli.trainer, cli.datamodule, [0]))
     with pytest.raises(ValueError, match=r"bank\.safetensors was built with other weights, or another clustering"):
-        explain(run, tmp_path / "out", "--model.model.iterations=3")
-    with pytest.raises(
-        ValueError, match=r"built in precision 32-true: --trainer\.precision 32-true finds its segments"
-    ):
-        explain(run, tmp_path / "out", "--trainer.precision=bf16-mixed")
-    assert not (tmp_path / "out").exists()
+        explain(run, out, "--model.model.iterations=3")
+    with pytest.raises(ValueError, match=r"built in precision 32-true: --trainer\.precision 32-true finds its segm"):
+        explain(run, out, "--trainer.precision=bf16-mixed")
+    assert not out.exists()
 
 
 def page_data(folder, slug):
@@ -212,12 +210,12 @@ def test_outlines_hold_their_cells_alone():
 def svg_vertices(path):
     """Start points, control points and end points of M, q and t."""
     vertices = []
-    for start, control, step, rest in re.findall(r"M(\S+ \S+?)q(\S+ \S+) (\S+ \S+?)t([^Z]*)Z", path):
-        position, control, step = (np.array(part.split(), int) for part in (start, control, step))
+    for parts in re.findall(r"M([^q]+)q([^t]+)t([^Z]*)Z", path):
+        (position,), (control, step), steps = (np.array(re.findall(r"-?\d+", p), int).reshape(-1, 2) for p in parts)
         control = position + control
         vertices += [position, control, position + step]
         position = position + step
-        for step in np.array(rest.split(), int).reshape(-1, 2):
+        for step in steps:
             control, position = 2 * position - control, position + step
             vertices += [control, position]
     return np.array(vertices)

@@ -49,7 +49,8 @@ def loop_path(loop: np.ndarray) -> str:
     control = np.rint(loop[1 % len(loop)] * UNITS).astype(int)
     steps = np.diff(np.concatenate([joints, joints[:1]]), axis=0)
     (x, y), (cx, cy), (dx, dy) = joints[0], control - joints[0], steps[0]
-    return f"M{x} {y}q{cx} {cy} {dx} {dy}t" + " ".join(f"{dx} {dy}" for dx, dy in steps[1:]) + "Z"
+    path = f"M{x} {y}q{cx} {cy} {dx} {dy}t" + " ".join(f"{dx} {dy}" for dx, dy in steps[1:]) + "Z"
+    return path.replace(" -", "-")  # a sign separates as well
 
 
 def outline(mask: np.ndarray) -> Outline:
