@@ -48,7 +48,8 @@ function spotlight(path, [w, h]) {
 
 // The part of a picture around a box, 4 : 3, with a margin, within the picture where it fits.
 function crop([left, top, w, h], [width, height]) {
-  const tall = Math.max(1.35 * h, (1.35 * w * 3) / 4, height / 5), wide = (tall * 4) / 3;
+  const tall = Math.min(Math.max(1.35 * h, (1.35 * w * 3) / 4, height / 5), Math.max(height, (width * 3) / 4));
+  const wide = (tall * 4) / 3;
   const place = (start, length, size, limit) =>
     size >= limit ? (limit - size) / 2 : Math.min(Math.max(start + (length - size) / 2, 0), limit - size);
   return [place(left, w, wide, width), place(top, h, tall, height), wide, tall].map((x) => x.toFixed(1)).join(" ");

@@ -2,7 +2,8 @@
 
 The border between two cells of a grid crosses the middle of their common edge. The closed polygons through these
 points, by marching squares, are the control points of a quadratic B-spline, whose pieces join at the middle of two
-control points. All joints lie on a grid of quarters of a cell, so a path is a string of small integers.
+control points. All joints lie on a grid of quarters of a cell, so a path is a string of small integers. Cells that meet
+at a corner alone are connected.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def outline(mask: np.ndarray) -> Outline:
     top, left, bottom, right = int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
     part = np.pad(mask[top:bottom, left:right], 1)
     corner = np.array([left, top]) - 0.5  # of the padded part, whose centers contourpy counts from 0
-    lines = contour_generator(z=part.astype(float)).lines(0.5)
-    loops = tuple(np.asarray(line)[:-1] + corner for line in lines)
+    lines = contour_generator(z=part.astype(float)).lines(0.5 - 1e-3)  # below the mean of two cells at a corner
+    loops = tuple(np.rint(2 * np.asarray(line)[:-1]) / 2 + corner for line in lines)
     x, y = innermost(part)
     return Outline(loops, (left, top, right, bottom), (x + left - 0.5, y + top - 0.5))
 

@@ -35,8 +35,10 @@ def window(outline: Outline, size: tuple[int, int]) -> tuple[float, float, float
     same."""
     left, top, right, bottom = outline.box
     height, width = size
-    tall = max(1.35 * (bottom - top), 1.35 * (right - left) * SHAPE[0] / SHAPE[1], height / 5)
-    wide = tall * SHAPE[1] / SHAPE[0]
+    ratio = SHAPE[1] / SHAPE[0]
+    tall = max(1.35 * (bottom - top), 1.35 * (right - left) / ratio, height / 5)
+    tall = min(tall, max(height, width / ratio))
+    wide = tall * ratio
 
     def start(low: int, high: int, length: float, limit: int) -> float:
         if length >= limit:
