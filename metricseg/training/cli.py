@@ -147,7 +147,7 @@ class SegmentationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
         path = self._get(self.config, "ckpt_path")
-        if self.subcommand != "fit" and not path:
+        if self.subcommand in ("validate", "predict", "bank", "explain") and not path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
         if path and path not in ("last", "best", "hpc") and ":" not in path:  # nor a URL
             check_whole(Path(path))
