@@ -68,7 +68,7 @@ INDEX = """<body class="index-page">
 <p class="facts">{facts}</p>
 </header>
 <main class="gallery">{cards}</main>
-<footer>Each segment has the label that most of its nearest prototypes have. Open a picture to see them.</footer>
+<footer>Each segment has the label that its nearest training segments vote for. Open a picture to see them.</footer>
 </body>
 </html>
 """
