@@ -140,6 +140,18 @@ def wheel_on(session: nox.Session) -> None:
         session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
 
 
+@nox.session(venv_backend="none")
+def browser(session: nox.Session) -> None:
+    """The pages of `metricseg explain` in Chromium, driven by selenium, in the development environment."""
+    lacking = [name for name in ("chromium", "chromedriver") if not shutil.which(name)]
+    if lacking:
+        give_up(session, f"no {', '.join(lacking)}; Debian's packages chromium and chromium-driver have them")
+    folder = ENVIRONMENTS / f"selenium-{sys.implementation.cache_tag}"
+    install_apart(session, folder, "selenium>=4.20")
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "tests/training/test_explain.py", "-k", "browser", "-n", "0",
+                *session.posargs, env=environment(folder))  # fmt: skip
+
+
 def compiler_library(session: nox.Session, name: str) -> str:
     command = [os.environ.get("CXX", "c++"), f"-print-file-name={name}"]
     path = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which(command[0]) else ""
@@ -185,10 +197,15 @@ def compile_recorded(session: nox.Session, triton: str) -> None:
 def compile_launches(session: nox.Session, triton: str, *arguments: str, **variables: str) -> None:
     """In the development environment, with this Triton ahead of its own."""
     folder = ENVIRONMENTS / f"triton-{triton}-{sys.implementation.cache_tag}"
+    install_apart(session, folder, "--no-deps", f"triton=={triton}")
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/kernels/test_triton_compile.py", *arguments,
+                env=environment(folder, **variables))  # fmt: skip
+
+
+def install_apart(session: nox.Session, folder: Path, *arguments: str) -> None:
+    """pip install into a folder of its own, whole or not at all."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        install(session, "--no-deps", "--target", str(partial), f"triton=={triton}")
+        install(session, "--target", str(partial), *arguments)
         partial.rename(folder)
-    session.run(sys.executable, "-m", "pytest", *PYTEST, "-rP", "tests/kernels/test_triton_compile.py", *arguments,
-                env=environment(folder, **variables))  # fmt: skip

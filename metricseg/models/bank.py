@@ -104,13 +104,15 @@ class PrototypeBank(nn.Module):
         self.names: tuple[str, ...] = ()
         self.classes: tuple[str, ...] = ()
         self.weights: str | None = None  # checksum of the network that a file was built with
+        self.precision: str | None = None  # of the trainer that built it
         empty = torch.zeros(0, dtype=torch.int64)
         for name, value in BankRows(torch.zeros(0, dim), empty, empty.clone())._asdict().items():
             self.register_buffer(name, value)
         if file is not None:
             content = read_bank(file)
             self.fill(content.rows, content.names, f"the prototype bank {file}")
-            self.classes, self.weights = content.classes, content.more.get("weights")
+            self.classes = content.classes
+            self.weights, self.precision = content.more.get("weights"), content.more.get("precision")
 
     def __len__(self) -> int:
         return len(self.labels)

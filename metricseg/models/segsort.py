@@ -164,6 +164,13 @@ class SegSort(DeepLabV3Plus):
 
         `first` is the number of the first picture. Of equally frequent labels the lowest counts.
         """
+        return self.bank_segments(images, labels, first, ignore_index)[0]
+
+    @torch.no_grad()
+    def bank_segments(
+        self, images: Tensor, labels: Tensor, first: int = 0, ignore_index: IgnoreIndex = "auto"
+    ) -> tuple[BankRows, Tensor]:
+        """`bank_rows`, and the row that each pixel is a part of, [B, h, w] int64, -1 for none."""
         rows, ids = self.clusters(self.outputs(images, ("embedding",))["embedding"])
         ignored = resolve_ignore_index(ignore_index, self.num_classes)
         check_labels(labels, self.num_classes, ignored)
@@ -174,10 +181,11 @@ class SegSort(DeepLabV3Plus):
         counts = torch.bincount(bins, minlength=clusters * self.num_classes).view(clusters, self.num_classes)
         filled = counts.any(1)  # [S]
         majority = (counts * self.num_classes - torch.arange(self.num_classes, device=ids.device)).argmax(1)
-        of_majority = valid & (kinds.flatten() == majority[places])
-        prototypes = kernels.segment_mean(rows, torch.where(of_majority, places, -1), clusters)
+        members = torch.where(valid & (kinds.flatten() == majority[places]), places, -1)
+        prototypes = kernels.segment_mean(rows, members, clusters)
         images_of = first + torch.arange(clusters, device=ids.device) // (self.grid[0] * self.grid[1])
-        return BankRows(prototypes[filled], majority[filled], images_of[filled])
+        row_of = torch.where(members < 0, -1, (filled.cumsum(0) - 1)[members])
+        return BankRows(prototypes[filled], majority[filled], images_of[filled]), row_of.view(ids.shape)
 
 
 def vote(neighbors: Tensor, bank_labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,7 @@
 """Lightning's command line, with this package's rules for the files of a run.
 
 A run is a folder, `--trainer.default_root_dir`: `checkpoints/last.ckpt` and `best.ckpt`, `config.yaml`, TensorBoard's
-logs and pictures. `fit` never starts anew over checkpoints; `validate` and `predict` write neither logs nor
-configuration.
+logs and pictures. `fit` never starts anew over checkpoints; the other subcommands write neither logs nor configuration.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
-from metricseg.models import SegSort
+from metricseg.models import PrototypeBank, SegSort
 from metricseg.training.checkpoints import WholeCheckpoints, check_whole
-from metricseg.training.retrieval import build
+from metricseg.training.retrieval import build, check_classes
 from metricseg.training.task import ENDLESS, SegmentationTask
 from metricseg.visualization.centers import CenterPictures
 from metricseg.visualization.embedding import EmbeddingPictures
+from metricseg.visualization.explain import explain
 from metricseg.visualization.pictures import PredictionWriter
 
 
@@ -38,7 +38,20 @@ class FitConfig(SaveConfigCallback):
 
 
 class SegmentationTrainer(L.Trainer):
-    """Lightning's Trainer, with `bank`."""
+    """Lightning's Trainer, with `bank` and `explain`, which run in one process."""
+
+    def retrieving(self, command: str, model: SegmentationTask, ckpt_path: str | None) -> SegSort:
+        """The network of the task, with the weights of a checkpoint, for evaluation, on its device; ValueError if it
+        does not retrieve."""
+        network = model.model
+        if not isinstance(network, SegSort):
+            raise ValueError(f"{type(network).__name__} does not retrieve; {command} takes a segsort model")
+        if ckpt_path:
+            checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"])
+        self.precision_plugin.convert_module(network).to(self.strategy.root_device).eval()
+        return network
 
     def bank(
         self,
@@ -49,7 +62,7 @@ class SegmentationTrainer(L.Trainer):
         overwrite: bool = False,
         pictures: int = 0,
     ) -> None:
-        """Build the prototype bank of a network that retrieves, from the training set, in one process.
+        """Build the prototype bank of a network that retrieves, from the training set.
 
         If it is interrupted, the same call goes on from there.
 
@@ -61,27 +74,49 @@ class SegmentationTrainer(L.Trainer):
             overwrite: replace a file that exists.
             pictures: of the training set, evenly spaced; 0 for all.
         """
-        network = model.model
-        if not isinstance(network, SegSort):
-            raise ValueError(f"{type(network).__name__} does not retrieve; bank takes a segsort model")
-        if ckpt_path:
-            checkpoint = self.strategy.checkpoint_io.load_checkpoint(ckpt_path, map_location="cpu", weights_only=True)
-            model.on_load_checkpoint(checkpoint)
-            model.load_state_dict(checkpoint["state_dict"])
-        self.precision_plugin.convert_module(network).to(self.strategy.root_device).eval()
+        network = self.retrieving("bank", model, ckpt_path)
         found = build(network, self, datamodule, out, model.classes, pictures, overwrite)
         print(f"{out}: {len(found.rows.labels):,} prototypes of {len(found.names):,} pictures")
 
+    def explain(
+        self,
+        model: SegmentationTask,
+        datamodule: SegmentationData,
+        bank: str,
+        ckpt_path: str | None = None,
+        out: str = "explanation",
+        overwrite: bool = False,
+        pictures: int | list[str] | str = 8,
+    ) -> None:
+        """Explain predictions: pages with each segment of validation pictures and the training segments that voted.
+
+        If it is interrupted, the same call goes on from there.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            bank: a file that `metricseg bank` wrote, with the weights of the checkpoint.
+            ckpt_path: a checkpoint of the run.
+            out: the folder to write: new, empty, or with an explanation.
+            overwrite: replace an explanation.
+            pictures: number of validation pictures, evenly spaced, 0 for all; or names of some.
+        """
+        network = self.retrieving("explain", model, ckpt_path)
+        network.bank = PrototypeBank(network.bank.dim, network.num_classes, bank).to(self.strategy.root_device)
+        check_classes(network.bank, model.classes)
+        folder = explain(network, self, datamodule, out, pictures, overwrite)
+        print(f"{folder.path / 'index.html'}: {len(folder.done)} pictures")
+
 
 class SegmentationCLI(LightningCLI):
-    """Lightning's command line with four subcommands, one seed, and two kinds of checkpoint: the last epoch and the
+    """Lightning's command line with five subcommands, one seed, and two kinds of checkpoint: the last epoch and the
     best."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
         filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in ("fit", "validate", "predict", "bank")}
+        return {name: filled for name in ("fit", "validate", "predict", "bank", "explain")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links between parts, and the callbacks that are always there."""
@@ -112,7 +147,7 @@ class SegmentationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
         path = self._get(self.config, "ckpt_path")
-        if self.subcommand in ("validate", "predict", "bank") and not path:
+        if self.subcommand in ("validate", "predict", "bank", "explain") and not path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")
         if path and path not in ("last", "best", "hpc") and ":" not in path:  # nor a URL
             check_whole(Path(path))

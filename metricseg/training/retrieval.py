@@ -1,15 +1,17 @@
-"""Banks of prototypes from the training set: in memory for the validations of `fit`, and as a file."""
+"""Banks of prototypes from the training set: in memory for the validations of `fit`, as a file, and back to the
+segments they were made from."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from metricseg.data.module import SegmentationData
@@ -26,6 +28,19 @@ def check_classes(bank: PrototypeBank, classes: Sequence[str]) -> None:
             f"the prototype bank {bank.file} has the classes {', '.join(bank.classes)}; the data set has "
             f"{', '.join(classes)}"
         )
+
+
+class BankSegment(NamedTuple):
+    """The segment that a row of a bank was made from.
+
+    row: of the bank.
+    mask: [h, w] bool, on the CPU, at the resolution of the embedding.
+    distance: between its mean direction and the row; 0 on the device and in the precision that built the bank.
+    """
+
+    row: int
+    mask: Tensor
+    distance: float
 
 
 def joined(parts: Sequence[BankRows], dim: int) -> BankRows:
@@ -119,6 +134,7 @@ def build(
         raise FileExistsError(f"{out} exists; --overwrite true replaces it")
     pictures, chosen, names = data.bank_pictures(count)
     partial, weights = out.with_name(f"{out.name}.unfinished"), fingerprint(model)
+    more = {"weights": weights, "precision": str(trainer.precision)}
     left = unfinished(partial, weights, names)
     first, parts = (int(left.more["done"]), [left.rows]) if left else (0, [])
     written = first
@@ -126,10 +142,71 @@ def build(
         parts.append(rows)
         if done - written >= EVERY and done < len(chosen):
             parts, written = [joined(parts, model.bank.dim)], done
-            write_bank(partial, parts[0], names, classes, {"weights": weights, "done": str(done)})
+            write_bank(partial, parts[0], names, classes, {**more, "done": str(done)})
     rows = joined(parts, model.bank.dim)
     if not len(rows.labels):
         raise ValueError(f"none of the {len(chosen)} training pictures has a labeled pixel: the bank would be empty")
-    write_bank(out, rows, names, classes, {"weights": weights})
+    write_bank(out, rows, names, classes, more)
     partial.unlink(missing_ok=True)
-    return BankFile(rows, tuple(names), tuple(classes), {"weights": weights})
+    return BankFile(rows, tuple(names), tuple(classes), more)
+
+
+def find_segments(
+    model: SegSort, trainer: L.Trainer, data: SegmentationData, wanted: Collection[int]
+) -> Iterator[tuple[int, list[BankSegment]]]:
+    """(number of a source picture, a segment for each row of the bank of it), for the pictures `wanted` and those that
+    share a batch with one.
+
+    A bank holds no segments: the network and the clustering run again on the pictures, in the batches that built the
+    bank, and the nearest mean direction in the picture is that of the row.
+
+    Raises ValueError, naming the bank, if it was built with other weights, another clustering, in another precision or
+    from other pictures.
+    """
+    bank, size = model.bank, data.eval_batch_size
+    pictures, chosen, names = data.bank_pictures(len(bank.names))
+    check_same(model, trainer, names)
+    batches = sorted({number // size for number in wanted})
+    members = [k for batch in batches for k in range(batch * size, min((batch + 1) * size, len(chosen)))]
+    device, done = next(model.parameters()).device, 0
+    quiet = trainer.progress_bar_callback is None or not trainer.is_global_zero
+    bar = tqdm(total=len(members), desc="sources", unit="picture", leave=False, disable=quiet)
+    with bar, torch.no_grad():
+        for images, labels in data.bank_dataloader(pictures, [chosen[k] for k in members]):
+            images = images.to(device).contiguous(memory_format=torch.channels_last)
+            first = members[done]
+            with trainer.precision_plugin.val_step_context():
+                images = trainer.precision_plugin.convert_input(images)
+                found, row_of = model.bank_segments(images, labels.to(device), first)
+            for number in range(first, first + len(images)):
+                own = (found.images == number).nonzero().flatten()
+                segments = []
+                for row in (bank.images == number).nonzero().flatten().tolist() if len(own) else []:
+                    distances = (found.prototypes[own] - bank.prototypes[row]).norm(dim=1)
+                    nearest = int(distances.argmin())
+                    mask = row_of[number - first] == own[nearest]
+                    segments.append(BankSegment(row, mask.cpu(), float(distances[nearest])))
+                yield number, segments
+            done += len(images)
+            bar.update(len(images))
+
+
+def check_same(model: SegSort, trainer: L.Trainer, names: Sequence[str]) -> None:
+    """Raise ValueError if the bank was built with other weights, another clustering, in another precision, or from
+    pictures of other names than `names`. Their folders may have moved."""
+    bank = model.bank
+    if bank.weights not in (None, fingerprint(model)):
+        raise ValueError(
+            f"the prototype bank {bank.file} was built with other weights, or another clustering: its segments can't "
+            "be found again. `metricseg bank` builds one for these"
+        )
+    if bank.precision not in (None, str(trainer.precision)):
+        raise ValueError(
+            f"the prototype bank {bank.file} was built in precision {bank.precision}: --trainer.precision "
+            f"{bank.precision} finds its segments again, {trainer.precision} does not"
+        )
+    files, own = ([Path(name).name for name in found] for found in (names, bank.names))
+    if files != own:
+        different = [f"{b!r} for {a!r}" for a, b in zip(files, own, strict=False) if a != b]
+        got = different[0] if different else f"{len(own)} pictures for {len(files)}"
+        raise ValueError(f"the prototype bank {bank.file} was built from other training pictures: it has {got}")

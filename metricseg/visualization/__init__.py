@@ -1,1 +1,2 @@
-"""Pictures of predictions, embeddings and class centers, drawn during training or written by `metricseg predict`."""
+"""Pictures of predictions, embeddings and class centers, drawn during training or written by `metricseg predict`; and
+explanations, written by `metricseg explain`."""
