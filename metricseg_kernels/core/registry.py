@@ -72,9 +72,10 @@ FAMILIES = {
     ),
     "segments": Family(
         cpu=("cpu", "reference"),
-        cuda=("triton", "reference"),
-        evidence="benchmarks/results/cpu/segments.json; h200/segments.json: ahead of the reference but in "
-        "segment_mean, whose reference adds with atomics.",
+        cuda=("cuda", "triton", "reference"),
+        evidence="benchmarks/results/cpu/segments.json; h200/segments.json: triton is ahead of the reference but in "
+        "segment_mean. cuda by bytes, not timed on a device: k-means reads the map once an iteration, not twice; "
+        "segment_mean once, not once for 64 segments; split_by_label sorts no pixels.",
         kernels={
             "spherical_kmeans_kernel": 1, "split_by_label_kernel": 4,
             "segment_sums_fwd_kernel": 2, "segment_sums_bwd_kernel": 2,

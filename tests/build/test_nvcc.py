@@ -54,6 +54,17 @@ template void use(Device&, GatherParams<float>);
 template void use(Device&, GatherParams<double>);
 template void metricseg::anchors::sample_anchors(Device&, const SampleParams&);
 """,
+    "segments": """
+template <typename T>
+void use(Device& d, KmeansParams<T> p, LabelSumsParams<T> q) {
+  spherical_kmeans(d, p, 1);
+  label_sums_fwd(d, q);
+  label_sums_bwd(d, q);
+}
+template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
+template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
+template void metricseg::segments::split_by_label(Device&, const SplitParams&);
+""",
 }
 
 

@@ -265,6 +265,13 @@ METRICSEG_UNWATCHED T atomicMax(T* address, T value) {
   *address = old < value ? value : old;
   return old;
 }
+template <typename T>
+METRICSEG_UNWATCHED T atomicCAS(T* address, T expected, T value) {
+  METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
+  const T old = *address;
+  if (old == expected) *address = value;
+  return old;
+}
 
 namespace metricseg {
 template <typename T>
