@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kMostPixels = int64_t(1) << 30;  // of an image
 
 void check_labels(const Tensor& labels, const char* name) {
-  STD_TORCH_CHECK(labels.dim() == 3 && !is_floating(type_of(labels)), "metricseg: ", name, " must be [B, h, w], integers");
+  STD_TORCH_CHECK(labels.dim() == 3 && !is_floating(type_of(labels)), "metricseg: ", name,
+                  " must be [B, h, w], integers");
 }
 
 void run_kmeans(const KmeansArguments<Tensor>& a) {
@@ -36,9 +37,8 @@ void run_kmeans(const KmeansArguments<Tensor>& a) {
     check_tensor(a.init, {B, H, W}, x, a.init->scalar_type(), "init", false);
   }
   CudaDevice device(x);
-  dispatch_accumulator(type_of(x), [&](auto zero) {
-    spherical_kmeans(device, a.template params<decltype(zero)>(), a.iterations);
-  });
+  dispatch_accumulator(type_of(x),
+                       [&](auto zero) { spherical_kmeans(device, a.template params<decltype(zero)>(), a.iterations); });
 }
 
 void run_split(const SplitArguments<Tensor>& a) {

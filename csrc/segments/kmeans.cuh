@@ -102,13 +102,13 @@ __global__ void __launch_bounds__(kThreads) start_kernel(KmeansParams<T> p, Kmea
 // A tile in shared memory, and what belongs to its pixels.
 template <typename T>
 struct Tile {
-  T* values;         // [rows, kStride] of t = [x; L y; L x], a chunk
-  T* centers;        // [rows, kClusters], a chunk of a block
-  T* sums;           // [copies, K, J + 1]
-  T* weights;        // [kTile]
-  int* clusters;     // [kTile], -1 for none
-  int64_t* places;   // [kTile] elements from channel 0 of the image
-  Steps<T>* steps;   // [kTile] of an interpolation
+  T* values;        // [rows, kStride] of t = [x; L y; L x], a chunk
+  T* centers;       // [rows, kClusters], a chunk of a block
+  T* sums;          // [copies, K, J + 1]
+  T* weights;       // [kTile]
+  int* clusters;    // [kTile], -1 for none
+  int64_t* places;  // [kTile] elements from channel 0 of the image
+  Steps<T>* steps;  // [kTile] of an interpolation
   int64_t image;
   int first, count;  // pixels
 };
@@ -117,8 +117,16 @@ template <typename T>
 __device__ __forceinline__ Tile<T> lay_out(const KmeansLayout& l) {
   auto* const smem = shared_memory<unsigned char>();
   const auto at = [&](int64_t bytes) { return reinterpret_cast<T*>(smem + bytes); };
-  return {at(0), at(l.centers_at), at(l.sums_at), at(l.weights_at), reinterpret_cast<int*>(smem + l.clusters_at),
-          reinterpret_cast<int64_t*>(smem + l.places_at), reinterpret_cast<Steps<T>*>(smem + l.steps_at), 0, 0, 0};
+  return {at(0),
+          at(l.centers_at),
+          at(l.sums_at),
+          at(l.weights_at),
+          reinterpret_cast<int*>(smem + l.clusters_at),
+          reinterpret_cast<int64_t*>(smem + l.places_at),
+          reinterpret_cast<Steps<T>*>(smem + l.steps_at),
+          0,
+          0,
+          0};
 }
 
 // to[line] = value(line) for lines begin, begin + step, ... < end. Loads are issued in batches, before a store waits for
@@ -151,7 +159,8 @@ __device__ __forceinline__ void load_rows(const KmeansParams<T>& p, const Kmeans
         const bool wanted = i < tile.count;
         const auto* const cell = x + (wanted ? tile.places[i] : 0);
         const Steps<T> steps = wanted ? tile.steps[i] : Steps<T>{};
-        copy_lines<2>(0, embedded, 1, tile.values + i, kStride, [&](int c) { return interpolate(cell + c * step, steps); });
+        copy_lines<2>(0, embedded, 1, tile.values + i, kStride,
+                      [&](int c) { return interpolate(cell + c * step, steps); });
       }
     } else if (step == 1 && p.channels > 1) {  // channels-last: lanes along channels
       for (int c = lane; c < embedded; c += kWarp) {
@@ -161,7 +170,7 @@ __device__ __forceinline__ void load_rows(const KmeansParams<T>& p, const Kmeans
     } else {
       for (int i = threadIdx.x; i < tile.count; i += kThreads) {
         const auto* const cell = x + tile.places[i];
-        copy_lines<8>(0, embedded, 1, tile.values + i, kStride, [&](int c) { return widen<T>(cell[c * step]); });
+        copy_lines<16>(0, embedded, 1, tile.values + i, kStride, [&](int c) { return widen<T>(cell[c * step]); });
       }
     }
   });
@@ -285,8 +294,8 @@ __device__ __forceinline__ void add_runs(const Tile<T>& tile, int rows, int colu
 // One pass over a part of an image: joins pixels to the nearest of the centers if `joins`, else they have their ids;
 // adds them to the sums of the part if `adds`, else writes their ids.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 3) step_kernel(KmeansParams<T> p, KmeansScratch<T> s, KmeansLayout l,
-                                                           bool joins, bool adds) {
+__global__ void __launch_bounds__(kThreads, 3)
+    step_kernel(KmeansParams<T> p, KmeansScratch<T> s, KmeansLayout l, bool joins, bool adds) {
   Tile<T> tile = lay_out<T>(l);
   const int part = blockIdx.x % l.parts, N = p.pixels(), J = p.dims(), W = static_cast<int>(p.x.labels);
   tile.image = blockIdx.x / l.parts;

@@ -28,7 +28,8 @@ struct KmeansLayout {
   bool shared_sums;          // else in global memory, in L2
   int shares;                // of the sums of an image, in global memory
   int64_t share_values;      // K (J + 1): sums, and the number of pixels
-  int64_t centers_at, sums_at, weights_at, clusters_at, places_at, steps_at;  // bytes in shared memory; the tile is at 0
+  int64_t centers_at, sums_at, weights_at, clusters_at, places_at,
+      steps_at;  // bytes in shared memory; the tile is at 0
   int64_t smem;
 };
 
@@ -53,8 +54,8 @@ KmeansLayout make_kmeans_layout(const KmeansParams<T>& p) {
   const auto fit = [&](int64_t each) {
     return std::max<int64_t>(int64_t(p.pixels()) * J / std::max<int64_t>(each * l.share_values, 1), 1);
   };
-  l.parts = static_cast<int>(std::min({kMostParts, ceil_div(kBlocks, std::max<int64_t>(p.batch, 1)),
-                                       std::max<int64_t>(l.tiles, 1), fit(1)}));
+  l.parts = static_cast<int>(
+      std::min({kMostParts, ceil_div(kBlocks, std::max<int64_t>(p.batch, 1)), std::max<int64_t>(l.tiles, 1), fit(1)}));
   l.shared_sums = l.share_values * kSize <= kSumsBytes;
   l.copies = kWarps;  // a warp each; they share one if there is no room
   while (l.copies > 1 && (l.shared_sums ? l.copies * l.share_values * kSize > kSumsBytes : fit(l.parts) < l.copies)) {

@@ -21,16 +21,17 @@ struct Pair {
 
 // Tables of 2^n slots an image, more than twice its pixels.
 struct SplitScratch {
-  uint32_t size;       // slots of an image
-  unsigned* counts;    // [B] distinct pairs; zero at first
-  unsigned* slots;     // [B, size] a pixel of the image plus 1, or 0 for none; zero at first
-  unsigned* pairs;     // [B, area] the slots in use
-  int64_t* numbers;    // [B, size] of the segments
+  uint32_t size;     // slots of an image
+  unsigned* counts;  // [B] distinct pairs; zero at first
+  unsigned* slots;   // [B, size] a pixel of the image plus 1, or 0 for none; zero at first
+  unsigned* pairs;   // [B, area] the slots in use
+  int64_t* numbers;  // [B, size] of the segments
 };
 
 __device__ __forceinline__ Pair pair_at(const SplitParams& p, int64_t image, uint32_t pixel) {
   const auto width = static_cast<uint32_t>(p.width);
-  return {label_at(p.ids, image, pixel / width, pixel % width), label_at(p.labels, image, pixel / width, pixel % width)};
+  return {label_at(p.ids, image, pixel / width, pixel % width),
+          label_at(p.labels, image, pixel / width, pixel % width)};
 }
 
 __device__ __forceinline__ uint32_t hash(const Pair& pair) {
@@ -41,7 +42,7 @@ __device__ __forceinline__ uint32_t hash(const Pair& pair) {
 
 // The slot of a pair, which gets one if it has none.
 __device__ __forceinline__ int64_t slot_of(const SplitParams& p, const SplitScratch& s, int64_t image, uint32_t pixel,
-                                            const Pair& pair) {
+                                           const Pair& pair) {
   unsigned* const slots = s.slots + image * s.size;
   for (uint32_t at = hash(pair) & (s.size - 1);; at = (at + 1) & (s.size - 1)) {
     const unsigned old = atomicCAS(&slots[at], 0u, pixel + 1);

@@ -137,6 +137,17 @@ def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> 
         assert u.shared <= 16 << 10, u
 
 
+def test_segments_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> None:
+    """Three blocks of 128 threads of the kernel that holds products in registers; 1,024 threads of the others."""
+    steps = 0
+    for u in usages("segments"):
+        step = "step_kernel" in u.kernel
+        assert u.registers <= (REGISTER_FILE // (3 * 128) if step else 64), u
+        assert u.shared <= 4096, u  # beside dynamic shared memory: csrc/common/cuda/launch.h
+        steps += step
+    assert steps == 4
+
+
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
     """Blocks of 128 threads on a multiprocessor: what launch_config.h's resident_blocks promises the launch geometry."""
     walks = {}

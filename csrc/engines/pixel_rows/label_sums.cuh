@@ -11,11 +11,11 @@
 
 namespace metricseg {
 
-constexpr int kSortThreads = 256, kSortRun = 8;       // pixels of a thread
-constexpr int kSortTile = kSortThreads * kSortRun;    // pixels of a block
-constexpr int kDigit = 6, kDigits = 1 << kDigit;      // bits that a pass sorts by, at most
+constexpr int kSortThreads = 256, kSortRun = 8;     // pixels of a thread
+constexpr int kSortTile = kSortThreads * kSortRun;  // pixels of a block
+constexpr int kDigit = 6, kDigits = 1 << kDigit;    // bits that a pass sorts by, at most
 constexpr int kScanThreads = 512;
-constexpr int kSumWarps = 4, kSumRun = 64;            // of a block; pixels of a warp
+constexpr int kSumWarps = 4, kSumRun = 64;  // of a block; pixels of a warp
 constexpr int kSpreadThreads = 256;
 
 template <typename T>
@@ -267,7 +267,8 @@ __global__ void __launch_bounds__(256) join_kernel(LabelSumsParams<T> p, SumScra
 // if these are neighbors in memory.
 template <typename T>
 __global__ void __launch_bounds__(kSpreadThreads) spread_kernel(LabelSumsParams<T> p, int chunks) {
-  const int64_t tile = blockIdx.x / chunks, begin = tile * kSpreadThreads, channel = int64_t(blockIdx.x % chunks) * kWarp;
+  const int64_t tile = blockIdx.x / chunks, begin = tile * kSpreadThreads,
+                channel = int64_t(blockIdx.x % chunks) * kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int width = p.channels - channel < kWarp ? static_cast<int>(p.channels - channel) : kWarp;
   const auto row_of = [&](int64_t n) -> const T* {

@@ -10,9 +10,8 @@ using namespace metricseg::segments;
 
 static void run_kmeans(const KmeansArguments<py::array>& a) {
   HostDevice device;
-  dispatch_accumulator(type_of(a.embeddings), [&](auto zero) {
-    spherical_kmeans(device, a.template params<decltype(zero)>(), a.iterations);
-  });
+  dispatch_accumulator(type_of(a.embeddings),
+                       [&](auto zero) { spherical_kmeans(device, a.template params<decltype(zero)>(), a.iterations); });
 }
 
 static void run_split(const SplitArguments<py::array>& a) {
