@@ -6,15 +6,10 @@
 #pragma once
 
 #include "../common/cuda/reduce.cuh"
+#include "../common/cuda/vec.cuh"
 #include "kmeans_points.cuh"
 
 namespace metricseg::segments {
-
-template <typename T>
-struct alignas(16) Vec {
-  static constexpr int kCount = 16 / sizeof(T);
-  T values[kCount];
-};
 
 // A tile in shared memory, and what belongs to its pixels.
 template <typename T>

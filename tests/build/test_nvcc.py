@@ -65,6 +65,10 @@ template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
 template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
 template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
+    "retrieval": """
+template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
+template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);
+""",
 }
 
 
@@ -137,15 +141,14 @@ def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> 
         assert u.shared <= 16 << 10, u
 
 
-def test_segments_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> None:
-    """Three blocks of 128 threads of the kernel that holds products in registers; 1,024 threads of the others."""
-    steps = 0
-    for u in usages("segments"):
-        step = "step_kernel" in u.kernel
-        assert u.registers <= (REGISTER_FILE // (3 * 128) if step else 64), u
+@pytest.mark.parametrize(("family", "kernel"), [("segments", "step_kernel"), ("retrieval", "part_kernel")])
+def test_products_fill_a_multiprocessor(family: str, kernel: str, usages: Callable[[str], list[Usage]]) -> None:
+    """Three blocks of 128 threads of a kernel that holds products in registers; 1,024 threads of the others."""
+    found = usages(family)
+    assert sum(kernel in u.kernel for u in found) == 4
+    for u in found:
+        assert u.registers <= (REGISTER_FILE // (3 * 128) if kernel in u.kernel else 64), u
         assert u.shared <= 4096, u  # beside dynamic shared memory: csrc/common/cuda/launch.h
-        steps += step
-    assert steps == 4
 
 
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
