@@ -135,22 +135,32 @@ __device__ __forceinline__ void multiply(const TopkParams<T>& p, int64_t query, 
 }
 
 // Puts an entry into a sorted list of a warp, after entries that are as large. A lane holds every 32nd entry: it reads
-// and writes no other.
+// and writes no other. Eight reads of a lane are issued before the first is waited for.
 template <typename T>
 __device__ __forceinline__ void insert(Best<T>* list, int k, Best<T> entry) {
-  const int lane = threadIdx.x % kWarp;
+  constexpr int kReads = 8;
+  const int lane = threadIdx.x % kWarp, before = lane > 0 ? lane - 1 : 0;
   bool found = false;  // its place; then `entry` is what had to move from there on
-  for (int first = 0; first < k; first += kWarp) {
-    const int at = first + lane;
-    const Best<T> own = at < k ? list[at] : Best<T>{-std::numeric_limits<T>::infinity(), 0};
-    const auto stays = [&](const Best<T>& other) { return !found && other.value >= entry.value; };
-    const Best<T> last{__shfl_sync(kFullMask, own.value, kWarp - 1), __shfl_sync(kFullMask, own.row, kWarp - 1)};
-    const int before = lane > 0 ? lane - 1 : 0;
-    const Best<T> lower{__shfl_sync(kFullMask, own.value, before), __shfl_sync(kFullMask, own.row, before)};
-    if (at < k && !stays(own)) list[at] = lane > 0 && !stays(lower) ? lower : entry;
-    if (stays(last)) continue;
-    entry = last;
-    found = true;
+  const auto stays = [&](const Best<T>& other) { return !found && other.value >= entry.value; };
+  for (int base = lane; base - lane < k; base += kReads * kWarp) {
+    Best<T> own[kReads];
+#pragma unroll
+    for (int r = 0; r < kReads; ++r) {
+      const int at = base + r * kWarp;
+      own[r] = at < k ? list[at] : Best<T>{-std::numeric_limits<T>::infinity(), 0};
+    }
+#pragma unroll
+    for (int r = 0; r < kReads; ++r) {
+      const int at = base + r * kWarp;
+      if (at - lane >= k) break;
+      const Best<T> last{__shfl_sync(kFullMask, own[r].value, kWarp - 1),
+                         __shfl_sync(kFullMask, own[r].row, kWarp - 1)};
+      const Best<T> lower{__shfl_sync(kFullMask, own[r].value, before), __shfl_sync(kFullMask, own[r].row, before)};
+      if (at < k && !stays(own[r])) list[at] = lane > 0 && !stays(lower) ? lower : entry;
+      if (stays(last)) continue;
+      entry = last;
+      found = true;
+    }
   }
 }
 
