@@ -69,6 +69,14 @@ def test_strided_rows(backend: str) -> None:
     assert torch.equal(got[1], expected[1])
 
 
+@pytest.mark.parametrize("barrier", [1, 2, 3])
+def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:
+    """So the tests above show that none is missing."""
+    shim.lose_barrier(barrier)
+    with pytest.raises(RuntimeError, match="race in shared memory: thread"):
+        mk.topk_similarity(*draw(9, 300, 20, torch.float32), 5, backend=backend)
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 for Q, M, D, k, dtype, acc in [(3, 5, 2, 9, "f4", "f4"), (65, 70, 17, 1, "f8", "f8"), (1, 2100, 3, 33, "f2", "f4"),

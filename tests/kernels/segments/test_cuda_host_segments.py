@@ -138,6 +138,17 @@ def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> Non
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("barrier", [1, 2, 3, 4])
+def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:
+    """So the tests above show that none is missing."""
+    x, ids, _ = mean_inputs((1, 5, 20, 30), "plain", 7, torch.float32, "cpu")
+    shim.lose_barrier(barrier)
+    with pytest.raises(RuntimeError, match="race in shared memory: thread"):
+        mk.spherical_kmeans(x, iterations=2, backend=backend)
+    with pytest.raises(RuntimeError, match="race in shared memory: thread"):
+        mk.segment_mean(x, ids, 7, backend=backend)
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 def values(*shape, dtype):
