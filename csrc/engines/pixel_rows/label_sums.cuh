@@ -15,7 +15,8 @@ constexpr int kSortThreads = 256, kSortRun = 8;     // pixels of a thread
 constexpr int kSortTile = kSortThreads * kSortRun;  // pixels of a block
 constexpr int kDigit = 6, kDigits = 1 << kDigit;    // bits that a pass sorts by, at most
 constexpr int kScanThreads = 512;
-constexpr int kSumWarps = 4, kSumRun = 64;  // of a block; pixels of a warp
+constexpr int kSumWarps = 4, kSumThreads = kSumWarps * kWarp;  // of a block
+constexpr int kSumRun = 64;                                    // pixels of a warp
 constexpr int kSpreadThreads = 256;
 
 template <typename T>
@@ -167,7 +168,7 @@ struct SumScratch {
 
 // A unit is kSumRun entries: a warp adds them, a lane a channel.
 template <typename T>
-__global__ void __launch_bounds__(kSumWarps* kWarp) add_kernel(LabelSumsParams<T> p, SumScratch<T> s, int chunks) {
+__global__ void __launch_bounds__(kSumThreads) add_kernel(LabelSumsParams<T> p, SumScratch<T> s, int chunks) {
   constexpr int kLine = kWarp + 1;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, chunk = blockIdx.x % chunks;
   const int64_t unit = blockIdx.x / chunks * int64_t(kSumWarps) + warp, first_channel = int64_t(chunk) * kWarp;
@@ -325,7 +326,7 @@ void label_sums_fwd(Device& device, const LabelSumsParams<T>& p) {
                   device.template scratch<T>(2 * units * p.channels)};
   device.clear(s.bounds, 2 * p.classes * sizeof(uint32_t));
   constexpr int64_t kEach = kWarp * (kWarp + 1) * sizeof(T) + kWarp * (sizeof(int64_t) + sizeof(uint32_t));
-  device.launch(add_kernel<T>, ceil_div(units, kSumWarps) * chunks, kSumWarps * kWarp, kSumWarps * kEach, p, s,
+  device.launch(add_kernel<T>, ceil_div(units, kSumWarps) * chunks, kSumThreads, kSumWarps * kEach, p, s,
                 static_cast<int>(chunks));
   device.launch(join_kernel<T>, p.classes, 256, 0, p, s);
 }
