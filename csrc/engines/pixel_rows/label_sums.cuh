@@ -208,18 +208,19 @@ __global__ void __launch_bounds__(kSumThreads) add_kernel(LabelSumsParams<T> p, 
     places[lane] = place;
     __syncthreads();
     with_storage<T>(p.features, [&](auto* x) {
-      if (p.features.k == 1) {  // lanes along channels
-#pragma unroll 8
-        for (int i = 0; i < kWarp; ++i) {
-          const bool wanted = lane < width && keys[i] != none;
-          values[lane * kLine + i] = wanted ? widen<T>(x[places[i] + lane]) : T(0);
+      constexpr int kBatch = 8;              // loads, before the first is stored
+      const bool along = p.features.k == 1;  // lanes along channels
+      for (int first_line = 0; first_line < kWarp; first_line += kBatch) {
+        T batch[kBatch];
+#pragma unroll
+        for (int q = 0; q < kBatch; ++q) {
+          const int line = first_line + q, c = along ? lane : line;
+          const bool wanted = c < width && (along ? keys[line] : key) != none;
+          batch[q] = wanted ? widen<T>(x[(along ? places[line] : place) + c * p.features.k]) : T(0);
         }
-      } else {
-#pragma unroll 8
-        for (int c = 0; c < kWarp; ++c) {
-          const bool wanted = c < width && key != none;
-          values[c * kLine + lane] = wanted ? widen<T>(x[place + c * p.features.k]) : T(0);
-        }
+#pragma unroll
+        for (int q = 0; q < kBatch; ++q)
+          values[along ? lane * kLine + first_line + q : (first_line + q) * kLine + lane] = batch[q];
       }
     });
     __syncthreads();
