@@ -68,10 +68,10 @@ class Rows {
 
   const CpuParams<T>& params;
   const int64_t image, W, stride, width;  // width: values of a cell in the panel
-  T* const weights;    // [9, stride]
-  T* const offsets;    // [3, 2, stride], column x at x + 1
-  T* const displaced;  // [2, stride]
-  T* const sums;       // [kBand, 2, stride], column x at x + 1
+  T* const weights;                       // [9, stride]
+  T* const offsets;                       // [3, 2, stride], column x at x + 1
+  T* const displaced;                     // [2, stride]
+  T* const sums;                          // [kBand, 2, stride], column x at x + 1
   Sum<T> pixels[N];
   T tile[kBlock * N];    // [channels, N]
   T turned[N * kBlock];  // [N, channels]

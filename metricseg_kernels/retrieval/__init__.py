@@ -26,7 +26,7 @@ def topk_similarity(
         bank: [M, D] of the queries' dtype.
         k: how many, 1 to 1024.
         valid: [M] bool; the other rows are not retrieved. None for all.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         (values [Q, k] in float32, or float64 for float64 input, indices [Q, k] int64). If fewer than k rows can be

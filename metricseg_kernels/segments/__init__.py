@@ -65,7 +65,7 @@ def spherical_kmeans(
         valid: [B, H, W] bool; other pixels take no part. None for all.
         size: (H, W), clusters the bilinear interpolation of embeddings to this size, which never exists. None: (h, w).
         align_corners: of the interpolation, as in `F.interpolate`.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [B, H, W] int64 clusters in [0, K). -1 at pixels that are not valid, whose embedding or location holds a NaN, an
@@ -131,7 +131,7 @@ def split_by_label(
         num_classes: labels lie in [0, num_classes); None for 65536, which is the most.
         ignore_index: label of pixels that are in no segment; None for no label. "auto" is 255, unless num_classes is
             more.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         Segments(ids [B, h, w], labels [capacity], count []). No segment: count 0.
@@ -178,7 +178,7 @@ def segment_mean(
             int64.
         num_segments: S, >= 1.
         normalize: see above.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [S, D] in the dtype of x. A segment without a pixel, or whose sum is 0, gives zeros, and a zero gradient; norms

@@ -54,6 +54,21 @@ template void use(Device&, GatherParams<float>);
 template void use(Device&, GatherParams<double>);
 template void metricseg::anchors::sample_anchors(Device&, const SampleParams&);
 """,
+    "segments": """
+template <typename T>
+void use(Device& d, KmeansParams<T> p, LabelSumsParams<T> q) {
+  spherical_kmeans(d, p, 1);
+  label_sums_fwd(d, q);
+  label_sums_bwd(d, q);
+}
+template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
+template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
+template void metricseg::segments::split_by_label(Device&, const SplitParams&);
+""",
+    "retrieval": """
+template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
+template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);
+""",
 }
 
 
@@ -124,6 +139,16 @@ def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> 
     for u in found:
         assert u.registers <= 64, u
         assert u.shared <= 16 << 10, u
+
+
+@pytest.mark.parametrize(("family", "kernel"), [("segments", "step_kernel"), ("retrieval", "part_kernel")])
+def test_products_fill_a_multiprocessor(family: str, kernel: str, usages: Callable[[str], list[Usage]]) -> None:
+    """Three blocks of 128 threads of a kernel that holds products in registers; 1,024 threads of the others."""
+    found = usages(family)
+    assert sum(kernel in u.kernel for u in found) == 4
+    for u in found:
+        assert u.registers <= (REGISTER_FILE // (3 * 128) if kernel in u.kernel else 64), u
+        assert u.shared <= 4096, u  # beside dynamic shared memory: csrc/common/cuda/launch.h
 
 
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:

@@ -48,7 +48,7 @@ BAD = [
     ("size-zero", kmeans, (X,), {"size": (0, 8)}, ValueError, "size must be in.*got 0"),
     ("size-of-nothing", kmeans, (X[:, :, :0],), {"size": (8, 8)}, ValueError, r"embeddings must hold a pixel to.*\(2, 5, 0, 6\)"),
     ("backend", kmeans, (X,), {"backend": "gpu"}, ValueError, "backend must be one of.*'gpu'"),
-    ("no-cuda", kmeans, (X,), {"backend": "cuda"}, RuntimeError, "'cuda' can't run here: segments has no cuda"),
+    ("no-cuda", kmeans, (X,), {"backend": "cuda"}, RuntimeError, "'cuda' can't run here: it runs on cuda tensors, these are on cpu"),
     ("ids-rank", split, (IDS[0], IDS), {"capacity": 4}, ValueError, r"ids must be \[B, h, w\], got shape \(4, 6\)"),
     ("ids-float", split, (AT[:, 0], IDS), {"capacity": 4}, TypeError, "ids must have dtype.*float32"),
     ("labels-float", split, (IDS, AT[:, 0]), {"capacity": 4}, TypeError, "labels must have dtype.*float32"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -85,10 +86,14 @@ def _array(value: object) -> object:
 
 
 def kernels(module: ModuleType) -> SimpleNamespace:
-    """The raw kernels of a module, taking torch tensors like those of every backend."""
+    """The raw kernels of a module, taking torch tensors, or tuples of arguments, like those of every backend."""
 
     def wrap(name: str) -> object:
-        return lambda *arguments: getattr(module, name)(*map(_array, arguments))
+        def run(*arguments: object) -> None:
+            flat = itertools.chain(*(a if isinstance(a, tuple) else (a,) for a in arguments))
+            getattr(module, name)(*map(_array, flat))
+
+        return run
 
     return SimpleNamespace(**{name: wrap(name) for name in dir(module) if name.endswith("_kernel")})
 

@@ -50,6 +50,7 @@ inline Type type_of(const py::array& a) {
     case 'f' * 16 + 2:
       return Type::f16;
     case 'u' * 16 + 1:
+    case 'b' * 16 + 1:
       return Type::u8;
     case 'i' * 16 + 4:
       return Type::i32;

@@ -234,16 +234,21 @@ void launch(Kernel kernel, int64_t blocks, int threads, int64_t shared, Argument
 inline void __syncthreads() { cuda_host::wait(cuda_host::Fiber::kAtBarrier); }
 
 template <typename T>
-METRICSEG_UNWATCHED T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+METRICSEG_UNWATCHED T __shfl_sync(unsigned mask, T value, int lane) {
   static_assert(sizeof(T) <= 8);
   if (mask != 0xffffffffu) throw std::logic_error("partial masks are not modelled");
   uint64_t* const exchange = cuda_host::block.exchange;
   std::memcpy(&exchange[threadIdx.x], &value, sizeof(T));
   cuda_host::wait(cuda_host::Fiber::kAtShuffle);
   T other;
-  std::memcpy(&other, &exchange[threadIdx.x ^ lanes], sizeof(T));
+  std::memcpy(&other, &exchange[threadIdx.x / 32 * 32 + lane % 32], sizeof(T));
   cuda_host::wait(cuda_host::Fiber::kAtShuffle);
   return other;
+}
+
+template <typename T>
+METRICSEG_UNWATCHED T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ lanes);
 }
 
 inline bool __all_sync(unsigned mask, bool value) {
@@ -263,6 +268,13 @@ METRICSEG_UNWATCHED T atomicMax(T* address, T value) {
   METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
   const T old = *address;
   *address = old < value ? value : old;
+  return old;
+}
+template <typename T>
+METRICSEG_UNWATCHED T atomicCAS(T* address, T expected, T value) {
+  METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
+  const T old = *address;
+  if (old == expected) *address = value;
   return old;
 }
 
