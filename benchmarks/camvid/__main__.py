@@ -72,8 +72,9 @@ def run(comparison: Comparison, args: argparse.Namespace) -> None:
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         for seed in args.seeds:
-            loader = train_loader(args.data, seed, args.workers)
             for row in args.rows:
+                regions = comparison.rows[row].regions
+                loader = train_loader(args.data, seed, args.workers, regions, args.work / "regions")
                 stem = args.work / f"{row}-{seed}"
                 files = stem.with_suffix(".pt"), stem.with_suffix(".csv")
                 train(partial(make, row), loader, args.data, args.epochs, seed, args.eval_every, *files)

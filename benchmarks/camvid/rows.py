@@ -15,12 +15,14 @@ from .systems import System, metricseg_system, smp_system
 
 @dataclass(frozen=True)
 class Row:
-    """A network and the terms of its loss, with the name and the color that it is shown in; without a network, smp."""
+    """A network and the terms of its loss, with the name and the color that it is shown in; without a network, smp.
+    With `regions` it trains without labels, see `train_loader`."""
 
     name: str
     color: str
     model: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,4 +108,22 @@ CENTERS = Comparison(
     },
 )
 
-COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS}
+SUPERVISED = {"segsort": {"output": "embedding", "loss": {"name": "segsort"}}}
+WITHOUT_LABELS = {"name": "segsort", "supervision": "segments", "memory": 0, "capacity": 3072}
+UNSUPERVISED = {"segsort": {"output": "embedding", "loss": WITHOUT_LABELS}}
+
+SEGSORT = Comparison(
+    "camvid_segsort",
+    "system",
+    "CamVid, DeepLabv3+ on EfficientNet-Lite0: softmax, and segments by retrieval",
+    6,
+    {
+        "softmax": Row("1 x 1 convolution, softmax", "#999999", {"name": "deeplabv3plus"}, CE),
+        "supervised": Row("SegSort, supervised", "#0072b2", {"name": "segsort"}, SUPERVISED),
+        "unsupervised": Row(
+            "SegSort, unsupervised", "#d55e00", {"name": "segsort"}, UNSUPERVISED, {"method": "felzenszwalb"}
+        ),
+    },
+)
+
+COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS, "segsort": SEGSORT}
