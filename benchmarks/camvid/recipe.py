@@ -157,9 +157,10 @@ def train(
     checkpoint: Path,
     curve: Path,
 ) -> None:
-    """A whole run, or the rest of one: `checkpoint` is written after each epoch and resumed from; `curve` is its CSV.
+    """A whole run, or the rest of one: `checkpoint` is written after each epoch, before its validation and after, and
+    resumed from; `curve` is its CSV.
 
-    The last epoch is always validated.
+    Every `eval_every`-th epoch is validated, and the last one always.
     """
     system, optimizer, schedule = prepare(make, seed, epochs * len(loader))
     state = {"model": system.model, "optimizer": optimizer, "schedule": schedule}
@@ -171,24 +172,31 @@ def train(
         rows = kept["rows"]
         for key, part in state.items():
             part.load_state_dict(kept[key])
+
+    def keep() -> None:
+        write_rows(curve, rows)
+        whole = checkpoint.with_suffix(".part")
+        torch.save({**{key: part.state_dict() for key, part in state.items()}, "rows": rows}, whole)
+        whole.replace(checkpoint)
+
+    def validate_last() -> None:
+        if rows[-1]["val_miou"] == "" and (len(rows) % eval_every == 0 or len(rows) == epochs):
+            iou = validate(system, root)
+            rows[-1]["val_miou"] = round(sum(iou) / len(iou), 5)
+            rows[-1].update({c: round(iou[k], 4) for k, c in enumerate(CamVid.classes)})
+            keep()
+
+    if rows:
+        validate_last()
     clock = Clock(rows[-1]["train_seconds"], rows[-1]["train_cpu_seconds"]) if rows else Clock()
     for epoch in range(len(rows), epochs):
         torch.manual_seed(seeded(seed, epoch))
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         loss = train_epoch(system, loader, optimizer, schedule, f"{checkpoint.stem} {epoch + 1}/{epochs}")
         wall, cpu = clock.read()
-        due = (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
-        iou = validate(system, root) if due else None
+        seconds = {"train_seconds": round(wall, 1), "train_cpu_seconds": round(cpu, 1)}
+        rows.append({"epoch": epoch + 1, "train_loss": round(loss, 5), "val_miou": "", **seconds})
+        rows[-1].update(dict.fromkeys(CamVid.classes, ""))
+        keep()
+        validate_last()
         clock = Clock(wall, cpu)
-        rows.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": round(loss, 5),
-                "val_miou": round(sum(iou) / len(iou), 5) if iou else "",
-                "train_seconds": round(wall, 1),
-                "train_cpu_seconds": round(cpu, 1),
-                **{c: round(iou[k], 4) if iou else "" for k, c in enumerate(CamVid.classes)},
-            }
-        )
-        write_rows(curve, rows)
-        torch.save({**{key: part.state_dict() for key, part in state.items()}, "rows": rows}, checkpoint)

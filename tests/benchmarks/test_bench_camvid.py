@@ -98,7 +98,12 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
         patch.setattr(recipe, "train_epoch", killed)
         run("focal-0")
-    resumed = run("focal-0")
+    with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
+        patch.setattr(recipe, "validate", lambda *_: pytest.fail("killed"))
+        run("focal-0")
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_epoch", lambda *_: pytest.fail("both epochs are kept"))
+        resumed = run("focal-0")
     assert torch.equal(whole["model"]["weight"], resumed["model"]["weight"])
     assert [row["val_miou"] for row in resumed["rows"]] == ["", 0.5]
 
