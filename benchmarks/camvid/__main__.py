@@ -1,7 +1,8 @@
 """Training runs: python -m benchmarks.camvid COMPARISON ACTION [options], or python -m benchmarks.camvid scenes
 
 COMPARISON is a table of `rows.py`: networks (segmentation_models_pytorch's with an eager loss, and metricseg's), losses
-(one network, five losses) or centers (one network, six classifiers). ACTION:
+(one network, five losses), centers (one network, six classifiers) or segsort (a classifier, and retrieval with and
+without labels). ACTION:
 
     train      --data DIR --weights FILE [--rows ...] [--epochs N] [--seeds 0 1 2] [--device cuda]
     steps      --data DIR --weights FILE [--count 12]: time and memory of a training step, all rows in turn
@@ -72,8 +73,9 @@ def run(comparison: Comparison, args: argparse.Namespace) -> None:
     else:
         args.work.mkdir(parents=True, exist_ok=True)
         for seed in args.seeds:
-            loader = train_loader(args.data, seed, args.workers)
             for row in args.rows:
+                regions = comparison.rows[row].regions
+                loader = train_loader(args.data, seed, args.workers, regions, args.work / "regions")
                 stem = args.work / f"{row}-{seed}"
                 files = stem.with_suffix(".pt"), stem.with_suffix(".csv")
                 train(partial(make, row), loader, args.data, args.epochs, seed, args.eval_every, *files)

@@ -15,28 +15,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from metricseg.data import Augmented, CamVid, EpochSampler, eval_transform, train_transform
+from metricseg.data import IGNORE, Augmented, CamVid, EpochSampler, eval_transform, train_transform
+from metricseg.data.regions import NO_REGION, Oversegmented, Regions
 from metricseg.data.stream import seeded
+from metricseg.models import SegSort
 from metricseg.training.evaluation import IoU
+from metricseg.training.retrieval import joined
 
 from .systems import System
 
 HALF = (0.5, 0.5, 0.5)
 
 
-def train_loader(root: Path, seed: int, workers: int = 0) -> DataLoader[Any]:
-    """The training batches, (float32 [8, 3, 320, 320], uint8 [8, 320, 320])."""
-    data = Augmented(CamVid(root, "train"), train_transform((320, 320), scale=(0.6, 1.6), mean=HALF, std=HALF), seed)
+def train_loader(
+    root: Path, seed: int, workers: int = 0, regions: dict[str, Any] | None = None, cache: Path | None = None
+) -> DataLoader[Any]:
+    """The training batches, (float32 [8, 3, 320, 320], uint8 [8, 320, 320]); with the options of `regions`, int32
+    regions of an oversegmentation in the place of labels, kept in the folder `cache`."""
+    pictures: Any = CamVid(root, "train")
+    if regions:
+        pictures = Oversegmented(pictures, Regions(**regions, cache=cache or "runs/regions"))
+        pictures.prepare(workers)
+    ignored = NO_REGION if regions else IGNORE
+    transform = train_transform((320, 320), scale=(0.6, 1.6), mean=HALF, std=HALF, ignored=ignored)
+    data = Augmented(pictures, transform, seed)
     return DataLoader(data, 8, sampler=EpochSampler(len(data), seed), drop_last=True, num_workers=workers)
+
+
+def fill_bank(model: SegSort, root: Path, device: str) -> None:
+    """Build the bank from all training pictures at their own size, without augmentation, with their labels."""
+    transform, data = eval_transform(mean=HALF, std=HALF), CamVid(root, "train")
+    parts = []
+    for number in tqdm(range(len(data)), desc="bank", mininterval=5):
+        image, labels = (part.as_subclass(Tensor)[None].to(device) for part in transform(*data[number]))
+        parts.append(model.bank_rows(image, labels, number))
+    model.bank.fill(joined(parts, model.bank.dim))
 
 
 @torch.inference_mode()
 def validate(system: System, root: Path) -> list[float]:
-    """IoU of each class over the validation pictures at their own size, in [0, 1]."""
+    """IoU of each class over the validation pictures at their own size, in [0, 1]. A SegSort gets a new bank first."""
     system.model.eval()
+    if isinstance(system.model, SegSort):
+        fill_bank(system.model, root, system.device)
     transform, iou = eval_transform(mean=HALF, std=HALF), IoU(len(CamVid.classes)).to(system.device)
     for sample in tqdm(CamVid(root, "val"), desc="validate", mininterval=5):
         image, labels = transform(*sample)
@@ -132,36 +157,46 @@ def train(
     checkpoint: Path,
     curve: Path,
 ) -> None:
-    """A whole run, or the rest of one: `checkpoint` is written after each epoch and resumed from; `curve` is its CSV.
+    """A whole run, or the rest of one: `checkpoint` is written after each epoch, before its validation and after, and
+    resumed from; `curve` is its CSV.
 
-    The last epoch is always validated.
+    Every `eval_every`-th epoch is validated, and the last one always.
     """
     system, optimizer, schedule = prepare(make, seed, epochs * len(loader))
     state = {"model": system.model, "optimizer": optimizer, "schedule": schedule}
+    if system.criterion.state_dict():  # a memory
+        state["loss"] = system.criterion
     rows: list[dict[str, Any]] = []
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True, map_location=system.device)
         rows = kept["rows"]
         for key, part in state.items():
             part.load_state_dict(kept[key])
+
+    def keep() -> None:
+        write_rows(curve, rows)
+        whole = checkpoint.with_suffix(".part")
+        torch.save({**{key: part.state_dict() for key, part in state.items()}, "rows": rows}, whole)
+        whole.replace(checkpoint)
+
+    def validate_last() -> None:
+        if rows[-1]["val_miou"] == "" and (len(rows) % eval_every == 0 or len(rows) == epochs):
+            iou = validate(system, root)
+            rows[-1]["val_miou"] = round(sum(iou) / len(iou), 5)
+            rows[-1].update({c: round(iou[k], 4) for k, c in enumerate(CamVid.classes)})
+            keep()
+
+    if rows:
+        validate_last()
     clock = Clock(rows[-1]["train_seconds"], rows[-1]["train_cpu_seconds"]) if rows else Clock()
     for epoch in range(len(rows), epochs):
         torch.manual_seed(seeded(seed, epoch))
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         loss = train_epoch(system, loader, optimizer, schedule, f"{checkpoint.stem} {epoch + 1}/{epochs}")
         wall, cpu = clock.read()
-        due = (epoch + 1) % eval_every == 0 or epoch + 1 == epochs
-        iou = validate(system, root) if due else None
+        seconds = {"train_seconds": round(wall, 1), "train_cpu_seconds": round(cpu, 1)}
+        rows.append({"epoch": epoch + 1, "train_loss": round(loss, 5), "val_miou": "", **seconds})
+        rows[-1].update(dict.fromkeys(CamVid.classes, ""))
+        keep()
+        validate_last()
         clock = Clock(wall, cpu)
-        rows.append(
-            {
-                "epoch": epoch + 1,
-                "train_loss": round(loss, 5),
-                "val_miou": round(sum(iou) / len(iou), 5) if iou else "",
-                "train_seconds": round(wall, 1),
-                "train_cpu_seconds": round(cpu, 1),
-                **{c: round(iou[k], 4) if iou else "" for k, c in enumerate(CamVid.classes)},
-            }
-        )
-        write_rows(curve, rows)
-        torch.save({**{key: part.state_dict() for key, part in state.items()}, "rows": rows}, checkpoint)

@@ -72,6 +72,10 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
                 "val_miou": round(statistics.mean(last), 2),
                 "spread": round(statistics.stdev(last), 2) if len(last) > 1 else None,
             }
+    for name, other in comparison.shares.items():
+        if name in summary and other in summary:
+            share = summary[name]["val_miou"] / summary[other]["val_miou"]
+            summary[name][f"share_of_{other}"] = round(share, 3)
     update(file.with_suffix(".json"), "runs", summary)
     steps = json.loads(file.with_suffix(".json").read_text()).get("steps", {})
 

@@ -1,7 +1,8 @@
-"""Three comparisons on CamVid: tables whose rows are trained alike but for the network, the loss or the classifier.
+"""Four comparisons on CamVid: tables whose rows are trained alike but for the network, the loss or the classifier.
 
 All rows of a table see the same batches in the same order at the same rates (`recipe.py`) and start from the same
-backbone weights. Rows of metricseg run in channels-last under bf16 autocast, without class weights.
+backbone weights. Rows of metricseg run in channels-last under bf16 autocast, without class weights. `softmax` of the
+last table is `plain` of the one before: its curve may be copied instead of run again.
 """
 
 from __future__ import annotations
@@ -15,23 +16,29 @@ from .systems import System, metricseg_system, smp_system
 
 @dataclass(frozen=True)
 class Row:
-    """A network and the terms of its loss, with the name and the color that it is shown in; without a network, smp."""
+    """A network and the terms of its loss, with the name and the color that it is shown in; without a network, smp.
+    With `regions` it trains without labels, see `train_loader`."""
 
     name: str
     color: str
     model: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a table by a short name, what they are, the title of the plot, and the stem of the result files."""
+    """The rows of a table by a short name, what they are, the title of the plot, and the stem of the result files.
+
+    `shares` names, for some rows, the row whose mIoU theirs is reported as a share of.
+    """
 
     stem: str
     kind: str
     title: str
     epochs: int
     rows: dict[str, Row]
+    shares: dict[str, str] = field(default_factory=dict)
 
     def system(self, weights: Path, device: str, row: str) -> System:
         """The network of `row` with its losses."""
@@ -106,4 +113,26 @@ CENTERS = Comparison(
     },
 )
 
-COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS}
+RETRIEVAL = {"name": "segsort", "grid": (24, 32)}  # of prediction and the bank; the loss has its own
+
+
+def segsort(name: str, color: str, loss: dict[str, Any], regions: dict[str, Any] | None = None) -> Row:
+    """A row without a classifier."""
+    return Row(name, color, RETRIEVAL, {"segsort": {"output": "embedding", "loss": loss}}, regions or {})
+
+
+WITHOUT_LABELS = {"name": "segsort", "supervision": "segments", "memory": 0, "capacity": 3072}
+SEGSORT = Comparison(
+    "camvid_segsort",
+    "system",
+    "CamVid, DeepLabv3+ on EfficientNet-Lite0: a classifier, and segments by retrieval",
+    6,
+    {
+        "softmax": Row("1 x 1 convolution, softmax", "#999999", {"name": "deeplabv3plus"}, CE),
+        "supervised": segsort("SegSort, supervised", "#0072b2", {"name": "segsort"}),
+        "unsupervised": segsort("SegSort, unsupervised", "#d55e00", WITHOUT_LABELS, {"method": "felzenszwalb"}),
+    },
+    {"unsupervised": "supervised", "supervised": "softmax"},
+)
+
+COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS, "segsort": SEGSORT}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ CLASSES = 11
 
 @dataclass
 class System:
-    """A network, how its loss is computed from a batch, and how it predicts logits at the picture's size."""
+    """A network, how its loss is computed from a batch, how it predicts logits at the picture's size, and the state of
+    the loss."""
 
     model: nn.Module
     backbone: list[nn.Parameter]
@@ -29,6 +30,7 @@ class System:
     loss: Callable[[Tensor, Tensor], Tensor]
     predict: Callable[[Tensor], Tensor]
     device: str = "cpu"
+    criterion: nn.Module = field(default_factory=nn.Identity)
 
 
 def smp_system(weights: Path, device: str) -> System:
@@ -71,4 +73,4 @@ def metricseg_system(config: dict[str, Any], terms: dict[str, Any], weights: Pat
         return torch.stack(list(criterion(outputs, labels).values())).sum()
 
     inner, rest = (group["params"] for group in model.parameter_groups(1e-3, 3e-4))
-    return System(model, inner, rest, loss, model.predict, device)
+    return System(model, inner, rest, loss, model.predict, device, criterion)

@@ -17,6 +17,7 @@ from typing import Any
 
 from metricseg.data.base import IGNORE, BadSample, Segmentation
 from metricseg.data.folders import ADE20K, CamVid, Cityscapes, Folders, PascalVOC, spread_palette
+from metricseg.data.regions import Oversegmented, Regions
 from metricseg.data.scenes import Scenes
 from metricseg.data.stream import Augmented, EpochSampler
 from metricseg.data.transforms import eval_transform, train_transform
@@ -35,7 +36,8 @@ for _name, _class in (
 
 __all__ = [
     "ADE20K", "DATASETS", "IGNORE", "Augmented", "BadSample", "CamVid", "Cityscapes", "EpochSampler", "Folders",
-    "PascalVOC", "Scenes", "Segmentation", "build_dataset", "class_names", "eval_transform", "train_transform",
+    "Oversegmented", "PascalVOC", "Regions", "Scenes", "Segmentation", "build_dataset", "class_names",
+    "eval_transform", "train_transform",
 ]  # fmt: skip
 
 

@@ -22,9 +22,11 @@ from metricseg.data import (
     eval_transform,
     train_transform,
 )
-from metricseg.data.base import OnError, find_pictures, need, read_image
+from metricseg.data.base import IGNORE, OnError, find_pictures, need, read_image
+from metricseg.data.regions import NO_REGION, Oversegmented, Regions
 from metricseg.data.stream import ResumableLoader, WholePictures
 from metricseg.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from metricseg.losses import Terms
 
 
 class Pictures(Dataset[tuple[Tensor | None, tuple[int, int], str]]):
@@ -77,6 +79,9 @@ class SegmentationData(L.LightningDataModule):
         workers: loader processes; 0 loads in the training process.
         seed: of order and augmentation.
         pictures: folder or file for `predict`.
+        regions: train with the regions of an oversegmentation in the place of labels, for a loss without labels: the
+            arguments of `metricseg.data.regions.Regions`, e.g. {"method": "felzenszwalb"}. `fit` computes what the
+            cache lacks before the first step. Validation and banks have labels.
 
     Raises ValueError for an argument out of range or an unknown data set.
     """
@@ -98,6 +103,7 @@ class SegmentationData(L.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         pictures: str | None = None,
+        regions: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         counts = (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("workers", workers, 0))
@@ -107,8 +113,13 @@ class SegmentationData(L.LightningDataModule):
         self.dataset, self.train_split, self.val_split = dataset, train_split, val_split
         self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
         self.pictures = pictures
+        try:
+            self.regions = None if regions is None else Regions(**regions)
+        except TypeError as error:
+            raise ValueError(f"regions is {regions!r}; it takes a mapping of the arguments of Regions") from error
+        ignored = IGNORE if regions is None else NO_REGION
         self.augment = train_transform(
-            crop, scale=scale, short_side=short_side, flip=flip, jitter=jitter, mean=mean, std=std
+            crop, scale=scale, short_side=short_side, flip=flip, jitter=jitter, mean=mean, std=std, ignored=ignored
         )
         self.prepare = eval_transform(short_side=short_side, mean=mean, std=std)
         self.classes, self.palette = class_names(dataset)
@@ -142,15 +153,41 @@ class SegmentationData(L.LightningDataModule):
                 "--trainer.sync_batchnorm true"
             )
 
+    def check_supervision(self) -> None:
+        """Raise ValueError if the loss takes labels and the data give regions, or the other way round."""
+        loss = getattr(self.trainer and self.trainer.lightning_module, "loss", None)
+        if not isinstance(loss, nn.Module):
+            return
+        losses: dict[str, Any] = dict(loss.losses) if isinstance(loss, Terms) else {}
+        parts = [losses.get(name) for name in loss.plans] if isinstance(loss, Terms) else [loss]
+        kinds = {getattr(part, "supervision", "labels") for part in parts}
+        if kinds != {"labels" if self.regions is None else "segments"}:
+            raise ValueError(
+                f"the training data give {'labels' if self.regions is None else 'regions'} and the loss takes "
+                f"{' and '.join(sorted(kinds))}; data.regions and losses with supervision: segments go together"
+            )
+
+    def training_set(self) -> Any:
+        """The data set to train with; regions in the place of labels if there are any."""
+        data = build_dataset(self.dataset, self.train_split)
+        return data if self.regions is None else Oversegmented(data, self.regions)
+
+    def prepare_data(self) -> None:
+        """Lightning's hook, on one process of each machine: compute the regions that the cache lacks, for `fit`."""
+        if self.regions is not None and self.trainer and self.trainer.state.fn == "fit":
+            self.check_supervision()
+            self.training_set().prepare(self.workers)
+
     def rank_and_world(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled, augmented crops: (float32 [B, 3, h, w], uint8 [B, h, w]); a last batch that is not full is
-        dropped."""
-        data = Augmented(build_dataset(self.dataset, self.train_split), self.augment, self.seed)
+        """Shuffled, augmented crops: (float32 [B, 3, h, w], labels uint8 or regions int32 [B, h, w]); a last batch that
+        is not full is dropped."""
+        data = Augmented(self.training_set(), self.augment, self.seed)
         sampler = EpochSampler(len(data), self.seed, *self.rank_and_world())
+        self.check_supervision()
         if self.trainer and self.trainer.lightning_module:
             self.check_batch_norm(self.trainer.lightning_module)
         if len(sampler) < self.batch_size:

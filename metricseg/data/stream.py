@@ -68,10 +68,11 @@ class Augmented(Dataset[Any]):
                 if getattr(self.data, "on_error", "raise") != "skip":
                     raise BadSample(words) from error
                 warnings.warn(f"skipped {words}", stacklevel=2)
+            ignored = getattr(self.data, "ignored_sample", ignored_sample)
             try:
-                return self.transform(*ignored_sample(size))
+                return self.transform(*ignored(size))
             except Exception:  # the size itself may be at fault
-                return self.transform(*ignored_sample((64, 64)))
+                return self.transform(*ignored((64, 64)))
 
 
 class WholePictures(Augmented):

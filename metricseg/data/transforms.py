@@ -60,17 +60,18 @@ def train_transform(
     jitter: float = 0.0,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    ignored: int = IGNORE,
 ) -> v2.Transform:
     """Random scale, crop, flip and color jitter, then `normalize`.
 
     Args:
         crop: (height, width) of what comes out. Where the scaled picture is smaller it is padded with the mean
-            color, ignored in the labels.
+            color, `ignored` in the labels.
         scale, short_side: see `RandomScale`.
         flip: probability of a horizontal flip.
         jitter: strength of the change in brightness, contrast and saturation, 0 for none; hue changes a tenth as much.
     """
-    fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: IGNORE}
+    fill = {tv_tensors.Image: [round(255 * m) for m in mean], tv_tensors.Mask: ignored}
     steps: list[v2.Transform] = [
         RandomScale(scale, short_side),
         v2.RandomCrop(crop, pad_if_needed=True, fill=fill),

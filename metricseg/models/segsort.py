@@ -47,7 +47,8 @@ class SegSort(DeepLabV3Plus):
     Outputs: "embedding" [B, D, H/4, W/4], of which only the direction counts; "logits" [B, K, H/4, W/4], for
     prediction, without a gradient.
 
-    Its loss (`metricseg.losses.SegSortLoss`, configurations `segsort_*`) is on the embedding.
+    Its loss (`metricseg.losses.SegSortLoss`, configurations `segsort_*`) is on the embedding, with labels or with the
+    regions of an oversegmentation. Its clusters are its own: a prediction may have more, and thin objects need them.
 
     Prediction: spherical k-means of each image, the mean direction of each cluster, its `neighbors` nearest prototypes
     in the bank, and their vote. Of equally frequent classes that of the nearest neighbor wins. The logits of a pixel

@@ -7,11 +7,13 @@ import pytest
 
 pytest.importorskip("timm")
 pytest.importorskip("matplotlib")
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks.camvid import __main__, recipe, report
-from benchmarks.camvid.rows import CENTERS, LOSSES
+from benchmarks.camvid.rows import CENTERS, LOSSES, SEGSORT
 from benchmarks.camvid.systems import System
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
@@ -39,6 +41,31 @@ def test_rows_have_the_losses_that_their_centers_can_give(row):
     assert {name: terms.plans[name] for name in terms.plans if name in ("push", "pull")} in (
         {}, {"push": ("push", 1.0, 1), "pull": ("pull", 0.3, 1)},
     )  # fmt: skip
+
+
+def test_segsort_rows_are_trained_with_what_their_losses_take(tmp_path):
+    """Regions, int32 with -1 around the picture, for the loss without labels; a new bank before validation."""
+    for split, folder in ((s, f) for s in ("train", "val") for f in (s, f"{s}annot")):
+        (tmp_path / folder).mkdir()
+        for k in range(8 if split == "train" else 1):
+            pixels = np.full((64, 96) if "annot" in folder else (64, 96, 3), k, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{k}.png")
+    (tmp_path / "maps").mkdir()
+    for k in range(8):
+        np.save(tmp_path / f"maps/{k}.npy", np.arange(64 * 96).reshape(64, 96) // 96)
+    for row in SEGSORT.rows.values():
+        terms = build_loss({"name": "terms", **row.terms})
+        supervision = {getattr(loss, "supervision", "labels") for loss in terms.losses.values()}
+        assert supervision == {"segments" if row.regions else "labels"}
+        regions = {"folder": tmp_path / "maps"} if row.regions else {}
+        images, labels = next(iter(recipe.train_loader(tmp_path, 0, regions=regions)))
+        inside = labels != (-1 if row.regions else 255)
+        assert labels.shape == (8, 320, 320) and images.shape == (8, 3, 320, 320) and not inside.all()
+        assert len(labels[inside].unique()) == (64 if row.regions else 8)
+    small = {"backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16, "num_classes": 11}
+    model = MODELS.build({**SEGSORT.rows["supervised"].model, **small})
+    iou = recipe.validate(System(model, [], [], None, model.predict), tmp_path)
+    assert len(iou) == 11 and model.bank.images.unique().tolist() == list(range(8))
 
 
 def system() -> System:
@@ -71,7 +98,12 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
         patch.setattr(recipe, "train_epoch", killed)
         run("focal-0")
-    resumed = run("focal-0")
+    with monkeypatch.context() as patch, pytest.raises(pytest.fail.Exception, match="killed"):
+        patch.setattr(recipe, "validate", lambda *_: pytest.fail("killed"))
+        run("focal-0")
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "train_epoch", lambda *_: pytest.fail("both epochs are kept"))
+        resumed = run("focal-0")
     assert torch.equal(whole["model"]["weight"], resumed["model"]["weight"])
     assert [row["val_miou"] for row in resumed["rows"]] == ["", 0.5]
 
@@ -84,6 +116,14 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     assert (tmp_path / "camvid_losses.png").exists()
     table = (tmp_path / "camvid_losses.csv").read_text().splitlines()
     assert len(table) == 5 and table[0].startswith("row,seed,epoch,") and table[0].endswith(CamVid.classes[-1])
+
+
+def test_report_gives_shares(tmp_path):
+    for row, miou in (("softmax", 0.5), ("supervised", 0.4), ("unsupervised", 0.3)):
+        recipe.write_rows(tmp_path / f"{row}-0.csv", [{"epoch": 1, "train_loss": 1.0, "val_miou": miou}])
+    report.report(SEGSORT, tmp_path, tmp_path)
+    runs = json.loads((tmp_path / "camvid_segsort.json").read_text())["runs"]
+    assert runs["unsupervised"]["share_of_supervised"] == 0.75 and runs["supervised"]["share_of_softmax"] == 0.8
 
 
 def test_command_line_reports_kept_runs(tmp_path, monkeypatch, capsys):
