@@ -1,5 +1,6 @@
 """Layers for networks of any code base, over `metricseg_kernels`. Needs torch and numpy alone."""
 
 from metricseg.layers.ccs import CCSLayer
+from metricseg.layers.refinement import FlowAlign, SemanticRefinement
 
-__all__ = ["CCSLayer"]
+__all__ = ["CCSLayer", "FlowAlign", "SemanticRefinement"]
