@@ -90,13 +90,18 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
 
 
 def plot(comparison: Comparison, runs: Runs, steps: dict[str, Any], path: Path) -> None:
-    """Validation mIoU over epochs, a line for each run, and the cost of a step."""
+    """Validation mIoU over epochs, a line for each run, and the cost of a step if it was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), gridspec_kw={"width_ratios": [2.4, 1, 1]})
+    measured = [name for name in comparison.rows if name in steps]
+    widths = [2.4, 1, 1] if measured else [1]
+    figure, grid = plt.subplots(
+        1, len(widths), figsize=(13 if measured else 7, 3.8), gridspec_kw={"width_ratios": widths}, squeeze=False
+    )
+    axes = grid[0]
     for name, seeds in runs.items():
         for index, curve in enumerate(seeds.values()):
             points = [(int(line["epoch"]), 100 * float(line["val_miou"])) for line in curve if line["val_miou"]]
@@ -106,19 +111,16 @@ def plot(comparison: Comparison, runs: Runs, steps: dict[str, Any], path: Path) 
                 axes[0].plot(*zip(*points, strict=True), marker="o", ms=4, color=row.color, label=label)
     axes[0].set(xlabel="epoch", ylabel="val mIoU, %")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8.5)
     axes[0].grid(alpha=0.3)
-    measured = [name for name in comparison.rows if name in steps]
     colors = [comparison.rows[name].color for name in measured]
-    for axis, (key, title, form) in zip(
-        axes[1:], (("seconds", "training step, s", "%.2f"), ("peak_mb", "memory of a step, MB", "%.0f")), strict=True
-    ):
+    costs = ("seconds", "training step, s", "%.2f"), ("peak_mb", "memory of a step, MB", "%.0f")
+    for axis, (key, title, form) in zip(axes[1:], costs, strict=False):
         bars = axis.bar(measured, [steps[n][key] for n in measured], color=colors, width=0.7)
         axis.bar_label(bars, fmt=form, padding=2, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.tick_params(axis="x", labelrotation=35)
         axis.margins(y=0.15)
-        axis.set_visible(bool(measured))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_axisbelow(True)
