@@ -25,7 +25,7 @@ class Retrieved(NamedTuple):
     """A prediction and the neighbors that voted for it.
 
     ids: [B, h, w] int64, the segment of each pixel, over the batch; -1 for a pixel whose embedding is not finite.
-    labels: [S] int64, the label of each segment by majority vote; -1 for a segment without a pixel.
+    labels: [S] int64, the label of each segment by majority vote; -1 for a segment without a pixel or a neighbor.
     neighbors: [S, k] int64, the rows of the bank that voted, nearest first; -1 if there is none.
     similarities: [S, k], the cosine of each; -inf if there is none.
     votes: [S, K], how many of them have each class.
@@ -71,6 +71,8 @@ class SegSort(DeepLabV3Plus):
         neighbors: k, 1 to 1024.
         grid, iterations, location: of k-means, see `metricseg_kernels.spherical_kmeans`.
         bank: file of a bank. It takes the place of that of a checkpoint.
+        index: file of an index of FAISS of this bank, whose prototypes are not read then. Neighbors are those that the
+            index finds.
         pictures: of the training set, evenly spaced, for the bank that `fit` validates with; 0 for all.
         options: see `DeepLabV3Plus`.
 
@@ -91,6 +93,7 @@ class SegSort(DeepLabV3Plus):
         iterations: int = 10,
         location: bool = True,
         bank: str | Path | None = None,
+        index: str | Path | None = None,
         pictures: int = 200,
         **options: Any,
     ) -> None:
@@ -111,7 +114,7 @@ class SegSort(DeepLabV3Plus):
         self.embedding = nn.Sequential(conv_norm_act(width, width), nn.Conv2d(width, embedding_channels, 1))
         self.neighbors, self.pictures = neighbors, pictures
         self.grid, self.iterations, self.location = (grid[0], grid[1]), iterations, location
-        self.bank = PrototypeBank(embedding_channels, num_classes, bank)
+        self.bank = PrototypeBank(embedding_channels, num_classes, bank, index)
 
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for, see the class."""
@@ -141,9 +144,7 @@ class SegSort(DeepLabV3Plus):
         rows, ids = self.clusters(embedding)
         segments = len(ids) * self.grid[0] * self.grid[1]
         prototypes = kernels.segment_mean(rows, ids.flatten(), segments)  # [S, D]
-        similarities, neighbors = kernels.topk_similarity(
-            prototypes, self.bank.prototypes.to(prototypes), min(self.neighbors, len(self.bank))
-        )
+        similarities, neighbors = self.bank.nearest(prototypes, self.neighbors)
         present = torch.zeros(segments + 1, dtype=torch.bool, device=ids.device)
         present = present.index_fill_(0, ids.flatten() + 1, True)[1:, None]  # [S, 1]; place 0 is for the id -1
         neighbors = neighbors.masked_fill(~present, -1)

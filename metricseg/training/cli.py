@@ -102,6 +102,7 @@ class SegmentationTrainer(L.Trainer):
             pictures: number of validation pictures, evenly spaced, 0 for all; or names of some.
         """
         network = self.retrieving("explain", model, ckpt_path)
+        network.bank.check_prototypes()
         network.bank = PrototypeBank(network.bank.dim, network.num_classes, bank).to(self.strategy.root_device)
         check_classes(network.bank, model.classes)
         folder = explain(network, self, datamodule, out, pictures, overwrite)

@@ -161,7 +161,7 @@ def find_segments(
     bank, and the nearest mean direction in the picture is that of the row.
 
     Raises ValueError, naming the bank, if it was built with other weights, another clustering, in another precision or
-    from other pictures.
+    from other pictures, or has an index in the place of its prototypes.
     """
     bank, size = model.bank, data.eval_batch_size
     pictures, chosen, names = data.bank_pictures(len(bank.names))
@@ -192,9 +192,10 @@ def find_segments(
 
 
 def check_same(model: SegSort, trainer: L.Trainer, names: Sequence[str]) -> None:
-    """Raise ValueError if the bank was built with other weights, another clustering, in another precision, or from
-    pictures of other names than `names`. Their folders may have moved."""
+    """Raise ValueError if the bank has an index in the place of its prototypes, was built with other weights, another
+    clustering, in another precision, or from pictures of other names than `names`. Their folders may have moved."""
     bank = model.bank
+    bank.check_prototypes()
     if bank.weights not in (None, fingerprint(model)):
         raise ValueError(
             f"the prototype bank {bank.file} was built with other weights, or another clustering: its segments can't "

@@ -96,6 +96,9 @@ def test_segments_of_another_bank_are_refused(explained, run, tmp_path, monkeypa
         explain(run, out, "--model.model.iterations=3")
     with pytest.raises(ValueError, match=r"built in precision 32-true: --trainer\.precision 32-true finds its segm"):
         explain(run, out, "--trainer.precision=bf16-mixed")
+    monkeypatch.setattr(bank, "index", object())
+    with pytest.raises(ValueError, match=r"bank\.safetensors, which are not read with an index: leave out --model"):
+        next(find_segments(cli.model.model, cli.trainer, cli.datamodule, [0]))
     assert not out.exists()
 
 
