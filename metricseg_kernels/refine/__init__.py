@@ -37,7 +37,7 @@ def refine_upsample(
     NaN gives NaN at its pixel and passes no gradient; an infinite one is outside. Gradients are deterministic.
 
     Args:
-        features: [B, C, h, w] float64, float32, bfloat16 or float16; read in place, NCHW or channels-last.
+        features: [B, C, h, w] float64, float32, bfloat16 or float16; any strides.
         offsets: [B, 2, H, W], (dy, dx) in pixels of the H x W grid, H >= h, W >= w. In the dtype of features, or
             float32 for half-precision features. Positions are float32 (float64 for float64).
         neighbor_logits: [B, 9, H, W] in the dtype of offsets, of the neighborhood row by row; None for o~ = o.
