@@ -178,6 +178,13 @@ def sanitize(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=["ci"])
+def sanitize_cuda(session: nox.Session) -> None:
+    """The CUDA kernels in the host shim under the address sanitizer."""
+    chosen = ("tests/kernels", "-n", "auto", "-m", "slow", "-k", "under_address_sanitizer")
+    session.run(sys.executable, "-m", "pytest", *PYTEST, *chosen, env=environment())
+
+
+@nox.session(venv_backend="none", tags=["ci"])
 @nox.parametrize("triton", TRITONS)
 def compile(session: nox.Session, triton: str) -> None:
     """The launches of every family's table, on sm_80 and sm_90, within their budgets."""

@@ -74,7 +74,7 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
 
     return (
         entrant("eager", peers.refined),
-        entrant("torch.compile", peers.compiled(peers.refined)),
+        *([entrant("torch.compile", peers.compiled(peers.refined))] if loss == "refined" else []),
         *(entrant(f"metricseg {n}", functools.partial(mk.refine_upsample, backend=n), **about[n]) for n in own),
     )
 

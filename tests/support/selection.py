@@ -59,7 +59,7 @@ def selected(item: pytest.Item, on_device: bool) -> bool:
     case = getattr(params.get("case"), "id", None)
     dtype = params.get("dtype", torch.float32)
     if backends.interpreting():
-        core = getattr(cases, "INTERPRETED", ())[: 2 if item.originalname in BRIEF else None]
+        core = getattr(cases, "INTERPRETED", ())[: 1 if item.originalname in BRIEF else None]
         if case in getattr(item.module, "NAMED", {}) and (case not in core or dtype != torch.float32):
             return False
         if item.originalname not in getattr(cases, "INTERPRETED_TESTS", {item.originalname}):

@@ -36,10 +36,7 @@ def test_success_is_status_0(tmp_path):
     ("options", "words"),
     [
         (["--config=nosuch"], "no configuration is called 'nosuch'; there are ade20k, camvid, "),
-        (["--data.dataset.name=nosuch"], "no data set is called 'nosuch'; there are ade20k, camvid, "),
-        (["--model.model=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
         (["--model.model.name=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
-        (["--model.loss=nosuch"], "no loss is called 'nosuch'; there are contrastive, cross_entropy, "),
         (["--nosuch=1"], "error: unrecognized arguments: --nosuch=1"),
     ],
 )

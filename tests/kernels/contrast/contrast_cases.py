@@ -257,8 +257,8 @@ def self_contrast_step(form: str, rows: int, columns: int | None, dim: int) -> C
 
 # cases in fp32 that Triton's interpreter keeps; the first four are enough for the tests in selection.BRIEF
 INTERPRETED = (
-    "primes",
     "two-sets",
+    "primes",
     "zero-norm-two-sets",
     "no-contrast",
     "many-channels",

@@ -11,6 +11,7 @@ from test_retrieval import draw
 import metricseg_kernels as mk
 
 faiss = pytest.importorskip("faiss")
+on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def index_of(bank: torch.Tensor, kind: str = "Flat", metric: int = faiss.METRIC_INNER_PRODUCT) -> Any:
@@ -20,6 +21,7 @@ def index_of(bank: torch.Tensor, kind: str = "Flat", metric: int = faiss.METRIC_
     return index
 
 
+@on_devices
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_exact_index_agrees_with_the_bank(dtype: torch.dtype, device: str) -> None:
     queries, bank = draw(40, 3000, 17, torch.float32)
@@ -53,6 +55,7 @@ def test_rows_that_are_not_found_are_infinitely_far() -> None:
     assert torch.equal(mk.topk_similarity(queries, index, 9)[1], mk.topk_similarity(queries, bank, 9)[1])
 
 
+@on_devices
 def test_vote(device: str) -> None:
     """Rows without a vote leave fewer than k."""
     queries, bank = draw(50, 40, 3, torch.float32)

@@ -185,5 +185,6 @@ print("clean")
 """
 
 
+@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("segments", ASAN_SCRIPT)
