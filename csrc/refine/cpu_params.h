@@ -17,7 +17,6 @@ struct Cell {
   T fraction;
 };
 
-// Rows [9, stride] of neighbor weights (logits before) and [2, stride] of displacements, for one row of pixels.
 template <typename T>
 struct CpuParams {
   int64_t channels, cell_rows, cell_columns, height, width;  // C, h, w, H, W
@@ -40,8 +39,9 @@ struct CpuParams {
   METRICSEG_HD T* displacement_of(int64_t image, int64_t axis, int64_t row) const {
     return displacements + ((image * 2 + axis) * height + row) * width;
   }
-  // Of one row of pixels: values from a row of a buffer to the next, with a neighbor on each side.
+  // Values from a row of pixels in a buffer to the next, with a neighbor on each side.
   METRICSEG_HD int64_t stride() const { return ceil_div(width + 2, kPad) * kPad + kPad; }
+  // Rows of neighbor weights, offsets, displacements and sums.
   METRICSEG_HD int64_t scratch_values() const { return (9 + 6 + 2 + 2 * kBand) * stride(); }
 };
 
