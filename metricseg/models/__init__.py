@@ -11,6 +11,7 @@ from metricseg.models.base import MODELS, ModuleSegmenter, Segmenter
 from metricseg.models.ccsnet import CCSNet
 from metricseg.models.deeplab import DeepLabV3Plus
 from metricseg.models.dmlseg import DMLSeg
+from metricseg.models.scrseg import SCRSeg
 from metricseg.models.segsort import SegSort
 from metricseg.utils.registry import parameters
 
@@ -21,6 +22,7 @@ __all__ = [
     "DeepLabV3Plus",
     "ModuleSegmenter",
     "PrototypeBank",
+    "SCRSeg",
     "SegSort",
     "Segmenter",
     "WeightsMismatch",

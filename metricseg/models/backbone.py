@@ -14,6 +14,8 @@ from timm.layers import Format
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+STAGES = (4, 8, 16, 32)  # strides
+
 
 class WeightsMismatch(ValueError):
     """Weights that don't fit a network; the message lists the keys that are missing, unexpected, or of another
@@ -105,15 +107,32 @@ class Backbone(nn.Module):
         if strides[-1] != output_stride or 4 not in strides:
             raise ValueError(f"{name} has features at strides {strides}; 4 and {output_stride} are needed")
         self.channels_last = getattr(self.body, "output_fmt", None) == Format.NHWC  # e.g. Swin and MambaOut
-        self.shallow = len(strides) - 1 - strides[::-1].index(4)
-        self.shallow_channels, self.deep_channels = channels[self.shallow], channels[-1]
+        self.levels = {stride: level for level, stride in enumerate(strides)}  # the deepest of each stride
+        self.channels = {stride: channels[level] for stride, level in self.levels.items()}
+        self.shallow_channels, self.deep_channels = self.channels[4], channels[-1]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, H, W] -> stride-4 features [B, C4, H/4, W/4] and the deepest ones [B, C, H/output_stride,
         W/output_stride]."""
+        features = self.features(images)
+        return features[self.levels[4]], features[-1]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> features at strides 4, 8, 16 and 32."""
+        features = self.features(images)
+        return [features[self.levels[stride]] for stride in STAGES]
+
+    @property
+    def stage_channels(self) -> list[int]:
+        """Channels of `stages`; ValueError if the network lacks one of the strides."""
+        if missing := [stride for stride in STAGES if stride not in self.channels]:
+            raise ValueError(f"the backbone has features at strides {list(self.channels)}; {missing} are needed, too")
+        return [self.channels[stride] for stride in STAGES]
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Every level, channels first."""
         height, width = images.shape[-2:]
         if height % self.multiple or width % self.multiple:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
         features = self.body(images)
-        shallow, deep = features[self.shallow], features[-1]
-        return (shallow.permute(0, 3, 1, 2), deep.permute(0, 3, 1, 2)) if self.channels_last else (shallow, deep)
+        return [x.permute(0, 3, 1, 2) for x in features] if self.channels_last else list(features)

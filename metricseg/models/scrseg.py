@@ -1,0 +1,90 @@
+"""Semantic and contextual refinement: `SCRSeg`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from metricseg.layers import ContextualRefinement, SemanticRefinement
+from metricseg.models.backbone import Backbone
+from metricseg.models.base import MODELS, Segmenter
+from metricseg.models.layers import conv_norm_act
+
+
+@MODELS.register("scrseg")
+class SCRSeg(Segmenter):
+    """The system of Wang et al. 2024: a decoder that upsamples by semantic refinement, with the context of all stages.
+
+        p_32 = conv1x1(s_32),  p_16 = SRM(p_32, s_16) + conv1x1(CRM(s_4, ..., s_32)),
+        p_8 = SRM(p_16, s_8),  p_4 = SRM(p_8, s_4),  logits = conv1x1(p_4)
+
+    with the stages s of a backbone at strides 4 to 32, SRM `metricseg.layers.SemanticRefinement` and CRM
+    `metricseg.layers.ContextualRefinement`.
+
+    Outputs: "logits" [B, K, H/4, W/4]; "auxiliary" [B, K, H/16, W/16], from the context, for a loss in training.
+
+    The paper's text is not public beyond its abstract; the layers say what is from it. Reconstructed here: where the
+    context enters, and the auxiliary head.
+
+    Args:
+        num_classes: K.
+        backbone, pretrained, weights, backbone_options: see `Backbone`.
+        channels: width of the decoder.
+        context: channels of the context, a multiple of four.
+        form: "affinity", or "gate", the light one; see `ContextualRefinement`.
+        hidden: channels that offsets are predicted from, see `FlowAlign`.
+        align_corners: of all upsampling in the decoder.
+        dropout: before the logits.
+
+    Raises ValueError as the layers do, or if the backbone lacks one of the strides 4, 8, 16 and 32.
+
+    Source: Wang et al. 2024 (semantic and contextual refinement).
+    """
+
+    offers = ("logits", "auxiliary")
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        channels: int = 128,
+        context: int = 256,
+        form: str = "affinity",
+        hidden: int = 64,
+        align_corners: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = Backbone(backbone, 32, pretrained, weights, backbone_options)
+        widths = self.backbone.stage_channels  # of strides 4, 8, 16, 32
+        self.context = ContextualRefinement(widths, context, form=form)
+        self.join = nn.Conv2d(context, channels, 1, bias=False)
+        self.deepest = conv_norm_act(widths[3], channels)
+        self.steps = nn.ModuleList(
+            SemanticRefinement(channels, width, channels, hidden=hidden, align_corners=align_corners)
+            for width in widths[2::-1]
+        )
+        self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+        self.auxiliary = nn.Conv2d(context, num_classes, 1)
+
+    def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
+        """[B, 3, H, W] -> the outputs asked for, see the class."""
+        stages = self.backbone.stages(images)
+        context, found = self.context(stages), {}
+        if "auxiliary" in names:
+            found["auxiliary"] = self.auxiliary(context)
+        if "logits" in names:
+            x = self.deepest(stages[3])
+            for step, stage in zip(self.steps, stages[2::-1], strict=True):
+                x = step(x, stage)
+                if stage is stages[2]:
+                    x = x + self.join(context)
+            found["logits"] = self.classifier(x)
+        return found

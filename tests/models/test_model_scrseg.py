@@ -1,0 +1,73 @@
+"""SCRSeg: its outputs, its gradients, what it says of a backbone that lacks a stride, and its configurations."""
+
+from importlib.resources import files
+
+import pytest
+
+pytest.importorskip("lightning")
+import torch
+import yaml
+
+from metricseg.cli import main
+from metricseg.losses import build_loss
+from metricseg.models import build_model
+
+SMALL = {"name": "scrseg", "backbone": "mobilenetv3_small_050", "channels": 16, "context": 32, "hidden": 8}
+TERMS = {
+    "name": "terms",
+    "ce": {"loss": "cross_entropy"},
+    "auxiliary": {"output": "auxiliary", "weight": 0.4, "loss": "cross_entropy"},
+}
+
+
+@pytest.mark.parametrize("form", ["affinity", "gate"])
+def test_outputs_and_gradients(form):
+    torch.manual_seed(0)
+    model = build_model({**SMALL, "num_classes": 4, "form": form})
+    images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 4, (2, 64, 96))
+    outputs = model.outputs(images, model.offers)
+    assert {name: tuple(x.shape) for name, x in outputs.items()} == {
+        "logits": (2, 4, 16, 24),
+        "auxiliary": (2, 4, 4, 6),
+    }
+    assert list(model.outputs(images, ("auxiliary",))) == ["auxiliary"]
+    # what starts at zero hides what comes before it in the first step
+    for step in model.steps:
+        torch.nn.init.normal_(step.align.predictor.weight, std=0.1)
+    if form == "affinity":
+        torch.nn.init.ones_(model.context.attention.space_scale)
+    sum(build_loss(TERMS)(model.outputs(images, model.offers), labels).values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or name.startswith("backbone"), name
+    assert model.eval().predict(images).shape == (2, 4, 64, 96)
+
+
+def test_sizes_that_no_stride_divides():
+    model = build_model({**SMALL, "num_classes": 4}).eval()
+    assert model.predict(torch.randn(1, 3, 70, 101)).shape == (1, 4, 70, 101)
+
+
+def test_a_backbone_without_a_stride_is_refused():
+    with pytest.raises(ValueError, match=r"the backbone has features at strides \[.*\]; \[8, 16\] are needed, too"):
+        build_model({**SMALL, "num_classes": 4, "backbone_options": {"out_indices": (1, 4)}})
+
+
+def test_fit_through_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logged = main(
+        [
+            "fit", "--config", "scrseg_camvid", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=1",
+            *(f"--model.model.{name}={value}" for name, value in SMALL.items() if name != "name"),
+            "--data.dataset={name: scenes, length: 8, size: 64}", "--data.crop=[64,64]", "--data.batch_size=4",
+        ]
+    ).trainer.logged_metrics  # fmt: skip
+    torch.testing.assert_close(logged["train/loss"], logged["train/ce"] + logged["train/auxiliary"])
+    assert (tmp_path / "runs/scrseg_camvid/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("data", ["camvid", "cityscapes", "ade20k"])
+def test_configurations_have_the_losses_of_the_system(data):
+    config = yaml.safe_load(files("metricseg").joinpath(f"configs/scrseg_{data}.yaml").read_text())["model"]
+    assert config["model"]["name"] == "scrseg" and config["loss"] == TERMS
