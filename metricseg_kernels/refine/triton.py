@@ -20,9 +20,10 @@ CHANNELS = {
     torch.float64: 8,
     torch.float32: 16,
 }  # at once, and their addresses of three cells
-SLOPE_CHANNELS = 8  # two sums for each value
+SLOPE_PIXELS, SLOPE_CHANNELS = 32, 8  # two sums for each value
 ALONE = 256  # pixels of a program without channels
 OPTIONS = {"num_warps": 4, "num_stages": 1, **FUSED}
+WIDE = {**OPTIONS, "maxnreg": 255}  # else ptxas may spill for more programs
 
 
 class Maps(NamedTuple):
@@ -69,7 +70,7 @@ def refine_fwd_kernel(inputs: RefineInputs, output: Tensor) -> None:
     with on_device_of(features):
         upsample[(features.shape[0] * sizes.tiles,)](
             make_view(features), make_maps(inputs), make_view(output), features.shape[1], *sizes, PIXELS,
-            CHANNELS[acc], TYPES[acc], **OPTIONS,
+            CHANNELS[acc], TYPES[acc], **WIDE,
         )  # fmt: skip
 
 
@@ -96,14 +97,14 @@ def refine_bwd_kernel(
             tiles, chunks = triton.cdiv(cells, PIXELS), triton.cdiv(channels, CHANNELS[acc])
             spread[(batch * tiles * chunks,)](
                 make_view(grad_output), weights, order, starts, make_view(grad_features), channels, height, width,
-                sizes.N, tiles, chunks, PIXELS, CHANNELS[acc], TYPES[acc], **OPTIONS,
+                sizes.N, tiles, chunks, PIXELS, CHANNELS[acc], TYPES[acc], **WIDE,
             )  # fmt: skip
         if grad_offsets is None and grad_neighbor_logits is None:
             return
-        slopes = features.new_empty((batch, 2, sizes.N), dtype=acc)
-        slope[(batch * sizes.tiles,)](
-            make_view(features), maps, make_view(grad_output), slopes, channels, *sizes, PIXELS, SLOPE_CHANNELS,
-            TYPES[acc], **OPTIONS, maxnreg=255,  # else ptxas spills for more programs
+        slopes, few = features.new_empty((batch, 2, sizes.N), dtype=acc), make_sizes(inputs, SLOPE_PIXELS)
+        slope[(batch * few.tiles,)](
+            make_view(features), maps, make_view(grad_output), slopes, channels, *few, SLOPE_PIXELS,
+            SLOPE_CHANNELS, TYPES[acc], **WIDE,
         )  # fmt: skip
         for kernel, grad in ((weigh_offsets, grad_offsets), (weigh_logits, grad_neighbor_logits)):
             if grad is not None:
