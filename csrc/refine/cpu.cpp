@@ -9,7 +9,7 @@
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
-#include "../common/resize.h"
+#include "../engines/pixel_rows/samples.h"
 #include "cpu_params.h"
 
 namespace metricseg::refine {
@@ -21,20 +21,12 @@ const Loops<T>& loops() {
   return chosen.of(T());
 }
 
-template <typename T>
-std::vector<Cell<T>> cells_of(int64_t cells, int64_t labels, bool align_corners) {
-  const Axis axis = Axis::make(cells, labels, align_corners);
-  std::vector<Cell<T>> found(labels);
-  for (int64_t d = 0; d < labels; ++d) found[d] = {axis.cell(d), axis.fraction<T>(d)};
-  return found;
-}
-
 // A call, and the memory behind its pointers.
 template <typename T>
 struct Call {
   CpuParams<T> params{};
   int64_t batch;
-  std::vector<Cell<T>> rows, columns;
+  std::vector<Sample<T>> rows, columns;
   decltype(aligned_values<T>(0)) panel, displacements;
 
   Call(const Tensor& features, const Tensor& offsets, const Optional& neighbor_logits, const Tensor& output,
@@ -50,8 +42,8 @@ struct Call {
     params.offsets = map_of(offsets);
     params.neighbor_logits = map_of(neighbor_logits);
     params.output = map_of(output);
-    rows = cells_of<T>(params.cell_rows, params.height, align_corners);
-    columns = cells_of<T>(params.cell_columns, params.width, align_corners);
+    rows = samples<T>(params.cell_rows, params.height, align_corners);
+    columns = samples<T>(params.cell_columns, params.width, align_corners);
     params.rows = rows.data();
     params.columns = columns.data();
   }

@@ -47,7 +47,7 @@ class Rows {
         const int64_t channels = channels_from(c), packed = ceil_div(channels, kPad) * kPad;
         load_tile(from_channel(params.features, c), image, params.cell_columns, first, n, channels, tile);
         clear(tile + channels * N, (packed - channels) * N);
-        turn_back(tile, packed, turned, kBlock);
+        turn(tile, N, packed, N, turned, kBlock);
         for (int64_t i = 0; i < n; ++i) {
           copy(turned + i * kBlock, packed, params.panel_of(image) + (first + i) * width + c);
         }
@@ -65,7 +65,7 @@ class Rows {
           in_groups(packed, [&](auto group, int64_t j) { add_cells<group.value>(pixels[i], panel + c + j, out + j); });
         }
         for (int64_t i = n; i < N; ++i) clear(turned + i * kBlock, packed);
-        turn(turned, kBlock, packed, tile);
+        turn(turned, kBlock, N, packed, tile, N);
         store_tile(tile, from_channel(params.output, c), image, W, first, n, channels);
       }
     });
@@ -119,7 +119,7 @@ class Rows {
             clear(turned + i * kBlock, block);
           }
         }
-        turn(turned, kBlock, block, tile);
+        turn(turned, kBlock, N, block, tile, N);
         store_tile(tile, from_channel(params.grad_features, c), image, params.cell_columns, first, n, channels);
       }
     }
@@ -183,30 +183,16 @@ class Rows {
     for (int64_t i = 0; i < n; i += kLanes) V::load(in + i).store(out + i);
   }
 
-  // [N, channels] -> [channels, N]
-  static void turn(const T* in, int64_t in_stride, int64_t channels, T* out) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      for (int h = 0; h < N; h += kLanes) {
+  // in [rows, columns] -> out [columns, rows], in whole vectors
+  static void turn(const T* in, int64_t in_stride, int64_t rows, int64_t columns, T* out, int64_t out_stride) {
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      for (int64_t r = 0; r < rows; r += kLanes) {
         V square[kLanes];
 #pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) square[i] = V::load(in + (h + i) * in_stride + c);
+        for (int i = 0; i < kLanes; ++i) square[i] = V::load(in + (r + i) * in_stride + c);
         transpose<1>(square);
 #pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) square[j].store(out + (c + j) * N + h);
-      }
-    }
-  }
-
-  // [channels, N] -> [N, channels]
-  static void turn_back(const T* in, int64_t channels, T* out, int64_t out_stride) {
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      for (int h = 0; h < N; h += kLanes) {
-        V square[kLanes];
-#pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) square[j] = V::load(in + (c + j) * N + h);
-        transpose<1>(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) square[i].store(out + (h + i) * out_stride + c);
+        for (int j = 0; j < kLanes; ++j) square[j].store(out + (c + j) * out_stride + r);
       }
     }
   }
@@ -216,7 +202,7 @@ class Rows {
     const int64_t packed = ceil_div(channels, kPad) * kPad;
     load_tile(from_channel(params.output, c), image, W, first, n, channels, tile);
     clear(tile + channels * N, (packed - channels) * N);
-    turn_back(tile, packed, turned, kBlock);
+    turn(tile, N, packed, N, turned, kBlock);
     return packed;
   }
 

@@ -3,6 +3,7 @@
 
 #include "../common/by_type.h"
 #include "../common/tensor_map.h"
+#include "../engines/pixel_rows/resized.h"
 
 namespace metricseg::refine {
 
@@ -10,19 +11,12 @@ constexpr int64_t kPad = 16;    // whole vectors end within so many values
 constexpr int64_t kBlock = 64;  // channels that a tile of pixels takes at once
 constexpr int64_t kBand = 16;   // rows of offsets whose gradient one thread adds up
 
-// The cell of a label and its fraction, see ../common/resize.h.
-template <typename T>
-struct Cell {
-  int64_t cell;
-  T fraction;
-};
-
 template <typename T>
 struct CpuParams {
   int64_t channels, cell_rows, cell_columns, height, width;  // C, h, w, H, W
   bool zeros;                                                // padding of samples outside: 0, or the border
-  const Cell<T>* rows;                                       // [H]
-  const Cell<T>* columns;                                    // [W]
+  const Sample<T>* rows;                                     // [H]
+  const Sample<T>* columns;                                  // [W]
 
   Map features;         // [B, C, h, w]
   Map offsets;          // [B, 2, H, W]

@@ -15,7 +15,7 @@ struct Span {
 
 // position = g_0 label(p) + g_1 label(p + 1), each label = (1 - t) cell + t next cell. False for a NaN.
 template <typename T>
-METRICSEG_HD bool make_span(T position, int64_t labels, int64_t cells, const Cell<T>* of, bool zeros, Span<T>& span) {
+METRICSEG_HD bool make_span(T position, int64_t labels, int64_t cells, const Sample<T>* of, bool zeros, Span<T>& span) {
   if (!(position == position)) return false;
   const T end = static_cast<T>(labels - 1);
   T slope(1);
@@ -32,7 +32,7 @@ METRICSEG_HD bool make_span(T position, int64_t labels, int64_t cells, const Cel
   T g[2] = {T(1) - part, part}, d[2] = {-slope, slope};
   if (p < 0 || outside) g[0] = d[0] = T(0);
   if (p + 1 >= labels || outside) g[1] = d[1] = T(0);
-  const Cell<T> a = of[p < 0 ? 0 : p], b = of[p + 1 < labels ? p + 1 : labels - 1];
+  const Sample<T> a = of[p < 0 ? 0 : p], b = of[p + 1 < labels ? p + 1 : labels - 1];
   const T t = a.fraction, u = b.fraction;
   const bool same = a.cell == b.cell;
   const auto combine = [&](const T* f, T* out) {

@@ -11,7 +11,7 @@
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
-#include "../common/resize.h"
+#include "../engines/pixel_rows/samples.h"
 #include "cpu_params.h"
 
 namespace metricseg::segments {
@@ -25,18 +25,6 @@ template <typename T>
 const Loops<T>& loops() {
   static const Workers& chosen = METRICSEG_WIDEST;
   return chosen.of(T());
-}
-
-// Cells and fractions of one axis of a resizing, [labels].
-template <typename T>
-std::vector<Sample<T>> samples(int64_t cells, int64_t labels, bool align_corners) {
-  const Axis axis = Axis::make(cells, labels, align_corners);
-  std::vector<Sample<T>> found(labels);
-  for (int64_t d = 0; d < labels; ++d) {
-    const int64_t cell = axis.cell(d);
-    found[d] = {cell, axis.identity() ? cell : axis.next(cell), axis.fraction<T>(d)};
-  }
-  return found;
 }
 
 // The centers of all images, and the sums that the next ones are made of.

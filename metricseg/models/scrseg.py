@@ -81,10 +81,7 @@ class SCRSeg(Segmenter):
         if "auxiliary" in names:
             found["auxiliary"] = self.auxiliary(context)
         if "logits" in names:
-            x = self.deepest(stages[3])
-            for step, stage in zip(self.steps, stages[2::-1], strict=True):
-                x = step(x, stage)
-                if stage is stages[2]:
-                    x = x + self.join(context)
-            found["logits"] = self.classifier(x)
+            to_16, to_8, to_4 = self.steps
+            x = to_16(self.deepest(stages[3]), stages[2]) + self.join(context)
+            found["logits"] = self.classifier(to_4(to_8(x, stages[1]), stages[0]))
         return found

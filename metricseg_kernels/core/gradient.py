@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .library import define_op, ops
 
 
-def empty_gradient(input: Tensor) -> Tensor:
-    """An uninitialized gradient of a map: channels-last if the input is, else NCHW."""
+def empty_gradient(input: Tensor, size: Any = None) -> Tensor:
+    """An uninitialized gradient of a map, or a map of another size: channels-last if the input is, else NCHW."""
     last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
     return torch.empty(
-        input.shape,
+        input.shape if size is None else size,
         dtype=input.dtype,
         device=input.device,
         memory_format=torch.channels_last if last else torch.contiguous_format,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..core import backends
+from ..core.gradient import empty_gradient
 from ..core.library import define_op, ops
 
 kernels = functools.partial(backends.kernels, "refine")  # (backend) -> module
@@ -29,15 +29,8 @@ class RefineInputs(NamedTuple):
     zeros: bool  # samples outside are 0, else the border's
 
 
-def like(x: Tensor, size: Any) -> Tensor:
-    """A tensor of this size, of the dtype and, if channels come last, the layout of x."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
 def _output(features: Tensor, offsets: Tensor, *_: Any) -> Tensor:
-    return like(features, (*features.shape[:2], *offsets.shape[2:]))
+    return empty_gradient(features, (*features.shape[:2], *offsets.shape[2:]))
 
 
 def _fwd(
@@ -66,7 +59,7 @@ def _autograd(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
 
 def _gradients(grad: Tensor, inputs: tuple[Tensor | None, ...], wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
     features, offsets, neighbor_logits = (
-        like(x, x.shape) if want and x is not None else grad.new_empty(0)
+        empty_gradient(x) if want and x is not None else grad.new_empty(0)
         for x, want in zip(inputs, wanted, strict=True)
     )
     return features, offsets, neighbor_logits

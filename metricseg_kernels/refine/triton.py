@@ -38,7 +38,7 @@ class Maps(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a call: cells, pixels, tiles of them."""
+    """Numbers of cells, pixels and tiles."""
 
     h: int
     w: int
