@@ -305,14 +305,15 @@ def scattered_means(x: Tensor, ids: Tensor, count: int) -> Tensor:
     return _prototypes(rows, ids.flatten()[known], count)
 
 
-def refined(x: Tensor, offsets: Tensor, logits: Tensor | None) -> Tensor:
+def refined(x: Tensor, offsets: Tensor, logits: Tensor | None = None, align_corners: bool = False,
+            padding: str = "border") -> Tensor:  # fmt: skip
     """Refined upsampling by F.interpolate, F.unfold and F.grid_sample, each with its map in memory."""
     height, width = offsets.shape[2:]
-    up = F.interpolate(x, (height, width), mode="bilinear")
+    up = F.interpolate(x, (height, width), mode="bilinear", align_corners=align_corners)
     if logits is not None:
         near = F.unfold(F.pad(offsets, (1, 1, 1, 1), mode="replicate"), 3).unflatten(1, (2, 9))
         offsets = (near.unflatten(3, (height, width)) * logits.softmax(1)[:, None]).sum(2)
     rows = torch.arange(height, dtype=torch.float32, device=x.device)[:, None] + offsets[:, 0]
     columns = torch.arange(width, dtype=torch.float32, device=x.device) + offsets[:, 1]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], 3)
-    return F.grid_sample(up, grid.to(x.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(up, grid.to(x.dtype), mode="bilinear", padding_mode=padding, align_corners=False)

@@ -163,7 +163,7 @@ def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[T
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-    """Of float32 matrix products on CUDA, see torch.set_float32_matmul_precision, and of convolutions."""
+    """Set the precision of float32 products and convolutions on CUDA, as torch.set_float32_matmul_precision does."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision(name)
     torch.backends.cudnn.allow_tf32 = name != "highest"

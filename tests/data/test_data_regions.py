@@ -86,7 +86,7 @@ def test_pictures_without_files_are_known_by_their_pixels(tmp_path, calls):
 
 
 def test_regions_are_augmented_like_labels(tmp_path, calls):
-    """Of a picture in flat columns, every region has one color after scale, crop and flip; padding is no region."""
+    """Every region of a picture in flat columns has one color after scale, crop and flip; padding is no region."""
     config = folders(tmp_path, 1)
     columns = np.repeat(np.arange(0, 240, 48, dtype=np.uint8), 8)  # 5 columns of 8 pixels
     Image.fromarray(np.repeat(np.tile(columns, (24, 1))[..., None], 3, 2)).save(tmp_path / "images/train/0.png")

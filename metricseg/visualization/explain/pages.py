@@ -90,7 +90,7 @@ def percent(share: float) -> str:
 
 
 def facts_of(explained: Explanation) -> list[str]:
-    """What the pages say about a picture."""
+    """Number of segments, and how much of them and of the labeled pixels is right, in words."""
     known = [segment for segment in explained.segments if segment.truth is not None]
     right = sum(segment.truth == segment.label for segment in known)
     facts = [f"{len(explained.segments)} segments"]
@@ -129,7 +129,7 @@ def page_data(
     picture: str,
     truth: str | None,
 ) -> dict[str, Any]:
-    """What explain.js draws: the rows of the bank that voted, and their pictures, each once."""
+    """Data of a page for explain.js: segments, rows of the bank that voted, and their pictures, each once."""
     rows = {row: sources[row] for row in sorted(explained.rows())}
     return {
         "size": [UNITS * explained.size[1], UNITS * explained.size[0]],

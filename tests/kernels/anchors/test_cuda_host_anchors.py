@@ -8,6 +8,7 @@ import cuda_host
 import pytest
 import torch
 from anchors_cases import NAMED, Case, arguments, make, make_features
+from cuda_host.fixtures import *  # noqa: F403
 from test_anchors import (  # noqa: F401
     test_a_crop_full_of_ignore,
     test_default_capacity,
@@ -27,20 +28,10 @@ import metricseg_kernels as mk
 from metricseg_kernels.anchors import op
 
 
-@pytest.fixture(scope="module")
-def shim() -> ModuleType:
-    return cuda_host.require("anchors")
-
-
 @pytest.fixture
 def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
     shim.slacken(6.0)
     return cuda_host.stand_in(monkeypatch, op, shim)
-
-
-@pytest.fixture
-def device() -> str:
-    return "cpu"
 
 
 @pytest.mark.parametrize("deviations", [-1.0, 0.0, 40.0])

@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from launches import ARITHMETIC, Call, compile_only, pairs
-from torch import Tensor
+from launches import ARITHMETIC, Call, compile_only, make_maps, pairs
 
 LAYOUTS = ("nchw", "nhwc", "strided")
 WANTED = ("both", "features", "other")  # gradients, other than of the features: of centers or logits
@@ -47,16 +46,6 @@ def make_call(job: str, channels: int, choice: dict[str, Any]) -> Call:
     launch = launch_similarity if job in ("logits", "pull") else launch_sums
     run = partial(launch, channels, **choice | {"size": SIZES[choice["size"]]})
     return Call("-".join(map(str, (job, channels, *choice.values()))), run, precision, may_spill, tensor_cores)
-
-
-def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    """strided: rows that do not join; expanded: one number, with stride 0."""
-    if layout == "expanded":
-        return torch.empty((), dtype=dtype, device="meta").expand(shape)
-    if layout == "strided":
-        return make_maps((*shape[:-1], shape[-1] + 16), dtype)[..., : shape[-1]]
-    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=order)
 
 
 def launch_similarity(

@@ -7,6 +7,7 @@ from types import ModuleType
 import cuda_host
 import pytest
 import torch
+from cuda_host.fixtures import *  # noqa: F403
 from focal_cases import NAMED, Case, against_reference, loss_and_grad, make, options
 from test_focal import *  # noqa: F403
 from test_focal_bad_input import (  # noqa: F401
@@ -20,22 +21,6 @@ from tolerances import FLOOR_PARAMS
 
 import metricseg_kernels as mk
 from metricseg_kernels.focal import op
-
-
-@pytest.fixture(scope="module")
-def shim() -> ModuleType:
-    return cuda_host.require("focal")
-
-
-@pytest.fixture
-def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
-    return cuda_host.stand_in(monkeypatch, op, shim)
-
-
-@pytest.fixture
-def device() -> str:
-    return "cpu"
-
 
 TILED = [
     Case("tall", (70, 3), (140, 9), classes=3, weighted=True),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tolerances import lay_out
 from torch import Tensor
+
+from benchmarks.harness import peers
 
 
 class Case(NamedTuple):
@@ -71,15 +72,6 @@ def make(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") ->
     return {**found, "align_corners": case.align_corners, "padding": case.padding}
 
 
-def materialized(features: Tensor, offsets: Tensor, neighbor_logits: Tensor | None = None, *, align_corners: bool,
-                 padding: str) -> Tensor:  # fmt: skip
+def materialized(features: Tensor, offsets: Tensor, neighbor_logits: Tensor | None = None, **options: Any) -> Tensor:
     """Refined upsampling as users write it: the upsampled map, unfolded offsets and a grid, each in memory."""
-    height, width = offsets.shape[2:]
-    up = F.interpolate(features, (height, width), mode="bilinear", align_corners=align_corners)
-    if neighbor_logits is not None:
-        near = F.unfold(F.pad(offsets, (1, 1, 1, 1), mode="replicate"), 3).unflatten(1, (2, 9))
-        offsets = (near.unflatten(3, (height, width)) * neighbor_logits.softmax(1)[:, None]).sum(2)
-    y = torch.arange(height, dtype=offsets.dtype, device=offsets.device)[:, None] + offsets[:, 0]
-    x = torch.arange(width, dtype=offsets.dtype, device=offsets.device) + offsets[:, 1]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], 3).to(features.dtype)
-    return F.grid_sample(up, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return peers.refined(features, offsets, neighbor_logits, **options)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from launches import ARITHMETIC, Call, pairs
-from torch import Tensor
+from launches import ARITHMETIC, Call, make_maps, pairs
 
 AXES = {
     "dtype": tuple(ARITHMETIC),
@@ -29,14 +28,6 @@ def calls() -> Iterator[Call]:
         depth = next(channels)
         name = "-".join(map(str, (depth, *choice.values())))
         yield Call(name, partial(launch, depth, **choice), ARITHMETIC[choice["dtype"]][1])
-
-
-def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    """strided: rows that do not join."""
-    if layout == "strided":
-        return make_maps((*shape[:-1], shape[-1] + 16), dtype)[..., : shape[-1]]
-    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=order)
 
 
 def launch(channels: int, dtype: str, layout: str, size: str, neighbors: bool, offsets: str, corners: bool,

@@ -7,7 +7,9 @@ from types import ModuleType
 import cuda_host
 import pytest
 import torch
+from cuda_host.fixtures import *  # noqa: F403
 from test_retrieval import (  # noqa: F401
+    FAMILY,
     draw,
     sorted_one_by_one,
     test_a_query_without_neighbors_has_no_label,
@@ -17,26 +19,10 @@ from test_retrieval import (  # noqa: F401
 )
 
 import metricseg_kernels as mk
-from metricseg_kernels.retrieval import op
 
 # (queries, rows of the bank, D, k), by csrc/retrieval/topk.cuh
 CASES = [(1, 1, 1, 1), (7, 13, 5, 3), (3, 4, 2, 9), (5, 0, 3, 2), (0, 6, 3, 2), (4, 130, 0, 3), (67, 130, 18, 15),
          (3, 3000, 3, 5), (2, 1100, 5, 70), (2, 2100, 3, 40), (1, 290, 2, 256)]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def shim() -> ModuleType:
-    return cuda_host.require("retrieval")
-
-
-@pytest.fixture
-def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
-    return cuda_host.stand_in(monkeypatch, op, shim)
-
-
-@pytest.fixture
-def device() -> str:
-    return "cpu"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -11,8 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from launches import ARITHMETIC, Call, pairs
-from torch import Tensor
+from launches import ARITHMETIC, Call, make_maps, pairs
 
 MAY_SPILL = ARITHMETIC["fp32"][3]
 LAYOUTS = ("nchw", "nhwc", "strided")
@@ -37,14 +36,6 @@ def calls() -> Iterator[Call]:
             depth = next(channels)
             run = partial({"kmeans": launch_kmeans, "mean": launch_mean, "split": launch_split}[job], depth, **choice)
             yield Call("-".join(map(str, (job, depth, *choice.values()))), run, precision, MAY_SPILL)
-
-
-def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
-    """strided: rows that do not join."""
-    if layout == "strided":
-        return make_maps((*shape[:-1], shape[-1] + 16), dtype)[..., : shape[-1]]
-    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=order)
 
 
 def launch_kmeans(

@@ -9,8 +9,10 @@ import pytest
 import test_segments
 import test_segments_contract
 import torch
+from cuda_host.fixtures import *  # noqa: F403
 from segments_cases import CASES, NAMED, Case, make, published_kmeans, written_out_split
 from test_segments import (  # noqa: F401
+    FAMILY,
     MAPS,
     mean_and_grad,
     mean_inputs,
@@ -36,21 +38,6 @@ CUT = [  # tiles, parts and blocks of clusters, none full, by csrc/segments/kmea
 ]
 IN_EVERY_DTYPE = ("channels-last", "larger-strided", "masked")
 POISONED = ("one-column", "masked", "larger-corners", "no-channels", "empty-batch")
-
-
-@pytest.fixture(scope="module")
-def shim() -> ModuleType:
-    return cuda_host.require("segments")
-
-
-@pytest.fixture
-def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
-    return cuda_host.stand_in(monkeypatch, op, shim)
-
-
-@pytest.fixture
-def device() -> str:
-    return "cpu"
 
 
 @pytest.mark.parametrize("case", [*CASES, *CUT], ids=lambda c: c.id)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from places import ROOT, SUPPORT
+from torch import Tensor
 
 from metricseg_kernels.core import registry
 
@@ -90,6 +91,16 @@ ARITHMETIC = {
 }
 # kernels made of matrix products
 PRODUCTS = {"stats", "symmetric_stats", "gradient", "similarity", "gradients", "spread", "soft_gradient"}
+
+
+def make_maps(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "nchw") -> Tensor:
+    """Maps without data. strided: rows that do not join; expanded: one number, with stride 0."""
+    if layout == "expanded":
+        return torch.empty((), dtype=dtype, device="meta").expand(shape)
+    if layout == "strided":
+        return make_maps((*shape[:-1], shape[-1] + 16), dtype)[..., : shape[-1]]
+    order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=order)
 
 
 def tool() -> Path:
