@@ -1,8 +1,8 @@
 """Training runs: python -m benchmarks.camvid COMPARISON ACTION [options], or python -m benchmarks.camvid scenes
 
 COMPARISON is a table of `rows.py`: networks (segmentation_models_pytorch's with an eager loss, and metricseg's), losses
-(one network, five losses), centers (one network, six classifiers) or segsort (a classifier, and retrieval with and
-without labels). ACTION:
+(one network, five losses), centers (one network, six classifiers), segsort (a classifier, and retrieval with and
+without labels) or decoders (three ways of upsampling, and context). ACTION:
 
     train      --data DIR --weights FILE [--rows ...] [--epochs N] [--seeds 0 1 2] [--device cuda]
     steps      --data DIR --weights FILE [--count 12]: time and memory of a training step, all rows in turn

@@ -64,14 +64,14 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
 
     summary: dict[str, Any] = {}
     for name, seeds in runs.items():
-        last = [100 * float(curve[-1]["val_miou"]) for curve in seeds.values() if curve[-1]["val_miou"]]
-        if last:
-            summary[name] = {
-                "epochs": len(next(iter(seeds.values()))),
-                "seeds": len(last),
-                "val_miou": round(statistics.mean(last), 2),
-                "spread": round(statistics.stdev(last), 2) if len(last) > 1 else None,
-            }
+        last = [curve[-1] for curve in seeds.values() if curve[-1]["val_miou"]]
+        if not last:
+            continue
+        summary[name] = {"epochs": len(next(iter(seeds.values()))), "seeds": len(last)}
+        for key, spread in (("val_miou", "spread"), ("val_miou_boundary", "spread_boundary")):
+            if values := [100 * float(line[key]) for line in last if line.get(key)]:
+                summary[name][key] = round(statistics.mean(values), 2)
+                summary[name][spread] = round(statistics.stdev(values), 2) if len(values) > 1 else None
     for name, other in comparison.shares.items():
         if name in summary and other in summary:
             share = summary[name]["val_miou"] / summary[other]["val_miou"]
@@ -79,13 +79,16 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
     update(file.with_suffix(".json"), "runs", summary)
     steps = json.loads(file.with_suffix(".json").read_text()).get("steps", {})
 
-    print(
-        f"| {comparison.kind} | val mIoU, % | training step, s | peak memory of a step, MB |\n| --- | --- | --- | --- |"
-    )
+    kinds = comparison.kind, "val mIoU, %", "within 3 pixels of a border, %", "training step, s", "memory of a step, MB"
+    print("", *kinds, "", sep=" | ")
+    print("|" + " --- |" * len(kinds))
     for name, found in summary.items():
-        spread = f" ± {found['spread']}" if found["spread"] is not None else ""
-        cost = f"{steps[name]['seconds']:.2f} | {steps[name]['peak_mb']}" if name in steps else "|"
-        print(f"| {comparison.rows[name].name} | {found['val_miou']:.1f}{spread} | {cost} |")
+        values = [
+            f"{found[key]:.1f}" + (f" ± {found[spread]}" if found[spread] is not None else "") if key in found else ""
+            for key, spread in (("val_miou", "spread"), ("val_miou_boundary", "spread_boundary"))
+        ]
+        cost = [f"{steps[name]['seconds']:.2f}", str(steps[name]["peak_mb"])] if name in steps else ["", ""]
+        print("", comparison.rows[name].name, *values, *cost, "", sep=" | ")
     plot(comparison, runs, steps, file.with_suffix(".png"))
 
 

@@ -1,8 +1,8 @@
-"""Four comparisons on CamVid: tables whose rows are trained alike but for the network, the loss or the classifier.
+"""Five comparisons on CamVid: tables whose rows are trained alike but for the network, the loss or the classifier.
 
 All rows of a table see the same batches in the same order at the same rates (`recipe.py`) and start from the same
-backbone weights. Rows of metricseg run in channels-last under bf16 autocast, without class weights. `softmax` of the
-last table is `plain` of the one before: its curve may be copied instead of run again.
+backbone weights. Rows of metricseg run in channels-last under bf16 autocast, without class weights. `softmax` of
+"segsort" is `plain` of "centers": its curve may be copied instead of run again.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ class Comparison:
         return metricseg_system(model, terms, weights, device) if model else smp_system(weights, device)
 
 
+def deeplab(name: str, **options: Any) -> dict[str, Any]:
+    """A network on DeepLabv3+ with two separable convolutions in the decoder, against one in smp; ASPP rates 6, 12, 18
+    against 12, 24, 36."""
+    return {"name": name, "decoder_depth": 2, **options}
+
+
 CE = {"ce": {"loss": "cross_entropy"}}
 FOCAL = {"focal": {"loss": {"name": "focal", "gamma": 2.0}}}
 
@@ -56,7 +62,7 @@ NETWORKS = Comparison(
     20,
     {
         "smp": Row("smp DeepLabV3Plus, eager cross-entropy, fp32", "#d55e00"),
-        "metricseg": Row("metricseg, fused focal loss, bf16", "#0072b2", {"name": "deeplabv3plus"}, FOCAL),
+        "metricseg": Row("metricseg, fused focal loss, bf16", "#0072b2", deeplab("deeplabv3plus"), FOCAL),
     },
 )
 
@@ -71,7 +77,7 @@ def contrast(name: str, stride: int = 1, **options: Any) -> dict[str, Any]:
 
 def dmlseg(name: str, color: str, terms: dict[str, Any]) -> Row:
     """A row of the one network."""
-    return Row(name, color, {"name": "dmlseg"}, terms)
+    return Row(name, color, deeplab("dmlseg"), terms)
 
 
 ALL = contrast("pixel_contrast", stride=2, temperature=0.1, sampling="all")
@@ -95,8 +101,8 @@ GUIDED = {
     "dice": {"output": "guidance", "weight": 0.2, "loss": "dice"},
 }
 PUSH_PULL = {"push": {"output": "push", "weight": 1.0}, "pull": {"output": "pull", "weight": 0.3}}
-STATIC, ADAPTIVE = {"name": "ccsnet", "centers": "static"}, {"name": "ccsnet"}
-MLP = {"name": "ccsnet", "adapter": "mlp"}
+STATIC, ADAPTIVE = deeplab("ccsnet", centers="static"), deeplab("ccsnet")
+MLP = deeplab("ccsnet", adapter="mlp")
 
 CENTERS = Comparison(
     "camvid_centers",
@@ -104,7 +110,7 @@ CENTERS = Comparison(
     "CamVid, DeepLabv3+ on EfficientNet-Lite0: one network, six classifiers",
     6,
     {
-        "plain": Row("1 x 1 convolution", "#999999", {"name": "deeplabv3plus"}, CE),
+        "plain": Row("1 x 1 convolution", "#999999", deeplab("deeplabv3plus"), CE),
         "static": Row("static centers", "#56b4e9", STATIC, CE),
         "static_losses": Row("static centers, push and pull", "#0072b2", STATIC, {**CE, **PUSH_PULL}),
         "adaptive": Row("adaptive centers", "#e69f00", ADAPTIVE, GUIDED),
@@ -113,7 +119,7 @@ CENTERS = Comparison(
     },
 )
 
-RETRIEVAL = {"name": "segsort", "grid": (24, 32)}  # of prediction and the bank; the loss has its own
+RETRIEVAL = deeplab("segsort", grid=(24, 32))  # of prediction and the bank; the loss has its own
 
 
 def segsort(name: str, color: str, loss: dict[str, Any], regions: dict[str, Any] | None = None) -> Row:
@@ -128,11 +134,30 @@ SEGSORT = Comparison(
     "CamVid, DeepLabv3+ on EfficientNet-Lite0: a classifier, and segments by retrieval",
     6,
     {
-        "softmax": Row("1 x 1 convolution, softmax", "#999999", {"name": "deeplabv3plus"}, CE),
+        "softmax": Row("1 x 1 convolution, softmax", "#999999", deeplab("deeplabv3plus"), CE),
         "supervised": segsort("SegSort, supervised", "#0072b2", {"name": "segsort"}),
         "unsupervised": segsort("SegSort, unsupervised", "#d55e00", WITHOUT_LABELS, {"method": "felzenszwalb"}),
     },
     {"unsupervised": "supervised", "supervised": "softmax"},
 )
 
-COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS, "segsort": SEGSORT}
+
+def decoder(name: str, color: str, **options: Any) -> Row:
+    """A row whose decoder goes from stride 32 to 4, without context unless asked for."""
+    return Row(name, color, {"name": "scrseg", "context": 0, **options}, {**CE, **AUXILIARY})
+
+
+DECODERS = Comparison(
+    "camvid_decoders",
+    "decoder",
+    "CamVid, EfficientNet-Lite0 at stride 32: one decoder, three ways of upsampling, and context",
+    6,
+    {
+        "bilinear": decoder("bilinear (FPN)", "#999999", upsampling="bilinear"),
+        "flow": decoder("flow (SFNet)", "#e69f00", upsampling="flow"),
+        "srm": decoder("SRM", "#0072b2"),
+        "srm_crm": decoder("SRM + CRM", "#d55e00", context=256),
+    },
+)
+
+COMPARISONS = {"networks": NETWORKS, "losses": LOSSES, "centers": CENTERS, "segsort": SEGSORT, "decoders": DECODERS}

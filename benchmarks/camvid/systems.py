@@ -58,12 +58,9 @@ def smp_system(weights: Path, device: str) -> System:
 
 
 def metricseg_system(config: dict[str, Any], terms: dict[str, Any], weights: Path, device: str) -> System:
-    """A network of metricseg in channels-last under bf16 autocast, with the sum of the terms as its loss.
-
-    Two separable convolutions in the decoder, against one in smp; ASPP rates 6, 12, 18 against 12, 24, 36.
-    """
+    """A network of metricseg in channels-last under bf16 autocast, with the sum of the terms as its loss."""
     backbone = {"backbone": "tf_efficientnet_lite0", "weights": weights}
-    model = build_model({**config, **backbone, "num_classes": CLASSES, "decoder_depth": 2})
+    model = build_model({**config, **backbone, "num_classes": CLASSES})
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = build_loss({"name": "terms", **terms}).to(device)
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 import metricseg_kernels as kernels
 
+UPSAMPLINGS = ("semantic", "flow", "bilinear")
+
 
 class FlowAlign(nn.Module):
     """A coarse map at the size of a fine one, sampled at offsets that both of them predict.
@@ -72,18 +74,20 @@ class FlowAlign(nn.Module):
 class SemanticRefinement(nn.Module):
     """Two feature maps fused at the size of the finer one, the coarser refined on its way there.
 
-        y = ReLU(BN(conv3x3(conv1x1(fine) + FlowAlign(conv1x1(coarse), fine))))
+        y = ReLU(BN(conv3x3(conv1x1(fine) + upsample(conv1x1(coarse)))))
 
-    with neighbor weights. Usable between any two stages of a decoder, where upsampling and adding stood.
+    upsampled by `FlowAlign` with neighbor weights. Usable between any two stages of a decoder, where upsampling and
+    adding stood.
 
     The paper's text is not public beyond its abstract. From it: offsets weighted over a neighborhood. Reconstructed:
     the convolutions that predict them, their start at zero, and the fusion by a sum.
 
     Args:
         coarse_channels, fine_channels: of the two maps. channels: of the result.
+        upsampling: "semantic"; or, to compare with it, "flow", which has no neighbor weights, or "bilinear".
         hidden, align_corners, backend: see `FlowAlign`.
 
-    Raises ValueError for channels below 1, named with their value.
+    Raises ValueError for channels below 1, or another `upsampling`, named with their value.
 
     Source: Wang et al. 2024 (semantic refinement module).
     """
@@ -94,16 +98,20 @@ class SemanticRefinement(nn.Module):
         fine_channels: int,
         channels: int,
         *,
+        upsampling: str = "semantic",
         hidden: int = 64,
         align_corners: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if upsampling not in UPSAMPLINGS:
+            raise ValueError(f"upsampling is {upsampling!r}; it takes one of {UPSAMPLINGS}")
         if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
             raise ValueError(f"channels is {channels!r}; it takes an integer >= 1")
-        self.align = FlowAlign(
-            channels, fine_channels, hidden=hidden, neighbors=True, align_corners=align_corners, backend=backend
-        )
+        options = {"hidden": hidden, "align_corners": align_corners, "backend": backend}
+        self.align_corners, self.align = align_corners, None
+        if upsampling != "bilinear":
+            self.align = FlowAlign(channels, fine_channels, neighbors=upsampling == "semantic", **options)
         self.coarse = nn.Conv2d(coarse_channels, channels, 1, bias=False)
         self.fine = nn.Conv2d(fine_channels, channels, 1, bias=False)
         self.fuse = nn.Sequential(
@@ -112,4 +120,9 @@ class SemanticRefinement(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, channels, H, W]."""
-        return self.fuse(self.fine(fine) + self.align(self.coarse(coarse), fine))
+        x = self.coarse(coarse)
+        if self.align is None:
+            x = F.interpolate(x, fine.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        else:
+            x = self.align(x, fine)
+        return self.fuse(self.fine(fine) + x)

@@ -24,7 +24,7 @@ class SCRSeg(Segmenter):
     with the stages s of a backbone at strides 4 to 32, SRM `metricseg.layers.SemanticRefinement` and CRM
     `metricseg.layers.ContextualRefinement`.
 
-    Outputs: "logits" [B, K, H/4, W/4]; "auxiliary" [B, K, H/16, W/16], from the context, for a loss in training.
+    Outputs: "logits" [B, K, H/4, W/4]; "auxiliary" [B, K, H/16, W/16], from p_16, for a loss in training.
 
     The paper's text is not public beyond its abstract; the layers say what is from it. Reconstructed here: where the
     context enters, and the auxiliary head.
@@ -33,8 +33,9 @@ class SCRSeg(Segmenter):
         num_classes: K.
         backbone, pretrained, weights, backbone_options: see `Backbone`.
         channels: width of the decoder.
-        context: channels of the context, a multiple of four.
+        context: channels of the context, a multiple of four; 0 for none.
         form: "affinity", or "gate", the light one; see `ContextualRefinement`.
+        upsampling: "semantic"; or, to compare with it, "flow" or "bilinear"; see `SemanticRefinement`.
         hidden: channels that offsets are predicted from, see `FlowAlign`.
         align_corners: of all upsampling in the decoder.
         dropout: before the logits.
@@ -56,6 +57,7 @@ class SCRSeg(Segmenter):
         channels: int = 128,
         context: int = 256,
         form: str = "affinity",
+        upsampling: str = "semantic",
         hidden: int = 64,
         align_corners: bool = False,
         dropout: float = 0.1,
@@ -64,24 +66,29 @@ class SCRSeg(Segmenter):
         self.num_classes = num_classes
         self.backbone = Backbone(backbone, 32, pretrained, weights, backbone_options)
         widths = self.backbone.stage_channels  # of strides 4, 8, 16, 32
-        self.context = ContextualRefinement(widths, context, form=form)
-        self.join = nn.Conv2d(context, channels, 1, bias=False)
+        self.context = None
+        if context:
+            refined = ContextualRefinement(widths, context, form=form)
+            self.context = nn.Sequential(refined, nn.Conv2d(context, channels, 1, bias=False))
         self.deepest = conv_norm_act(widths[3], channels)
         self.steps = nn.ModuleList(
-            SemanticRefinement(channels, width, channels, hidden=hidden, align_corners=align_corners)
+            SemanticRefinement(
+                channels, width, channels, upsampling=upsampling, hidden=hidden, align_corners=align_corners
+            )
             for width in widths[2::-1]
         )
         self.classifier = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
-        self.auxiliary = nn.Conv2d(context, num_classes, 1)
+        self.auxiliary = nn.Conv2d(channels, num_classes, 1)
 
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for, see the class."""
-        stages = self.backbone.stages(images)
-        context, found = self.context(stages), {}
+        s_4, s_8, s_16, s_32 = self.backbone.stages(images)
+        to_16, to_8, to_4 = self.steps
+        x, found = to_16(self.deepest(s_32), s_16), {}
+        if self.context is not None:
+            x = x + self.context((s_4, s_8, s_16, s_32))
         if "auxiliary" in names:
-            found["auxiliary"] = self.auxiliary(context)
+            found["auxiliary"] = self.auxiliary(x)
         if "logits" in names:
-            to_16, to_8, to_4 = self.steps
-            x = to_16(self.deepest(stages[3]), stages[2]) + self.join(context)
-            found["logits"] = self.classifier(to_4(to_8(x, stages[1]), stages[0]))
+            found["logits"] = self.classifier(to_4(to_8(x, s_8), s_4))
         return found

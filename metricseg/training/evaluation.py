@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -43,6 +44,42 @@ class IoU(MulticlassConfusionMatrix):
         matrix = super().compute().double()
         hits = matrix.diag()
         return hits / (matrix.sum(0) + matrix.sum(1) - hits)
+
+
+class BoundaryIoU(IoU):
+    """`IoU` over the pixels near a label border, where a decoder shows what it is worth.
+
+    A pixel counts if a pixel of another label, 255 aside, is at most `width` rows and columns away (a trimap).
+
+    Args:
+        num_classes: K.
+        width: pixels, at least 1.
+
+    Raises ValueError for a `width` out of range.
+
+    Source: Kohli et al., Robust Higher Order Potentials for Enforcing Label Consistency, IJCV 2009 (trimaps).
+    """
+
+    def __init__(self, num_classes: int, width: int = 3) -> None:
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width is {width!r}; it takes pixels, an integer >= 1")
+        super().__init__(num_classes)
+        self.width = width
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch."""
+        target = target.as_subclass(Tensor).long()
+        super().update(preds, torch.where(near_border(target, self.width), target, IGNORE))
+
+
+def near_border(labels: Tensor, width: int) -> Tensor:
+    """Bool [B, H, W], whether a pixel of another label is at most `width` rows and columns away; 255 is no label."""
+    ignored = labels == IGNORE
+    highest, lowest = (
+        sign * F.max_pool2d((sign * labels).float().masked_fill(ignored, -math.inf), 2 * width + 1, 1, width)
+        for sign in (1, -1)
+    )
+    return ~ignored & ((highest != labels) | (lowest != labels))
 
 
 def check_scales(scales: Sequence[float]) -> None:

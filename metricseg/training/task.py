@@ -15,7 +15,7 @@ from metricseg.data.stream import seeded
 from metricseg.losses import Terms, build_loss
 from metricseg.losses.prototype_memory import own_buffers
 from metricseg.models import SegSort, WeightsMismatch, build_model, compare_weights
-from metricseg.training.evaluation import IoU, check_scales, predict_probabilities
+from metricseg.training.evaluation import BoundaryIoU, IoU, check_scales, predict_probabilities
 from metricseg.training.retrieval import check_classes, check_weights, refill
 
 ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
@@ -51,6 +51,7 @@ class SegmentationTask(L.LightningModule):
         warmup: steps of linear warm-up.
         channels_last: memory format of the network and its input.
         scales, flip: of evaluation and prediction, see `predict_probabilities`.
+        boundary: pixels; also log val/miou_boundary, the mIoU that near a label border, see `BoundaryIoU`. 0: not.
         seed: see above.
 
     Raises ValueError for an argument out of range, an unknown name, or a loss that doesn't fit the network.
@@ -70,6 +71,7 @@ class SegmentationTask(L.LightningModule):
         channels_last: bool = True,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        boundary: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,6 +107,7 @@ class SegmentationTask(L.LightningModule):
         self.power, self.warmup, self.seed = power, warmup, seed
         self.scales, self.flip = tuple(scales), flip
         self.iou = IoU(num_classes)
+        self.boundary_iou = BoundaryIoU(num_classes, boundary) if boundary else None
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.format)  # type: ignore[call-overload]
 
@@ -145,13 +148,19 @@ class SegmentationTask(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the IoU, at the label maps' own size."""
         images, labels = batch
-        self.iou.update(self.predict_labels(images, (labels.shape[-2], labels.shape[-1])), labels)
+        predicted = self.predict_labels(images, (labels.shape[-2], labels.shape[-1]))
+        self.iou.update(predicted, labels)
+        if self.boundary_iou is not None:
+            self.boundary_iou.update(predicted, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean and each class's IoU."""
         iou = self.iou.compute()
         self.iou.reset()
         self.log("val/miou", iou.nanmean().float(), prog_bar=True)
+        if self.boundary_iou is not None:
+            self.log("val/miou_boundary", self.boundary_iou.compute().nanmean().float(), prog_bar=True)
+            self.boundary_iou.reset()
         self.log_dict({f"val/iou/{name}": value.float() for name, value in zip(self.classes, iou, strict=True)})
 
     def predict_step(

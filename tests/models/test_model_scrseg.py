@@ -20,10 +20,14 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("form", ["affinity", "gate"])
-def test_outputs_and_gradients(form):
+@pytest.mark.parametrize(
+    "options",
+    [{"form": "affinity"}, {"form": "gate"}, {"context": 0, "upsampling": "flow"}, {"upsampling": "bilinear"}],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_outputs_and_gradients(options):
     torch.manual_seed(0)
-    model = build_model({**SMALL, "num_classes": 4, "form": form})
+    model = build_model({**SMALL, "num_classes": 4, **options})
     images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 4, (2, 64, 96))
     outputs = model.outputs(images, model.offers)
     assert {name: tuple(x.shape) for name, x in outputs.items()} == {
@@ -32,10 +36,9 @@ def test_outputs_and_gradients(form):
     }
     assert list(model.outputs(images, ("auxiliary",))) == ["auxiliary"]
     # what starts at zero hides what comes before it in the first step
-    for step in model.steps:
-        torch.nn.init.normal_(step.align.predictor.weight, std=0.1)
-    if form == "affinity":
-        torch.nn.init.ones_(model.context.attention.space_scale)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("predictor.weight", "space_scale")):
+            torch.nn.init.normal_(parameter, std=0.1)
     sum(build_loss(TERMS)(model.outputs(images, model.offers), labels).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name

@@ -11,10 +11,11 @@ import pytest
 pytest.importorskip("lightning")
 import lightning as L
 import torch
+import torch.nn.functional as F
 
 from metricseg.data.module import SegmentationData
 from metricseg.models import DMLSeg, WeightsMismatch
-from metricseg.training.evaluation import IoU
+from metricseg.training.evaluation import BoundaryIoU, IoU
 from metricseg.training.task import SegmentationTask, split_decay
 from metricseg.visualization.embedding import EmbeddingPictures
 
@@ -204,15 +205,18 @@ def test_class_weights_are_those_configured_not_those_of_the_checkpoint(tmp_path
 def test_validation_reports_mean_and_classes(tmp_path):
     data, module = (
         SegmentationData(**DATA),
-        task(classes=SegmentationData(**DATA).classes, scales=(0.5, 1.0), flip=True),
+        task(classes=SegmentationData(**DATA).classes, scales=(0.5, 1.0), flip=True, boundary=3),
     )
     (result,) = trainer(tmp_path).validate(module, data, verbose=False)
-    expected = IoU(7)
+    expected, boundary = IoU(7), BoundaryIoU(7, 3)
     module.eval()
     with torch.no_grad():
         for images, labels in data.val_dataloader():
-            expected.update(module.predict_labels(images, (48, 48)), labels)
+            predicted = module.predict_labels(images, (48, 48))
+            expected.update(predicted, labels)
+            boundary.update(predicted, labels)
     iou = expected.compute()
+    assert result["val/miou_boundary"] == pytest.approx(float(boundary.compute().nanmean()))
     assert result["val/miou"] == pytest.approx(float(iou.nanmean()))
     assert result["val/iou/striped box"] == pytest.approx(float(iou[3]), nan_ok=True)
 
@@ -260,6 +264,27 @@ def test_iou_names_labels_out_of_range(preds, target, words):
         iou.update(torch.full((1, 2, 2), preds), torch.full((1, 2, 2), target))
     iou.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 255))
     assert bool(iou.compute().isnan().all())
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_boundary_iou_is_the_iou_of_the_pixels_near_a_border(width):
+    torch.manual_seed(0)
+    labels = F.interpolate(torch.randint(0, 3, (2, 1, 5, 6)).float(), (23, 31))[:, 0].to(torch.uint8)
+    labels[:, 4:9, 10:20] = 255
+    preds = torch.where(
+        torch.rand(labels.shape) < 0.7, labels % 3, torch.randint(0, 3, labels.shape, dtype=torch.uint8)
+    )
+    near = torch.zeros_like(labels, dtype=torch.bool)
+    for b, y, x in (labels != 255).nonzero().tolist():
+        window = labels[b, max(y - width, 0) : y + width + 1, max(x - width, 0) : x + width + 1]
+        near[b, y, x] = bool(((window != labels[b, y, x]) & (window != 255)).any())
+    assert 0.1 < near.float().mean() < 0.9
+    found, expected = BoundaryIoU(3, width), IoU(3)
+    found.update(preds, labels)
+    expected.update(preds, torch.where(near, labels, 255))
+    assert torch.equal(found.compute(), expected.compute())
+    with pytest.raises(ValueError, match="width is 0; it takes pixels, an integer >= 1"):
+        BoundaryIoU(3, 0)
 
 
 @pytest.mark.parametrize("system", ["dmlseg", "ccsnet"])
