@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.camvid import __main__, recipe, report
-from benchmarks.camvid.rows import CENTERS, LOSSES, SEGSORT
+from benchmarks.camvid.rows import CENTERS, DECODERS, LOSSES, SEGSORT
 from benchmarks.camvid.systems import System
 from metricseg.data import CamVid
 from metricseg.losses import build_loss
@@ -43,6 +43,17 @@ def test_rows_have_the_losses_that_their_centers_can_give(row):
     )  # fmt: skip
 
 
+def test_decoders_differ_in_upsampling_and_context_alone():
+    start = {}
+    for name, row in DECODERS.rows.items():
+        torch.manual_seed(0)
+        model = MODELS.build({**row.model, "num_classes": 11, "backbone": "mobilenetv3_small_050"})
+        assert row.terms == DECODERS.rows["bilinear"].terms
+        start[name] = {key for key in model.state_dict() if not key.startswith("context")}
+    assert start["bilinear"] < start["flow"] == start["srm"] == start["srm_crm"]
+    assert all("align" in key for key in start["flow"] - start["bilinear"])
+
+
 def test_segsort_rows_are_trained_with_what_their_losses_take(tmp_path):
     """Regions, int32 with -1 around the picture, for the loss without labels; a new bank before validation."""
     for split, folder in ((s, f) for s in ("train", "val") for f in (s, f"{s}annot")):
@@ -64,8 +75,8 @@ def test_segsort_rows_are_trained_with_what_their_losses_take(tmp_path):
         assert len(labels[inside].unique()) == (64 if row.regions else 8)
     small = {"backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16, "num_classes": 11}
     model = MODELS.build({**SEGSORT.rows["supervised"].model, **small})
-    iou = recipe.validate(System(model, [], [], None, model.predict), tmp_path)
-    assert len(iou) == 11 and model.bank.images.unique().tolist() == list(range(8))
+    found = recipe.validate(System(model, [], [], None, model.predict), tmp_path)
+    assert [len(iou) for iou in found] == [11, 11] and model.bank.images.unique().tolist() == list(range(8))
 
 
 def system() -> System:
@@ -75,7 +86,7 @@ def system() -> System:
 
 def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     """Two epochs at once and two with a break between: the same weights; and the report of both."""
-    monkeypatch.setattr(recipe, "validate", lambda *_: [0.5] * 11)
+    monkeypatch.setattr(recipe, "validate", lambda *_: ([0.5] * 11, [0.25] * 11))
     pictures = [(torch.randn(3, 4, 4), torch.rand(4, 4)) for _ in range(4)]
 
     class Order(torch.utils.data.SequentialSampler):
@@ -112,7 +123,8 @@ def test_run_is_kept_and_resumed(tmp_path, monkeypatch):
     )
     report.report(LOSSES, tmp_path, tmp_path)
     runs = json.loads((tmp_path / "camvid_losses.json").read_text())["runs"]
-    assert runs["ce"] == {"epochs": 2, "seeds": 1, "val_miou": 50.0, "spread": None} and set(runs) == {"ce", "focal"}
+    one = {"epochs": 2, "seeds": 1, "val_miou": 50.0, "spread": None}
+    assert runs["ce"] == {**one, "val_miou_boundary": 25.0, "spread_boundary": None} and set(runs) == {"ce", "focal"}
     assert (tmp_path / "camvid_losses.png").exists()
     table = (tmp_path / "camvid_losses.csv").read_text().splitlines()
     assert len(table) == 5 and table[0].startswith("row,seed,epoch,") and table[0].endswith(CamVid.classes[-1])

@@ -1,0 +1,1 @@
+"""Which loss and which decoder bring what, with error bars. Run: python -m benchmarks.study --help"""
