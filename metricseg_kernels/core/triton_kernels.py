@@ -33,6 +33,15 @@ def divide(a, b):
 
 
 @triton.jit
+def root(a):
+    """The square root, rounded to nearest."""
+    if a.dtype == tl.float64:
+        return tl.sqrt(a)
+    else:
+        return tl.sqrt_rn(a)
+
+
+@triton.jit
 def round_to_tf32(x):
     """Round to nearest, which tensor cores would otherwise truncate; infinities stay."""
     bits = x.to(tl.int32, bitcast=True)

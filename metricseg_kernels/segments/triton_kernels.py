@@ -9,7 +9,7 @@ is skipped. `center`: parts of one cluster, added in order. `spread`: rows of a 
 import triton
 import triton.language as tl
 
-from ..core.triton_kernels import divide
+from ..core.triton_kernels import divide, root
 from ..engines.pixel_rows.triton_kernels import (
     VARYING,
     load_labels,
@@ -21,14 +21,6 @@ from ..engines.pixel_rows.triton_kernels import (
 )
 
 VARYING = [*VARYING, "block_height", "block_width", "B", "capacity", "num_classes"]
-
-
-@triton.jit
-def root(a):
-    if a.dtype == tl.float64:
-        return tl.sqrt(a)
-    else:
-        return tl.sqrt_rn(a)
 
 
 @triton.jit

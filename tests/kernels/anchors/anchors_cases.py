@@ -56,6 +56,20 @@ CASES = [
     Case("no-rows", (2, 0, 9)),
 ]
 NAMED = {c.id: c for c in CASES}
+# of which cells find too few candidates, or too many, if limits are off
+UNLUCKY = [
+    Case("large", (2, 24, 40), classes=2, max_samples=90, max_views=30),
+    Case("one-class", (1, 20, 50), classes=1, labels="one", max_samples=200, max_views=150),
+]
+# Triton's interpreter: few cases and tests; the others run compiled (ttsem_plugin.py)
+INTERPRETED = ("noise", "more-slots-than-samples", "no-rows")
+INTERPRETED_TESTS = {
+    "test_the_same_choice_on_every_backend", "test_bad_luck_is_repaired", "test_label_out_of_range",
+    "test_pixels_slots_and_channels_of_several_blocks", "test_one_pixel_many_times", "test_an_index_out_of_range",
+    "test_nan_stays_in_its_pixel", "test_opcheck", "test_empty_maps",
+}  # fmt: skip
+# Triton kernels compiled: cases in dtypes other than fp32
+IN_EVERY_DTYPE = {"primes", "channels-last"}
 
 
 def make(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

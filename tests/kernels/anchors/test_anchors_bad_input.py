@@ -45,7 +45,6 @@ BAD = [
     ("seed-dtype", mk.sample_anchors, (LABELS, LABELS), {"seed": torch.tensor(1.0)}, TypeError, "seed must have dtype.*float32"),
     ("seed-device", mk.sample_anchors, (LABELS, LABELS), {"seed": INDEX[0].to(META)}, ValueError, "seed is on meta, labels on cpu"),
     ("backend", mk.sample_anchors, (LABELS, LABELS), {"backend": "gpu"}, ValueError, "backend must be one of.*'gpu'"),
-    ("no-triton", mk.sample_anchors, (LABELS, LABELS), {"backend": "triton"}, RuntimeError, "'triton' can't run here: anchors has no triton"),
     ("features-rank", mk.gather_pixels, (FEATURES[0], INDEX), {}, ValueError, r"features must be \[B, C, h, w\], got shape \(5, 4, 6\)"),
     ("features-integer", mk.gather_pixels, (FEATURES.long(), INDEX), {}, TypeError, "features must have dtype.*int64"),
     ("index-rank", mk.gather_pixels, (FEATURES, INDEX[None]), {}, ValueError, r"index must be \[S\], got shape \(1, 7\)"),

@@ -7,7 +7,7 @@ from types import ModuleType
 import cuda_host
 import pytest
 import torch
-from anchors_cases import NAMED, Case, arguments, make, make_features
+from anchors_cases import NAMED, UNLUCKY, arguments, make, make_features
 from cuda_host.fixtures import *  # noqa: F403
 from test_anchors import (  # noqa: F401
     test_a_crop_full_of_ignore,
@@ -38,11 +38,7 @@ def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("strategy", ["hard", "random"])
 def test_bad_luck_is_repaired(strategy: str, deviations: float, shim: ModuleType, backend: str) -> None:
     """Limits under which cells find too few candidates, or more than there is room for: the same choice."""
-    cases = [
-        Case("large", (2, 24, 40), classes=2, max_samples=90, max_views=30),
-        Case("one-class", (1, 20, 50), classes=1, labels="one", max_samples=200, max_views=150),
-    ]
-    for case in cases:
+    for case in UNLUCKY:
         labels, predictions, confidence = make(case)
         kwargs = {"seed": 2, **arguments(case, strategy, confidence)}
         shim.slacken(deviations)
