@@ -76,8 +76,8 @@ class SemanticRefinement(nn.Module):
 
     with neighbor weights. Usable between any two stages of a decoder, where upsampling and adding stood.
 
-    The paper's text is not public beyond its abstract. From it: offsets weighted over a neighborhood. Reconstructed:
-    the convolutions that predict them, their start at zero, and the fusion by a sum.
+    Written from the abstract of the paper. From it: offsets weighted over a neighborhood. Reconstructed: the
+    convolutions that predict them, their start at zero, and the fusion by a sum.
 
     Args:
         coarse_channels, fine_channels: of the two maps. channels: of the result.
@@ -85,7 +85,7 @@ class SemanticRefinement(nn.Module):
 
     Raises ValueError for channels below 1, named with their value.
 
-    Source: Wang et al. 2024 (semantic refinement module).
+    Source: Wang et al. 2024, arXiv:2412.08671 (semantic refinement module).
     """
 
     def __init__(

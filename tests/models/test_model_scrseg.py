@@ -67,7 +67,7 @@ def test_fit_through_the_command_line(tmp_path, monkeypatch):
     assert (tmp_path / "runs/scrseg_camvid/checkpoints/last.ckpt").exists()
 
 
-@pytest.mark.parametrize("data", ["camvid", "cityscapes", "bdd100k", "ade20k"])
+@pytest.mark.parametrize("data", ["camvid", "cityscapes", "cityscapes_light", "bdd100k", "ade20k"])
 def test_configurations_have_the_losses_of_the_system(data):
     config = yaml.safe_load(files("metricseg").joinpath(f"configs/scrseg_{data}.yaml").read_text())["model"]
     assert config["model"]["name"] == "scrseg" and config["loss"] == TERMS
