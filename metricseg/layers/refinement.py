@@ -60,8 +60,25 @@ class FlowAlign(nn.Module):
         offsets, logits = predicted[:, :2], predicted[:, 2:]
         return offsets, logits if logits.shape[1] else None
 
-    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, C, H, W]."""
+    def displacement(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """[B, 2, H, W], where each pixel reads: (dy, dx) from itself, in pixels of the fine map.
+
+        o~(p) = sum_q a_q(p) o(q) over the neighborhood of p, as in `metricseg_kernels.refine_upsample`.
+        """
+        offsets, logits = self.offsets(coarse, fine)
+        if logits is None:
+            return offsets
+        around = F.unfold(F.pad(offsets, (1, 1, 1, 1), mode="replicate"), 3)  # [B, 2 * 9, H * W]
+        around = around.view(len(offsets), 2, 9, *offsets.shape[2:])
+        return (around * logits.softmax(1)[:, None]).sum(2)
+
+    def forward(self, coarse: Tensor, fine: Tensor, refine: bool = True) -> Tensor:
+        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, C, H, W].
+
+        Without `refine` F.interpolate, to compare with.
+        """
+        if not refine:
+            return F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=self.align_corners)
         offsets, logits = self.offsets(coarse, fine)
         dtype = coarse.dtype if offsets.dtype == torch.float32 else offsets.dtype  # autocast convolves in half
         return kernels.refine_upsample(
@@ -110,6 +127,13 @@ class SemanticRefinement(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
 
-    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, channels, H, W]."""
-        return self.fuse(self.fine(fine) + self.align(self.coarse(coarse), fine))
+    def displacement(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """[B, 2, H, W], see `FlowAlign.displacement`."""
+        return self.align.displacement(self.coarse(coarse), fine)
+
+    def forward(self, coarse: Tensor, fine: Tensor, refine: bool = True) -> Tensor:
+        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, channels, H, W].
+
+        Without `refine` F.interpolate takes the place of `FlowAlign`, to compare with.
+        """
+        return self.fuse(self.fine(fine) + self.align(self.coarse(coarse), fine, refine))

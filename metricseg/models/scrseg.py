@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from metricseg.layers import ContextualRefinement, SemanticRefinement
 from metricseg.models.backbone import Backbone
 from metricseg.models.base import MODELS, Segmenter
 from metricseg.models.layers import conv_norm_act
+
+OFFSETS = ("offsets_16", "offsets_8", "offsets_4")  # by the stride that a step ends at
 
 
 @MODELS.register("scrseg")
@@ -25,6 +27,8 @@ class SCRSeg(Segmenter):
     `metricseg.layers.ContextualRefinement`.
 
     Outputs: "logits" [B, K, H/4, W/4]; "auxiliary" [B, K, H/16, W/16], from the context, for a loss in training.
+    For pictures: "bilinear" [B, K, H/4, W/4], the logits with all offsets 0; "offsets_16", "offsets_8", "offsets_4"
+    [B, 2, H/s, W/s], where the pixels of each SRM read, see `metricseg.layers.FlowAlign.displacement`.
 
     Written from the abstract of the paper; the layers say what is from it. Reconstructed here: where the context
     enters, and the auxiliary head. The abstract gives the light form 137.9 GFLOPs. Configuration
@@ -46,7 +50,7 @@ class SCRSeg(Segmenter):
     arXiv:2412.08671.
     """
 
-    offers = ("logits", "auxiliary")
+    offers = ("logits", "auxiliary", "bilinear", *OFFSETS)
 
     def __init__(
         self,
@@ -79,11 +83,23 @@ class SCRSeg(Segmenter):
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for, see the class."""
         stages = self.backbone.stages(images)
-        context, found = self.context(stages), {}
-        if "auxiliary" in names:
-            found["auxiliary"] = self.auxiliary(context)
-        if "logits" in names:
-            to_16, to_8, to_4 = self.steps
-            x = to_16(self.deepest(stages[3]), stages[2]) + self.join(context)
-            found["logits"] = self.classifier(to_4(to_8(x, stages[1]), stages[0]))
-        return found
+        context = self.context(stages)
+        found = {"auxiliary": self.auxiliary(context)} if "auxiliary" in names else {}
+        if "bilinear" in names:
+            found["bilinear"] = self.decode(stages, context, refine=False)["logits"]
+        if not set(names) <= set(found):
+            found |= self.decode(stages, context, names)
+        return {name: found[name] for name in names}
+
+    def decode(
+        self, stages: Sequence[Tensor], context: Tensor, names: Collection[str] = (), refine: bool = True
+    ) -> dict[str, Tensor]:
+        """The logits, and those of the "offsets_" that are in `names`."""
+        x, found = self.deepest(stages[3]), {}
+        for name, step, fine in zip(OFFSETS, self.steps, stages[2::-1], strict=True):
+            if name in names:
+                found[name] = step.displacement(x, fine)
+            x = step(x, fine, refine)
+            if fine is stages[2]:
+                x = x + self.join(context)
+        return {"logits": self.classifier(x), **found}

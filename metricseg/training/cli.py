@@ -26,6 +26,7 @@ from metricseg.training.task import ENDLESS, SegmentationTask
 from metricseg.visualization.centers import CenterPictures
 from metricseg.visualization.embedding import EmbeddingPictures
 from metricseg.visualization.explain import explain
+from metricseg.visualization.offsets import OffsetPictures
 from metricseg.visualization.pictures import PredictionWriter
 
 
@@ -147,6 +148,7 @@ class SegmentationCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "writer")
         parser.add_lightning_class_args(EmbeddingPictures, "embedding")
         parser.add_lightning_class_args(CenterPictures, "centers")
+        parser.add_lightning_class_args(OffsetPictures, "offsets")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.set_defaults(
