@@ -100,6 +100,6 @@ class SCRSeg(Segmenter):
             if name in names:
                 found[name] = step.displacement(x, fine)
             x = step(x, fine, refine)
-            if fine is stages[2]:
+            if name == OFFSETS[0]:
                 x = x + self.join(context)
         return {"logits": self.classifier(x), **found}
