@@ -68,7 +68,7 @@ def test_command_prints_the_count_and_fetches_no_weights(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("system", ["dmlseg", "ccsnet", "segsort"])
+@pytest.mark.parametrize("system", ["ccsnet", "segsort"])
 def test_other_systems_are_counted(system):
     model = build_model({"name": system, "backbone": "mobilenetv3_small_050", "num_classes": 4})
     small, large = (count(model, size) for size in ((64, 96), (128, 192)))
