@@ -1,5 +1,5 @@
-"""`metricseg fit | validate | predict | bank | explain --config NAME_OR_FILE`: Lightning's command line over the task
-and the data of this package.
+"""`metricseg fit | validate | predict | bank | explain | flops --config NAME_OR_FILE`: Lightning's command line over
+the task and the data of this package.
 
 `--config camvid` takes the YAML of that name that ships with the package (`metricseg/configs`); any option of it can be
 set again behind it, e.g. `--data.dataset.root DIR`. A `class_path` may name a module of the current directory.

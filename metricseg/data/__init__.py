@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metricseg.data.base import IGNORE, BadSample, Segmentation
-from metricseg.data.folders import ADE20K, CamVid, Cityscapes, Folders, PascalVOC, spread_palette
+from metricseg.data.folders import ADE20K, BDD100K, CamVid, Cityscapes, Folders, PascalVOC, spread_palette
 from metricseg.data.regions import Oversegmented, Regions
 from metricseg.data.scenes import Scenes
 from metricseg.data.stream import Augmented, EpochSampler
@@ -26,6 +26,7 @@ from metricseg.utils.registry import Registry
 DATASETS: Registry[Any] = Registry("data set")
 for _name, _class in (
     ("ade20k", ADE20K),
+    ("bdd100k", BDD100K),
     ("camvid", CamVid),
     ("cityscapes", Cityscapes),
     ("folders", Folders),
@@ -35,8 +36,8 @@ for _name, _class in (
     DATASETS.register(_name)(_class)
 
 __all__ = [
-    "ADE20K", "DATASETS", "IGNORE", "Augmented", "BadSample", "CamVid", "Cityscapes", "EpochSampler", "Folders",
-    "Oversegmented", "PascalVOC", "Regions", "Scenes", "Segmentation", "build_dataset", "class_names",
+    "ADE20K", "BDD100K", "DATASETS", "IGNORE", "Augmented", "BadSample", "CamVid", "Cityscapes", "EpochSampler",
+    "Folders", "Oversegmented", "PascalVOC", "Regions", "Scenes", "Segmentation", "build_dataset", "class_names",
     "eval_transform", "train_transform",
 ]  # fmt: skip
 

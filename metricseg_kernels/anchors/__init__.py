@@ -83,7 +83,7 @@ def sample_anchors(
         seed: an int, or a 0-d int64 tensor on the labels' device; None draws one from torch's generator of that device.
             Equal seeds give equal choices, on every backend. In a captured CUDA graph an int is a constant: each replay
             then makes the same choice; None or a tensor that is refilled does not.
-        backend: "reference", "cpu", "cuda", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         Anchors(index [S], labels [S], count []). No slot: count 0, every row unused.
@@ -131,7 +131,7 @@ def gather_pixels(
         index: [S] int64 pixels, such as `Anchors.index`; -1 for a row of zeros. A pixel may come up more than once.
         normalize: False gives x.
         eps: least norm to divide by, > 0.
-        backend: "reference", "cpu", "cuda", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [S, C] in the dtype of features. A pixel of norm 0 gives zeros, and a zero gradient; one with a NaN gives NaN,

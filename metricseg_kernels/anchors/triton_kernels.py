@@ -1,8 +1,8 @@
 """Kernels of the anchors family: the choice as csrc/anchors/sample.cuh has it, and rows out of a map and back.
 
-`count`: pixels of each cell. `plan`: slots, quotas, likely limits. `collect`: pixels with a key below the limit of their
-cell. `repair`: a cell with too few of them or too many. `place`: the rank of a key in its cell is the row of its pixel.
-`gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
+`count`: pixels of each cell. `plan`: slots, quotas, likely limits. `collect`: pixels whose key is below the limit of
+their cell. `repair`: a cell with too few of them or too many. `place`: the rank of a key in its cell is the row of its
+pixel. `gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
 """
 
 import triton
@@ -105,8 +105,8 @@ def choose(chosen, found, rank, cell, have, n, place, r, deviations):
 @triton.jit(do_not_specialize=VARYING)
 def plan(seed, have, bad, rank, chosen, found, used, index, sampled, total, slots, S, max_views, min_pixels,
          ignore_label, deviations, HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """rank [2 B K], a cell's place in chosen [cells, 4] = (cell, quota, first row, limit), or -1; found, zeros; used [],
-    chosen cells; the rows of the result that no cell has; total [], rows that one has."""
+    """rank [2 B K], a cell's place in chosen [cells, 4] = (cell, quota, first row, limit), or -1; found, zeros; used
+    [], chosen cells; the rows of the result that no cell has; total [], rows that one has."""
     i = tl.arange(0, BLOCK)
     opened = tl.zeros((BLOCK,), tl.int64)
     for s0 in range(0, slots, BLOCK):
@@ -159,7 +159,7 @@ def plan(seed, have, bad, rank, chosen, found, used, index, sampled, total, slot
 
 @triton.jit(do_not_specialize=VARYING)
 def collect(labels, first, seed, rank, chosen, found, candidates, ignore_index, K, N, tiles, BN: tl.constexpr):
-    """candidates [., 2] = (key, pixel) of each chosen cell, in any order; beyond their capacity they are counted only."""
+    """candidates [., 2] = (key, pixel) of each chosen cell, in any order; those beyond their capacity are counted."""
     _, b, n = locate(1, tiles, BN)
     cell = cells_of(labels, first, b, n, K, N, ignore_index)
     r = tl.load(rank + cell, mask=cell >= 0, other=-1)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from metricseg.data import ADE20K, Augmented, BadSample, CamVid, Cityscapes, PascalVOC, balance, build_dataset
+from metricseg.data import ADE20K, BDD100K, Augmented, BadSample, CamVid, Cityscapes, PascalVOC, balance, build_dataset
 from metricseg.data.base import lookup, read_image, read_labels
 from metricseg.data.transforms import eval_transform, train_transform
 
@@ -50,6 +50,13 @@ def cityscapes(root: Path) -> Path:
     return root
 
 
+def bdd100k(root: Path) -> Path:
+    picture(root / "bdd100k/images/10k/train/a-b.jpg")
+    label_map(root / "bdd100k/labels/sem_seg/masks/train/a-b.png", [0, 18, 255])
+    label_map(root / "bdd100k/labels/sem_seg/colormaps/train/a-b.png", [200])
+    return root
+
+
 def voc(root: Path) -> Path:
     base = root / "VOCdevkit/VOC2012"
     picture(base / "JPEGImages/a.jpg")
@@ -65,6 +72,7 @@ def voc(root: Path) -> Path:
         (camvid, CamVid, 11, {0, 3, 10, 255}),
         (ade20k, ADE20K, 150, {255, 0, 149}),
         (cityscapes, Cityscapes, 19, {255, 0, 1, 18}),
+        (bdd100k, BDD100K, 19, {0, 18, 255}),
         (voc, PascalVOC, 21, {0, 20, 255}),
     ],
 )
@@ -78,7 +86,7 @@ def test_layout_and_label_mapping(tmp_path, make, kind, classes, labels):
     assert len(set(data.palette)) == classes
 
 
-@pytest.mark.parametrize("name", ["camvid", "ade20k", "cityscapes", "voc"])
+@pytest.mark.parametrize("name", ["camvid", "ade20k", "bdd100k", "cityscapes", "voc"])
 def test_missing_folder_names_the_path_and_the_source(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.* is missing\. .*http"):
         build_dataset({"name": name, "root": str(tmp_path)}, "train")
@@ -241,7 +249,8 @@ def test_white_of_a_1_bit_mask_is_255(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"), [(camvid, CamVid), (ade20k, ADE20K), (cityscapes, Cityscapes), (voc, PascalVOC)]
+    ("make", "kind"),
+    [(camvid, CamVid), (ade20k, ADE20K), (cityscapes, Cityscapes), (bdd100k, BDD100K), (voc, PascalVOC)],
 )
 def test_hidden_files_are_left_out_and_upper_case_endings_are_found(tmp_path, make, kind):
     expected = kind(make(tmp_path))[0]
@@ -261,6 +270,15 @@ def test_train_ids_in_a_file_of_ids(tmp_path):
         Cityscapes(tmp_path)[0]
 
 
+def test_missing_folder_of_bdd100k_says_what_is_expected(tmp_path):
+    """Pictures without the labels: either level of the archive may be the root, and both give the same pictures."""
+    assert BDD100K(bdd100k(tmp_path)).images == BDD100K(tmp_path / "bdd100k").images
+    words = r"bdd100k/labels/sem_seg/masks/train is missing\. Expected: ROOT/images/10k/SPLIT/NAME\.jpg with "
+    (tmp_path / "bdd100k/labels").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/{words}"):
+        BDD100K(tmp_path)
+
+
 def test_cityscapes_in_order_of_city_and_name(tmp_path):
     for city, number in (("ulm", 1), ("ulm", 0), ("aachen", 2)):
         stem = f"train/{city}/{city}_{number}"
@@ -276,7 +294,7 @@ def test_on_error_is_checked(tmp_path):
 
 
 def test_unknown_data_set_lists_the_known():
-    with pytest.raises(ValueError, match="ade20k, camvid, cityscapes, folders, scenes, voc"):
+    with pytest.raises(ValueError, match="ade20k, bdd100k, camvid, cityscapes, folders, scenes, voc"):
         build_dataset({"name": "kitti"}, "train")
 
 

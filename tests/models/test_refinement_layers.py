@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import metricseg_kernels as kernels
 from metricseg.layers import FlowAlign, SemanticRefinement
 
 
@@ -27,6 +28,15 @@ def test_starts_as_bilinear_upsampling(neighbors, align_corners):
     layer = FlowAlign(12, 6, neighbors=neighbors, align_corners=align_corners)
     expected = F.interpolate(coarse, fine.shape[2:], mode="bilinear", align_corners=align_corners)
     torch.testing.assert_close(layer(coarse, fine), expected)
+
+
+@pytest.mark.parametrize("neighbors", [False, True])
+def test_displacement_is_where_a_pixel_reads(neighbors):
+    coarse, fine = maps(torch.float64)
+    layer = perturbed(FlowAlign(12, 6, neighbors=neighbors).double())
+    read = kernels.refine_upsample(coarse, layer.displacement(coarse, fine))
+    torch.testing.assert_close(read, layer(coarse, fine))
+    assert (read - layer(coarse, fine, refine=False)).abs().max() > 0.1
 
 
 def test_flow_is_the_published_warp():
