@@ -50,7 +50,7 @@ def test_count_is_the_sum_over_layers_and_attention(name):
     model, (height, width) = packaged(name), (64, 96)
     expected = work_of_layers(model, torch.randn(1, 3, height, width))
     if name == "scrseg_cityscapes":
-        query = model.context.attention.query
+        query = model.context[0].attention.query
         hidden, channels, pixels = query.out_channels, query.in_channels, height * width // 16**2
         expected += 2 * channels**2 * pixels + pixels**2 * (hidden + channels)
     assert count(model, (height, width)).multiply_adds == expected
