@@ -36,8 +36,8 @@ __device__ __forceinline__ void store(const T (&values)[N], Stored* to, int64_t 
 
 using Adjacent = std::integral_constant<int64_t, 1>;
 
-// How a lane reads: as vectors along channels or not; and the steps in memory from a cell to the next, known as Adjacent
-// to the compiler, which then folds them into its addresses.
+// How a lane reads cells: as vectors along channels or not; and the steps in memory to the next row, channel and column.
+// Adjacent columns are known to the compiler, which folds them into its addresses.
 template <bool is_vector, int N, typename Column>
 struct Access {
   static constexpr bool vector = is_vector;
@@ -51,7 +51,7 @@ __device__ __forceinline__ Access<vector, N, Column> access(const Map& map, Colu
   return {map.y, map.k, column};
 }
 
-// f(q, values) for the cells of a row that are wanted, N channels each.
+// f(q, j, value) for the cells q of a row that are wanted, and their channels j.
 template <typename A, typename Stored, typename F>
 __device__ __forceinline__ void each_cell(const A& access, const Stored* row, const bool (&wanted)[3], F f) {
   if constexpr (A::vector) {

@@ -1,5 +1,4 @@
-// Where a pixel of refined upsampling reads: its displacement, and three cells an axis with their weights. Once a pixel,
-// in shared memory, for all of its channels.
+// Where a pixel of refined upsampling reads: its displacement, and three cells of each axis with their weights.
 #pragma once
 
 #include "../common/cuda/reduce.cuh"
@@ -21,7 +20,7 @@ struct Pixel {
   bool inside;
 };
 
-// Pixel i of the tile that a block takes, of the tiles of all images.
+// Pixel i of a tile, of the tiles of all images.
 template <typename T>
 __device__ __forceinline__ Pixel pixel_of(const RefineParams<T>& p, const Tiling& t, int64_t tile, int i) {
   const int64_t tiles = t.tiles();
@@ -50,7 +49,7 @@ __device__ __forceinline__ Softmax<T> softmax_of(const T (&logits)[9]) {
   return s;
 }
 
-// The logits of a pixel, and of those of its neighbors' offsets that are wanted.
+// The logits of a pixel for its neighbors.
 template <typename T, typename Stored>
 __device__ __forceinline__ void load_logits(const RefineParams<T>& p, const Stored* from, const Pixel& at,
                                             T (&logits)[9]) {

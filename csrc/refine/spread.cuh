@@ -20,14 +20,14 @@ constexpr int kEach = sizeof(T) == 8 ? 1 : 2;  // channels of a lane
 template <typename T>
 constexpr int kLine = kWarp * kEach<T> + 1;  // from a cell to the next: lanes along either hit all banks
 
-// The cells of a pixel, from (row, column) on; one without weight is beyond all of them.
+// The 3 x 3 cells of a pixel, from (row, column) on, and the factors of their weights.
 template <typename T>
 struct alignas(16) Place {
   int row, column;
   T by_row[3], by_column[3];
 };
 
-constexpr int kNowhere = -3;
+constexpr int kNowhere = -3;  // of a pixel whose cells do not weigh
 
 // Cells that pixels reach, as maxima: h - first row, last row + 1, and so for columns. 0: none.
 struct Bounds {

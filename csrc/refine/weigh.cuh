@@ -4,6 +4,8 @@
 // memory; then each gathers for its pixel. No atomics: a pixel's sum has one order.
 #pragma once
 
+#include <type_traits>
+
 #include "locate.cuh"
 
 namespace metricseg::refine {

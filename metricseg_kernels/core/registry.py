@@ -70,7 +70,7 @@ FAMILIES = {
         "code cuda takes a third of triton's instructions forward, a fourth for offsets, and sorts no pixels; the "
         "reference materializes nine times the output.",
         kernels={"refine_fwd_kernel": 1, "refine_bwd_kernel": 2},
-        gpu_seconds=(2, 6),
+        gpu_seconds=(3, 7),
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
