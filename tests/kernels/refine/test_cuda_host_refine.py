@@ -70,8 +70,8 @@ def test_zero_offsets_are_interpolate(backend: str) -> None:
 
 
 def test_a_gradient_of_any_strides(backend: str) -> None:
-    arguments = make(NAMED["corners"], torch.float32)
-    upstream = torch.randn(2, 5, 19, 23)
+    arguments = make(LANES[0][0], torch.float32)
+    upstream = torch.randn(2, 24, 7, 9)
     last = upstream.contiguous(memory_format=torch.channels_last)
     same = upstream[:, :, :1, :1].contiguous()
     for seen in (last, same.expand_as(upstream)):
