@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu_params.h"
+#include "math.h"
 
 namespace metricseg::refine {
 namespace METRICSEG_SIMD {
@@ -16,32 +17,11 @@ struct Span {
 // position = g_0 label(p) + g_1 label(p + 1), each label = (1 - t) cell + t next cell. False for a NaN.
 template <typename T>
 METRICSEG_HD bool make_span(T position, int64_t labels, int64_t cells, const Sample<T>* of, bool zeros, Span<T>& span) {
-  if (!(position == position)) return false;
-  const T end = static_cast<T>(labels - 1);
-  T slope(1);
-  bool outside = false;
-  if (zeros) {
-    outside = position < T(-1) || position >= end + T(1);
-    if (outside) position = T(0);
-  } else if (position <= T(0) || position >= end) {
-    position = position <= T(0) ? T(0) : end;
-    slope = T(0);
-  }
-  const T floor = std::floor(position), part = position - floor;
-  const int64_t p = static_cast<int64_t>(floor);
-  T g[2] = {T(1) - part, part}, d[2] = {-slope, slope};
-  if (p < 0 || outside) g[0] = d[0] = T(0);
-  if (p + 1 >= labels || outside) g[1] = d[1] = T(0);
-  const Sample<T> a = of[p < 0 ? 0 : p], b = of[p + 1 < labels ? p + 1 : labels - 1];
-  const T t = a.fraction, u = b.fraction;
-  const bool same = a.cell == b.cell;
-  const auto combine = [&](const T* f, T* out) {
-    out[0] = f[0] * (T(1) - t) + (same ? f[1] * (T(1) - u) : T(0));
-    out[1] = f[0] * t + f[1] * (same ? u : T(1) - u);
-    out[2] = same ? T(0) : f[1] * u;
-  };
-  combine(g, span.weight);
-  combine(d, span.slope);
+  Between<T> found;
+  if (!find_labels(position, labels, zeros, found)) return false;
+  const Sample<T> a = of[found.low], b = of[found.high];
+  combine(found.weight, a.cell == b.cell, a.fraction, b.fraction, span.weight);
+  combine(found.slope, a.cell == b.cell, a.fraction, b.fraction, span.slope);
   for (int64_t i = 0; i < 3; ++i) span.cell[i] = a.cell + i < cells ? a.cell + i : cells - 1;
   return true;
 }

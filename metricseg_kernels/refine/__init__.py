@@ -43,7 +43,7 @@ def refine_upsample(
         neighbor_logits: [B, 9, H, W] in the dtype of offsets, of the neighborhood row by row; None for o~ = o.
         align_corners: as in F.interpolate, of U.
         padding: of samples outside U: "border" takes the nearest pixel, "zeros" takes 0.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [B, C, H, W] in the dtype of features, channels-last if features are. No channels or pixels: empty.

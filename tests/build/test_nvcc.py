@@ -65,6 +65,12 @@ template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
 template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
 template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
+    "refine": """
+template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);
+template void metricseg::refine::refine_fwd(Device&, const RefineParams<double>&);
+template void metricseg::refine::refine_bwd(Device&, const RefineParams<float>&);
+template void metricseg::refine::refine_bwd(Device&, const RefineParams<double>&);
+""",
     "retrieval": """
 template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
 template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);

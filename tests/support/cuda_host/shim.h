@@ -256,6 +256,14 @@ inline bool __all_sync(unsigned mask, bool value) {
   return value;
 }
 
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  unsigned lanes = unsigned(value) << threadIdx.x % 32;
+  for (int other = 1; other < 32; other *= 2) lanes |= __shfl_xor_sync(mask, lanes, other);
+  return lanes;
+}
+
+inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
+
 template <typename T>
 METRICSEG_UNWATCHED T atomicAdd(T* address, T value) {
   METRICSEG_RACES(cuda_host::races.touch(address, sizeof(T), true, true);)
