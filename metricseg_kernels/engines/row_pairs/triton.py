@@ -165,7 +165,8 @@ def make_config(
     if not asynchronous():
         shapes = SHAPES.get((f"{kind} sync", second_product), shapes)
     shape = next(s for s in shapes if depth <= s.depth)
-    if distances if second_product else weighted and kind == "ieee":
+    crowded = distances if second_product else weighted and kind == "ieee"
+    if crowded:
         shape = shape._replace(columns=max(shape.columns // 2, 32))
     widths = () if shape.chunk else block_widths(depth)
     width = sum(widths)
