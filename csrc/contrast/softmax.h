@@ -1,7 +1,7 @@
 // Epilogues of "negatives" and "all", see LseStats and LseCoefs in contrast/forms.py. Each pair costs one exponential in
 // a sweep, two where it is positive. A tile is read, and by `weights` written, once: 4 bytes or 8 a pair, from the cache
-// that the matrix product left it in. With weights, a pair counts w_j times in the sums of its row, and w_i times in those
-// of its column; without, the code is that of no weights.
+// that the matrix product left it in. If kWeighted, a pair counts w_j times in the sums of its row, and w_i times in
+// those of its column.
 #pragma once
 
 #include "../engines/row_pairs/row.h"

@@ -66,7 +66,8 @@ inline const Epilogue& find(const Epilogue* table, const std::string& name) {
   return *table;
 }
 
-// Sides: groups, ids and weights of the rows; coefficients [rows, n], sums [rows, outs] of the rows; both transposed for columns.
+// Sides: groups, ids and weights of the rows; coefficients [rows, n], sums [rows, outs] of the rows; the latter two
+// transposed for columns.
 template <const Epilogue* (*table)()>
 void tile_kernel(Tensor products, std::string name, std::vector<double> constants, Tensor x_groups, Tensor y_groups,
                  Optional x_ids, Optional y_ids, Optional x_weights, Optional y_weights, Optional x_coefs,

@@ -21,8 +21,8 @@ class Rows(NamedTuple):
     order: Tensor  # [N] int64
     groups: Tensor  # [N] int32, sorted
     ids: Tensor | None  # [N] int32, in the order of `groups`
-    weights: Tensor | None = None  # [N] in the dtype of the sums, as `ids`: of the row as a column of the pairs
-    factors: Tensor | None = None  # [N], likewise: of the terms of the row
+    weights: Tensor | None = None  # [N] in the accumulator dtype and that order, of the rows as columns
+    factors: Tensor | None = None  # [N] likewise, of the terms of the rows
 
 
 def dense_ranks(*values: Tensor) -> tuple[Tensor, ...]:
@@ -48,8 +48,11 @@ def sort_rows(
     weights: Tensor | None = None,
     factors: Tensor | None = None,
 ) -> list[Rows]:
-    """The sides of the pairs, one or two, whose labels and ids are compared across. weights of the last side's rows as
-    columns; of two sides, rows of weight 0 take no part. factors of the terms of the first side's rows."""
+    """The sides of the pairs, one or two, whose labels and ids are compared across.
+
+    weights: of the rows of the last side, as columns; of two sides, a row of weight 0 takes no part. factors: of the
+    terms of the rows of the first side.
+    """
     # as int64: in the dtype of the labels, an ignore_index beyond it would wrap
     groups = [
         torch.where(label.long() == ignore_index, -1, rank)

@@ -20,6 +20,7 @@ AXES = {
     "wanted": ("both", "anchors"),
     "ids": (False, True),
 }
+# depth, dtype, form, sets
 WEIGHTED = ((256, "bf16", "negatives", "one"), (64, "fp16", "all", "one"), (128, "tf32", "negatives", "one"),
             (256, "fp32", "all", "one"), (64, "fp64", "negatives", "one"), (256, "tf32", "all", "two"),
             (512, "bf16", "negatives", "two"), (96, "fp32", "negatives", "two"))  # fmt: skip
