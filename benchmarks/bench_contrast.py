@@ -30,11 +30,13 @@ from metricseg_kernels.core.registry import FAMILIES
 TEMPERATURE, BASE_TEMPERATURE, MARGIN = 0.1, 0.07, 1.0  # ContrastiveSeg's; Jia et al.'s
 LOSSES = {
     "negatives": "ContrastiveSeg",
+    "balanced": "ContrastiveSeg, weights of classes",
     "all": "SupCon",
     "margin": "power 2, mean of pairs",
     "hinge": "power 1, nonzero",
     "nca": "SegSort",
 }
+DENOMINATORS = {"negatives": "negatives", "balanced": "negatives", "all": "all"}
 CONCENTRATION = 10.0  # SegSort's
 TRUTH_OF_ALL = {"cpu": 2e8, "cuda": 2e9}  # pairs
 PEERS_FIT = {"cpu": 2e8, "cuda": 1.1e9}  # pairs; eager PyTorch takes about 28 bytes for each
@@ -56,6 +58,7 @@ class ContrastProblem:
 
         self.anchors, self.labels = some(shape.anchors)
         self.bank, self.bank_labels = (None, None) if shape.bank is None else some(shape.bank)
+        self.weights = 1 / self.labels.bincount()[self.labels].float() if loss == "balanced" else None
         self.leaves: tuple[Tensor, ...] = (self.anchors.requires_grad_(),)
         if loss == "nca" and self.bank is not None and self.bank_labels is not None:  # prototypes learn
             self.leaves = (self.anchors, self.bank.requires_grad_())
@@ -122,9 +125,12 @@ class ContrastProblem:
             losses, counts = reference.nca_contrast(x[rows], y, which, 1 / CONCENTRATION)
             return [(losses.sum(), counts.sum())]
         which = reference.pairs(self.labels[rows], labels, *ids, -1)
-        if self.loss in ("negatives", "all"):
-            losses, positives = reference.pixel_contrast(x[rows], y, which, TEMPERATURE, self.scale, self.loss)
-            return [(losses.sum(), (positives > 0).sum())]
+        if self.loss in DENOMINATORS:
+            losses, positives = reference.pixel_contrast(
+                x[rows], y, which, TEMPERATURE, self.scale, DENOMINATORS[self.loss], self.weights
+            )
+            weights = torch.ones_like(losses) if self.weights is None else self.weights[rows]
+            return [((weights * losses).sum(), (weights * (positives > 0)).sum())]
         power, nonzero = (2, False) if self.loss == "margin" else (1, True)
         pull, push, pulled, pushed = reference.margin_contrast(x[rows], y, which, MARGIN, 0.0, power, nonzero)
         return [(pull, pulled), (push, pushed)]
@@ -132,7 +138,7 @@ class ContrastProblem:
     @property
     def scale(self) -> float:
         """temperature / base_temperature, which only ContrastiveSeg has."""
-        return TEMPERATURE / BASE_TEMPERATURE if self.loss == "negatives" else 1.0
+        return TEMPERATURE / BASE_TEMPERATURE if self.loss in ("negatives", "balanced") else 1.0
 
     @functools.cached_property
     def buffers(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +161,8 @@ def ours(backend: str, **kwargs: Any) -> Callable[[ContrastProblem], Tensor]:
         if problem.loss == "hinge":
             return mk.margin_contrast_loss(*sets, margin=MARGIN, power=1, average="nonzero", backend=backend)
         return mk.pixel_contrast_loss(
-            *sets, temperature=TEMPERATURE, base_temperature=TEMPERATURE / problem.scale, denominator=problem.loss,
+            *sets, temperature=TEMPERATURE, base_temperature=TEMPERATURE / problem.scale,
+            denominator=DENOMINATORS[problem.loss], anchor_weights=problem.weights, contrast_weights=problem.weights,
             backend=backend, **kwargs,
         )  # fmt: skip
 
@@ -196,6 +203,9 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         "negatives": [
             Contestant("eager", seg),
             Contestant("torch.compile", lambda p: seg(p, peers.compiled(peers.contrastive_seg))),
+        ],
+        "balanced": [
+            Contestant("eager", lambda p: seg(p, functools.partial(peers.contrastive_seg, weights=p.weights)))
         ],
         "all": [
             Contestant("PML SupConLoss", lambda p: peers.pml_supcon(p.anchors, p.labels, TEMPERATURE), missing=no_pml)
@@ -240,6 +250,9 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Rows, str, tuple[st
     sets = shapes.CONTRAST_CPU if device == "cpu" else shapes.CONTRAST_GPU
     for shape in sets.main:
         yield shape, "negatives", race.PHASES if device == "cuda" or shape is shapes.SAMPLED else ("step",)
+    if device == "cpu":
+        for shape in (shapes.SAMPLED, shapes.PIXELS):
+            yield shape, "balanced", ("step",)
     for shape in (*sets.alone, *sets.sweep):
         yield shape, "negatives", ("step",)
     for shape in sets.euclidean:

@@ -84,8 +84,10 @@ def contrastive_seg(
     bank_labels: Tensor | None,
     temperature: float,
     base_temperature: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """ContrastiveSeg's loss of unit-norm anchors among themselves, or against a bank."""
+    """ContrastiveSeg's loss of unit-norm anchors among themselves, or against a bank; weights of anchors among
+    themselves, as anchors and in the sums."""
     others, other_labels = (x, labels) if bank is None else (bank, bank_labels)
     logits = (x @ others.T).float() if x.dtype == torch.bfloat16 else x @ others.T
     logits = logits / temperature
@@ -94,9 +96,13 @@ def contrastive_seg(
     negatives = 1 - mask
     if bank is None:
         mask = mask * (1 - torch.eye(len(labels), dtype=mask.dtype, device=mask.device))
+    if weights is not None:
+        mask, negatives = mask * weights, negatives * weights
     exponentials = torch.exp(logits)
     log_ratio = logits - torch.log(exponentials + (exponentials * negatives).sum(1, keepdim=True))
     per_anchor = (mask * log_ratio).sum(1) / mask.sum(1)
+    if weights is not None:
+        per_anchor = per_anchor * weights / weights.mean()
     return -(temperature / base_temperature) * per_anchor.mean()
 
 

@@ -10,9 +10,13 @@ namespace metricseg::contrast {
 namespace METRICSEG_SIMD {
 
 template <typename T>
-using Negatives = Softmax<T, false>;
+using Negatives = Softmax<T, false, false>;
 template <typename T>
-using All = Softmax<T, true>;
+using All = Softmax<T, true, false>;
+template <typename T>
+using WeightedNegatives = Softmax<T, false, true>;
+template <typename T>
+using WeightedAll = Softmax<T, true, true>;
 
 #define METRICSEG_EPILOGUE(form, Class, phase, outs)                                   \
   {                                                                                    \
@@ -21,21 +25,21 @@ using All = Softmax<T, true>;
           row_pairs::METRICSEG_SIMD::run<double, Class<double>, &Class<double>::phase> \
     }                                                                                  \
   }
+#define METRICSEG_SOFTMAX(form, Class)                                                                  \
+  METRICSEG_EPILOGUE(form, Class, rows, Class<float>::kStats), METRICSEG_EPILOGUE(form, Class, sum, 1), \
+      METRICSEG_EPILOGUE(form, Class, positives, 3), METRICSEG_EPILOGUE(form, Class, weights, 0)
 constexpr row_pairs::Epilogue epilogues[] = {
-    METRICSEG_EPILOGUE("negatives", Negatives, rows, Negatives<float>::kStats),
-    METRICSEG_EPILOGUE("negatives", Negatives, sum, 1),
-    METRICSEG_EPILOGUE("negatives", Negatives, positives, 3),
-    METRICSEG_EPILOGUE("negatives", Negatives, weights, 0),
-    METRICSEG_EPILOGUE("all", All, rows, All<float>::kStats),
-    METRICSEG_EPILOGUE("all", All, sum, 1),
-    METRICSEG_EPILOGUE("all", All, positives, 3),
-    METRICSEG_EPILOGUE("all", All, weights, 0),
+    METRICSEG_SOFTMAX("negatives", Negatives),
+    METRICSEG_SOFTMAX("all", All),
+    METRICSEG_SOFTMAX("weighted negatives", WeightedNegatives),
+    METRICSEG_SOFTMAX("weighted all", WeightedAll),
     METRICSEG_EPILOGUE("margin", Margin, distances, Margin<float>::kStats),
     METRICSEG_EPILOGUE("margin", Margin, weights, 1),
     METRICSEG_EPILOGUE("nca", Nca, rows, Nca<float>::kStats),
     METRICSEG_EPILOGUE("nca", Nca, weights, 0),
     {},
 };
+#undef METRICSEG_SOFTMAX
 #undef METRICSEG_EPILOGUE
 
 constexpr Workers workers{epilogues};

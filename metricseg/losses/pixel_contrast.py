@@ -15,6 +15,7 @@ import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES
 from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
+from metricseg.utils import distributed
 from metricseg.utils.labels import check_labels, check_maps, nearest
 from metricseg_kernels.core.labels import IgnoreIndex, resolve_ignore_index
 
@@ -177,6 +178,11 @@ class PixelContrastLoss(ContrastLoss):
     Args:
         temperature, base_temperature: > 0; base_temperature None for a factor of 1.
         denominator: "negatives" as above, or "all": every row but the anchor itself (SupCon).
+        balance: "classes" gives anchors and contrast rows the weights 1 / (number of rows of the class in their set, of
+            all ranks with `gather`): every class counts once in the average, and in the denominator the sum over the
+            rows of a class becomes their mean. With "all" this is Zhu et al.'s loss without its class prototypes. The
+            scale differs from that of None even if all classes have n rows: "all" is lower by c log n, with the same
+            gradient; under "negatives" n_i is lower by log n. None: every row counts once.
         with_memory: contrast with a `PixelMemory` of earlier images instead of the batch itself. It takes this batch's
             rows after the loss is computed, in training mode; while it is empty the loss is 0.
         memory_size, pixel_update_freq, proj_dim: its rows a ring, pixels of one class an image gives, and D. It needs
@@ -184,7 +190,8 @@ class PixelContrastLoss(ContrastLoss):
         options: see `ContrastLoss`.
 
     Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021, and its repository
-    tfzhou/ContrastiveSeg. Equal to it, gradients included, if that is finite.
+    tfzhou/ContrastiveSeg. Equal to it, gradients included, if that is finite. Balance: Zhu et al., Balanced Contrastive
+    Learning for Long-Tailed Visual Recognition, CVPR 2022.
     """
 
     def __init__(
@@ -196,6 +203,7 @@ class PixelContrastLoss(ContrastLoss):
         memory_size: int = 5000,
         pixel_update_freq: int = 10,
         proj_dim: int = 256,
+        balance: str | None = None,
         **options: Unpack[ContrastOptions],
     ) -> None:
         super().__init__(**options)
@@ -204,7 +212,10 @@ class PixelContrastLoss(ContrastLoss):
                 raise ValueError(f"{name} is {value}; it takes a finite number > 0")
         if denominator not in ("negatives", "all"):
             raise ValueError(f'denominator is {denominator!r}; it takes "negatives" or "all"')
+        if balance not in (None, "classes"):
+            raise ValueError(f'balance is {balance!r}; it takes "classes" or None')
         self.temperature, self.base_temperature, self.denominator = temperature, base_temperature, denominator
+        self.balance = balance
         self.with_memory, self.memory_size, self.pixel_update_freq, self.proj_dim = (
             with_memory, memory_size, pixel_update_freq, proj_dim,
         )  # fmt: skip
@@ -228,6 +239,8 @@ class PixelContrastLoss(ContrastLoss):
             self.memory.flush()
             against = dict(zip(("contrast", "contrast_labels"), self.memory.rows(), strict=True))
             rows = rows.to(against["contrast"].dtype)
+        if self.balance is not None:
+            against |= self.class_weights(rows, labels, against.get("contrast_labels", labels))
         loss, stats = kernels.pixel_contrast_loss(
             rows, labels, **against, temperature=self.temperature, base_temperature=self.base_temperature,
             denominator=self.denominator, reduction="sum", return_stats=True, backend=self.backend,
@@ -235,7 +248,18 @@ class PixelContrastLoss(ContrastLoss):
         total, count = self.totals(loss, stats.anchors)
         if self.memory is None:
             self.warn_if_none(count)
-        return total / count.clamp(min=1)
+        return total / (count.clamp(min=1) if self.balance is None else torch.where(count > 0, count, 1.0))
+
+    def class_weights(self, rows: Tensor, labels: Tensor, contrast_labels: Tensor) -> dict[str, Tensor]:
+        """Weights of anchors and of contrast rows, as arguments for the kernel."""
+        everyone = contrast_labels  # the anchors of all ranks, unless there is a memory
+        if self.memory is not None:
+            everyone = distributed.gather_rows(labels) if self.gathers else labels
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        return {
+            "anchor_weights": inverse_counts(labels, everyone, dtype),
+            "contrast_weights": inverse_counts(contrast_labels, contrast_labels, dtype),
+        }
 
     def after(self, feats: Tensor, labels: Tensor, seed: int | None) -> None:
         """Add the rows of this batch to the memory."""
@@ -284,6 +308,13 @@ class MarginContrastLoss(ContrastLoss):
             rows, labels, self.against(rows, labels), margin=self.margin, positive_margin=self.positive_margin,
             power=self.power, average=self.average,
         )  # fmt: skip
+
+
+def inverse_counts(labels: Tensor, among: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 / (how often a label occurs in `among` [M]) of labels [R], any values >= 0; 0 for negative labels."""
+    ordered = among.sort().values
+    counts = torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    return torch.where(labels < 0, 0.0, 1 / counts.clamp(min=1).to(dtype))
 
 
 def read_predictions(predict: Tensor | None, labels: Tensor, sampling: str) -> tuple[Tensor | None, Tensor | None]:

@@ -38,6 +38,8 @@ class PixelContrastOptions(PairOptions, total=False):
     base_temperature: float | None
     denominator: str
     reduction: str
+    anchor_weights: Tensor | None
+    contrast_weights: Tensor | None
 
 
 class MarginContrastOptions(PairOptions, total=False):
@@ -52,7 +54,8 @@ class MarginContrastOptions(PairOptions, total=False):
 class ContrastStats(NamedTuple):
     """By-products of `pixel_contrast_loss`.
 
-    positives: [A], how many positives each anchor has. anchors: 0-d, how many anchors have one: what "mean" divides by.
+    positives: [A], how many positives each anchor has, or the sum of their contrast_weights. anchors: 0-d, how many
+    anchors have one, or the sum of their anchor_weights: what "mean" divides by.
     """
 
     positives: Tensor
@@ -107,6 +110,8 @@ def pixel_contrast_loss(
     ignore_index: int | None = -1,
     anchor_ids: Tensor | None = None,
     contrast_ids: Tensor | None = None,
+    anchor_weights: Tensor | None = None,
+    contrast_weights: Tensor | None = None,
     reduction: str = "mean",
     return_stats: bool = False,
     backend: str | None = None,
@@ -125,6 +130,15 @@ def pixel_contrast_loss(
     Anchors without a positive contribute 0, as do, under "negatives", anchors without a negative; "mean" is over the
     anchors that have a positive. None at all: 0, with a zero gradient.
 
+    With weights a_i of the anchors and w_j of the contrast rows, as if row j occurred w_j times:
+
+        denominator="negatives":  l_i = a_i c / W_i sum_{p in P_i} w_p softplus(n_i - s_ip),  W_i = sum_{p in P_i} w_p
+                                      = -a_i c / W_i sum_p w_p log( exp s_ip / (exp s_ip + sum_neg w_n exp s_in) )
+        denominator="all":        l_i = -a_i c / W_i sum_{p in P_i} w_p (s_ip - LSE_{j not self} (s_ij + log w_j))
+
+    and n_i = LSE over negatives of (s_ij + log w_j); "mean" divides by the sum of a_i over the anchors with a positive.
+    A contrast row of weight 0 is absent. An anchor whose positives all weigh 0 has none.
+
     Args:
         anchors: [A, D] embeddings, usually of unit norm; float64, float32, bfloat16 or float16. Sums are in float32
             (float64 for float64); float32 products follow torch.get_float32_matmul_precision().
@@ -137,6 +151,9 @@ def pixel_contrast_loss(
         ignore_index: label of rows that take no part; None for no label.
         anchor_ids, contrast_ids: [A], [M] integers; a pair of equal labels is the anchor itself if the ids are equal
             too. Without ids it is the diagonal of a set with itself, and no pair of two sets.
+        anchor_weights, contrast_weights: [A] and [M] (without contrast [A]: of the anchors as columns), finite and
+            >= 0, float32 (or float64 for float64 input), without gradient. Their values are checked where labels are:
+            on the CPU, and on CUDA with METRICSEG_VALIDATE=1.
         reduction: "mean", "sum", or "none" for [A].
         return_stats: also return `ContrastStats`.
         backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
@@ -152,7 +169,9 @@ def pixel_contrast_loss(
     Source: Wang et al., Exploring Cross-Image Pixel Contrast for Semantic Segmentation, ICCV 2021 ("negatives");
     Khosla et al., Supervised Contrastive Learning, NeurIPS 2020 ("all").
     """
-    sets = Sets(anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids)
+    sets = Sets(
+        anchors, anchor_labels, contrast, contrast_labels, anchor_ids, contrast_ids, anchor_weights, contrast_weights
+    )
     check_sets(sets)
     check_positive("temperature", temperature)
     if base_temperature is not None:
@@ -164,16 +183,23 @@ def pixel_contrast_loss(
     name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":
         x, y, which = reference_sides(sets, ignored)
-        loss, positives = reference.pixel_contrast(x, y, which, temperature, scale, denominator)
+        loss, positives = reference.pixel_contrast(x, y, which, temperature, scale, denominator, contrast_weights)
+        if anchor_weights is not None:
+            loss = loss * anchor_weights
         if reduction != "none":
             loss = loss.sum()
     else:
         form = forms.FORMS[denominator](temperature, scale)
         terms, counts = run_form(sets, ignored, form, reduction != "none", name)
         loss, positives = terms[..., 0], counts[:, 0]
-    with_positive = (positives > 0).sum()
+    if anchor_weights is None:
+        with_positive = (positives > 0).sum()
+        divisor = with_positive.clamp(min=1)
+    else:
+        with_positive = torch.where(positives > 0, anchor_weights.to(loss.dtype), 0.0).sum()
+        divisor = torch.where(with_positive > 0, with_positive, 1.0)
     if reduction == "mean":
-        loss = loss / with_positive.clamp(min=1)
+        loss = loss / divisor
     return (loss, ContrastStats(positives, with_positive)) if return_stats else loss
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.library import define_kernel, ops
 from ..engines.row_pairs.cpu import TILE_KERNEL, Epilogue, square_tiles
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import Rows
+from ..engines.row_pairs.rows import Rows, log_range
 from . import forms
 from .forms import LseCoefs, LseStats, MarginStats, Negatives
 
@@ -37,15 +37,21 @@ class Softmax(Contrast):
 
     def __init__(self, x: Rows, y: Rows | None, form: Form) -> None:
         super().__init__(x, y, form)
+        if self.other.weights is not None:
+            self.name = f"weighted {self.name}"
         self.bound = self.one_bound()
         self.symmetric = self.square = self.bound is not None
 
     def one_bound(self) -> float | None:
-        """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread."""
+        """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread of the
+        exponentials and their weights."""
         if self.y is not None or self.x.size == 0:
             return None
         bound = self.squares[0].amax().item() * 1.0001
-        return bound if 2 * bound / self.form.temperature <= SPREAD[self.x.rows.dtype] else None
+        spread = 2 * bound / self.form.temperature
+        if self.x.weights is not None:
+            spread += log_range(self.x.weights).item()
+        return bound if spread <= SPREAD[self.x.rows.dtype] else None
 
     def forward(self, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         """See op.py."""
@@ -55,7 +61,7 @@ class Softmax(Contrast):
         row = LseStats(*stats.zero_().unbind(1))
         coefs = stats.new_full((len(stats), len(LseCoefs._fields)), self.bound)
         products, columns = square_tiles(self.x, None), self.zeros_by_column(3)
-        wanted = self.with_negatives if self.name == "negatives" else self.with_pairs
+        wanted = self.with_negatives if self.form.name == "negatives" else self.with_pairs
         self.sweep("sum", coefs, row.lse[:, None], products.tiles(True, wanted), columns[:1])
         row.row_max.fill_(self.bound)
         row.lse.log_()

@@ -18,15 +18,15 @@ class LseStats(NamedTuple):
     """Row statistics [R] of "negatives" and "all". The LSE of a row's denominator is row_max / temperature + lse."""
 
     row_max: Tensor  # any number near the largest <x, y>
-    lse: Tensor  # log sum exp((<x, y> - row_max) / temperature); -inf without such a pair
-    positives: Tensor
-    loss_sum: Tensor  # sum over positives of softplus(LSE - s); for "all" of LSE - s
-    sigmoid_sum: Tensor  # sum over positives of sigmoid(LSE - s); unused by "all"
+    lse: Tensor  # log sum w exp((<x, y> - row_max) / temperature); -inf without such a pair. w: weights of the columns
+    positives: Tensor  # sum over positives of w
+    loss_sum: Tensor  # sum over positives of w softplus(LSE - s); for "all" of w (LSE - s)
+    sigmoid_sum: Tensor  # sum over positives of w sigmoid(LSE - s); unused by "all"
 
 
 class LseCoefs(NamedTuple):
-    """Row coefficients [R]: W = negative exp((<x, y> - row_max) / temperature) on the denominator's pairs, and
-    positive sigmoid(LSE - s) off it on positives."""
+    """Row coefficients [R]: W = w negative exp((<x, y> - row_max) / temperature) on the denominator's pairs, and
+    w positive sigmoid(LSE - s) off it on positives; w is the weight of the column."""
 
     row_max: Tensor
     negative: Tensor
@@ -49,7 +49,7 @@ class Negatives(Form):
     def terms(self, stats: Tensor) -> tuple[Tensor, Tensor]:
         """See `Form`."""
         row = LseStats(*stats.unbind(1))
-        mean = self.scale * row.loss_sum / row.positives.clamp(min=1)
+        mean = self.scale * row.loss_sum / torch.where(row.positives > 0, row.positives, 1.0)
         return mean[:, None], row.positives[:, None]
 
     def coefs(self, stats: Tensor, grad_terms: Tensor) -> Tensor:

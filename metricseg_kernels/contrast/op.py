@@ -22,9 +22,9 @@ from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows
 from .forms import FORMS
 
-SIDES = (  # the fields of two Rows; without the second, x is compared with itself
+SIDES = (  # the fields of two Rows; without y, x is compared with itself. factors of x, weights of the columns
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
-    "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids"
+    "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids, Tensor? factors, Tensor? weights"
 )
 kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
@@ -52,19 +52,31 @@ def _outputs(
     return terms, counts, stats, grad_x, grad_y
 
 
+def flat(rows: list[Rows]) -> list[Tensor | None]:
+    """One or two sorted sides in the order of `SIDES`."""
+    x, y = rows[0], rows[1] if len(rows) > 1 else None
+    return [*x[:4], *((None,) * 4 if y is None else y[:4]), x.factors, rows[-1].weights]
+
+
 def _sides(arguments: tuple[Any, ...]) -> tuple[Rows, Rows | None]:
-    return Rows(*arguments[:4]), None if arguments[4] is None else Rows(*arguments[4:8])
+    factors, weights = arguments[8:10]
+    x = Rows(*arguments[:4])._replace(factors=factors)
+    if arguments[4] is None:
+        return x._replace(weights=weights), None
+    return x, Rows(*arguments[4:8])._replace(weights=weights)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, y = _sides(arguments)
-    name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[8:]
+    name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[10:]
     form = FORMS[name](*numbers)
     terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[4], name, reduce, with_grad_x, with_grad_y)
     kernels(backend).contrast_fwd_kernel(
         x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
     sorted_terms, sorted_counts = form.terms(stats)
+    if x.factors is not None:
+        sorted_terms = sorted_terms * x.factors[:, None]
     counts.index_copy_(0, x.order, sorted_counts)
     if reduce:
         torch.sum(sorted_terms, 0, out=terms)
@@ -75,10 +87,11 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     x, y = _sides(arguments)
-    name, numbers, with_grad_x, with_grad_y, backend = arguments[8:]
+    name, numbers, with_grad_x, with_grad_y, backend = arguments[10:]
     form = FORMS[name](*numbers)
     *_, grad_x, grad_y = _outputs(x.features, arguments[4], name, True, with_grad_x, with_grad_y)
-    coefs = form.coefs(stats, grad_terms if grad_terms.ndim == 1 else grad_terms[x.order])
+    grad_terms = grad_terms if grad_terms.ndim == 1 else grad_terms[x.order]
+    coefs = form.coefs(stats, grad_terms if x.factors is None else grad_terms * x.factors[:, None])
     kernels(backend).contrast_bwd_kernel(
         x, y, form, coefs, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
@@ -89,36 +102,36 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, counts, stats, grad_x, grad_y = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(counts, stats, grad_x, grad_y)
-    name, numbers, _, with_grad_x, with_grad_y, backend = inputs[8:]
+    name, numbers, _, with_grad_x, with_grad_y, backend = inputs[10:]
     ctx.both, ctx.scalars = with_grad_x or with_grad_y, (name, numbers, backend)
-    ctx.save_for_backward(*((grad_x, grad_y) if ctx.both else (stats, *inputs[:8])))
+    ctx.save_for_backward(*((grad_x, grad_y) if ctx.both else (stats, *inputs[:10])))
 
 
 def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_terms is None:
-        return (None,) * 14
+        return (None,) * 16
     wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
     if ctx.both:
         gradients = [scale_gradient(g, grad_terms[0]) for g in ctx.saved_tensors]
     else:
         stats, *sides = ctx.saved_tensors
         name, numbers, backend = ctx.scalars
-        gradients = ops.contrast_bwd(grad_terms, stats, *sides, name, numbers, *wanted, backend)
+        gradients = ops.contrast_loss_bwd(grad_terms, stats, *sides, name, numbers, *wanted, backend)
     grad_x, grad_y = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return grad_x, None, None, None, grad_y, *(None,) * 9
+    return grad_x, None, None, None, grad_y, *(None,) * 11
 
 
 define_op(
-    f"contrast_fwd({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
+    f"contrast_loss_fwd({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    lambda *arguments: _outputs(arguments[0], arguments[4], arguments[8], *arguments[10:13]),
+    lambda *arguments: _outputs(arguments[0], arguments[4], arguments[10], *arguments[12:15]),
     _setup,
     _autograd,
 )
 define_op(
-    f"contrast_bwd(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
+    f"contrast_loss_bwd(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
     "bool with_grad_y, str backend) -> (Tensor, Tensor)",
     _backward,
-    lambda _, stats, *arguments: _outputs(arguments[0], arguments[4], arguments[8], True, *arguments[10:12])[3:],
+    lambda _, stats, *arguments: _outputs(arguments[0], arguments[4], arguments[10], True, *arguments[12:14])[3:],
 )

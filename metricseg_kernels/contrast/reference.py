@@ -56,24 +56,35 @@ def masked_logsumexp(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_contrast(
-    anchors: Tensor, contrast: Tensor | None, which: Pairs, temperature: float, scale: float, denominator: str
+    anchors: Tensor,
+    contrast: Tensor | None,
+    which: Pairs,
+    temperature: float,
+    scale: float,
+    denominator: str,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(loss [A], number of positives [A])."""
+    """(loss [A], number of positives [A], or the sum of their weights); weights [M] >= 0 of the columns."""
     acc = accumulator(anchors.dtype)
     x = anchors.to(acc)
     s = product(x, (x if contrast is None else contrast.to(acc)).T) / temperature  # [A, M]
-    count = which.positive.sum(1)
+    weighted, w = s, s.new_ones(())
+    if weights is not None:  # a column of weight 0 is absent
+        w, some = weights.to(acc), weights > 0
+        weighted = s + torch.where(some, w, 1.0).log()
+        which = Pairs(which.positive & some, which.negative & some)
+    count = torch.where(which.positive, w, 0.0).sum(1)
     if denominator == "negatives":
-        # l_i = c / |P_i| sum_p softplus(n_i - s_ip),  n_i = LSE over negatives
-        n, some = masked_logsumexp(s, which.negative)
+        # l_i = c / sum_p w_p sum_p w_p softplus(n_i - s_ip),  n_i = LSE over negatives of s_ij + log w_j
+        n, some = masked_logsumexp(weighted, which.negative)
         log_ratio = torch.where(which.positive, n[:, None] - s, 0.0)
         terms = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))
         terms = torch.where(some[:, None] & which.positive, terms, 0.0)
     else:
-        # l_i = c / |P_i| sum_p (n_i - s_ip),  n_i = LSE over all but self
-        n, _ = masked_logsumexp(s, which.positive | which.negative)
+        # l_i = c / sum_p w_p sum_p w_p (n_i - s_ip),  n_i = LSE over all but self of s_ij + log w_j
+        n, _ = masked_logsumexp(weighted, which.positive | which.negative)
         terms = torch.where(which.positive, n[:, None] - s, 0.0)
-    return scale * terms.sum(1) / count.clamp(min=1), count.to(acc)
+    return scale * (w * terms).sum(1) / torch.where(count > 0, count, 1.0), count
 
 
 def nca_contrast(anchors: Tensor, contrast: Tensor | None, which: Pairs, temperature: float) -> tuple[Tensor, Tensor]:

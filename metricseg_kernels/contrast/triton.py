@@ -65,8 +65,14 @@ class Softmax(Epilogue):
         return softmax.SharedCoefs(**coefs._asdict(), shifted=shifted)
 
     def largest(self, coefs: Any) -> Tensor:
-        """See `Epilogue`; exp(s - row_max) is at most exp lse."""
-        return super().largest(coefs._replace(negative=coefs.negative * coefs.lse.exp()))
+        """See `Epilogue`; w exp(s - row_max) is at most exp lse."""
+        positive = coefs.positive
+        weights = self.y.weights
+        if weights is not None:  # times the largest of a group
+            x, y = (side.groups.clamp(min=0).long() for side in (self.x, self.y))
+            largest = weights.new_zeros(len(x) + len(y)).scatter_reduce_(0, y, weights, "amax")
+            positive = positive * largest[x[: len(positive)]]
+        return super().largest(coefs._replace(negative=coefs.negative * coefs.lse.exp(), positive=positive))
 
 
 class Nca(Softmax):

@@ -65,7 +65,8 @@ def test_banded_truth_is_the_reference(small) -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "bank"), [("nca", 301), *itertools.product(["negatives", "all", "margin", "hinge"], [None, 301])]
+    ("loss", "bank"),
+    [("nca", 301), ("balanced", None), *itertools.product(["negatives", "all", "margin", "hinge"], [None, 301])],
 )
 def test_every_contestant_of_contrast_is_right(loss: str, bank: int | None) -> None:
     problem = bench_contrast.ContrastProblem(shapes.Rows("small", 200, 16, bank=bank, classes=5), loss, "cpu")

@@ -20,6 +20,7 @@ from metricseg_kernels.core.registry import FAMILIES
 OPS = {  # every op: (family, function, keyword arguments that are no tensors, tensor arguments)
     op: (family, *call) for family in FAMILIES for op, call in importlib.import_module(f"{family}_calls").OPS.items()
 }
+FIXED = ("weight", "target", "confidence", "anchor_weights", "contrast_weights")  # without a gradient
 LEARNING = [op for op in OPS if not op.startswith(("sample", "ids", "topk", "vote"))]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 
@@ -34,8 +35,7 @@ def outputs(
 ) -> list[Tensor]:
     """What the op gives, and the gradients of its floating outputs under upstream gradients that are views."""
     leaves = {
-        name: t.detach().requires_grad_(t.is_floating_point() and name not in ("weight", "target", "confidence"))
-        for name, t in tensors.items()
+        name: t.detach().requires_grad_(t.is_floating_point() and name not in FIXED) for name, t in tensors.items()
     }
     found = function(**leaves, **options)
     found = [found] if isinstance(found, Tensor) else list(found)

@@ -18,6 +18,7 @@ BATCH, CLASSES, DIM = 4, 4, 6
 PIXELS = {
     "negatives": lambda: PixelContrastLoss(sampling="all", gather="all"),
     "all": lambda: PixelContrastLoss(sampling="all", denominator="all", gather="all", loss_weight=0.3),
+    "balanced": lambda: PixelContrastLoss(sampling="all", balance="classes", gather="all"),
     "margin": lambda: MarginContrastLoss(sampling="all", gather="all"),
     "margin nonzero": lambda: MarginContrastLoss(sampling="all", average="nonzero", power=1, margin=0.7, gather="all"),
     "sampled": lambda: PixelContrastLoss(max_samples=40, max_views=6, gather="all"),
@@ -25,6 +26,10 @@ PIXELS = {
     "memory": lambda: PixelContrastLoss(
         sampling="all", with_memory=True, memory_size=300, pixel_update_freq=64, proj_dim=DIM, num_classes=CLASSES,
         gather="all",
+    ),
+    "balanced memory": lambda: PixelContrastLoss(
+        sampling="all", with_memory=True, memory_size=300, pixel_update_freq=64, proj_dim=DIM, num_classes=CLASSES,
+        gather="all", balance="classes", denominator="all",
     ),
 }  # fmt: skip
 EMBEDDINGS = {"supcon": SupConLoss, "ntxent": NTXentLoss, "contrastive": ContrastiveLoss}
@@ -76,7 +81,7 @@ def run(name, kind, dtype, part, net):
         images, _, _ = batch("random", dtype)
         return embedding_loss(EMBEDDINGS[name](gather="all"), net, images[part], kind)
     loss, (images, labels, predictions) = PIXELS[name]().to(dtype), batch(kind, dtype)
-    for _ in range(2 if name == "memory" else 1):  # a memory is empty at first
+    for _ in range(2 if "memory" in name else 1):  # a memory is empty at first
         value = loss(net(images[part]), labels[part], predictions[part], seed=7)
     return value
 

@@ -96,6 +96,54 @@ def test_every_pixel_against_every_pixel(kind, denominator):
     same_with_gradient(quiet(loss, feats, labels), expected, feats)
 
 
+def balanced(x, labels, y=None, other_labels=None, temperature=0.1, denominator="negatives"):
+    """`published` with base_temperature None: the rows of a class by their mean in the denominator; the mean over
+    classes of the means over anchors, if they have positives."""
+    y, other_labels = (x, labels) if y is None else (y, other_labels)
+    losses, weights = [], []
+    for i in range(len(x)):
+        others = torch.arange(len(y)) != i if y is x else torch.ones(len(y), dtype=torch.bool)
+        e = (y @ x[i] / temperature).exp()
+        means = {
+            int(k): (e * others)[other_labels == k].sum() / (other_labels == k).sum() for k in other_labels.unique()
+        }
+        rest = sum(mean for k, mean in means.items() if k != labels[i] or denominator == "all")
+        positives = e[(other_labels == labels[i]) & others]
+        if len(positives):
+            losses.append(((rest + (positives if denominator == "negatives" else 0)).log() - positives.log()).mean())
+            weights.append(1 / (labels == labels[i]).sum().double())
+    return (torch.stack(losses) * torch.stack(weights)).sum() / sum(weights) if losses else 0 * x.sum()
+
+
+@pytest.mark.parametrize("kind", ["random", "one class", "ignored", "one odd pixel"])
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+def test_balanced_classes(kind, denominator):
+    feats, labels, _ = batch(kind)
+    loss = PixelContrastLoss(0.1, None, denominator, sampling="all", balance="classes")
+    same_with_gradient(quiet(loss, feats, labels), balanced(*valid_rows(feats, labels), denominator=denominator), feats)
+
+
+def test_balanced_classes_of_a_memory():
+    """Its rows are counted in the memory, the anchors among themselves."""
+    feats, labels, _ = batch("random", torch.float32)
+    loss = PixelContrastLoss(0.1, None, sampling="all", balance="classes", with_memory=True, memory_size=7,
+                             num_classes=K, proj_dim=D)  # fmt: skip
+    loss(feats, labels, seed=0)
+    value, (rows, kinds) = loss(feats, labels, seed=1), loss.memory.rows()
+    filled = kinds >= 0
+    expected = balanced(*valid_rows(feats, labels), rows[filled], kinds[filled])
+    torch.testing.assert_close(value, expected.float())
+
+
+def test_classes_of_one_size_differ_by_a_constant():
+    """n rows in each class: lower by log n, with the same gradient."""
+    feats, labels, _ = batch()
+    labels = torch.arange(12 * 16).remainder(K - 1).view(1, 12, 16).expand(2, -1, -1)
+    alike, plain = (PixelContrastLoss(0.1, None, "all", sampling="all", balance=b) for b in ("classes", None))
+    n = labels.numel() // (K - 1)
+    same_with_gradient(alike(feats, labels) + math.log(n), plain(feats, labels), feats)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "form", [{}, {"average": "nonzero", "power": 1, "margin": 0.8, "positive_margin": 0.3}], ids=["squares", "nonzero"]
@@ -265,6 +313,7 @@ def test_a_seed_makes_the_choice(make):
         ({"name": "pixel_contrast", "temperature": math.nan}, "temperature is nan"),
         ({"name": "pixel_contrast", "base_temperature": -1.0}, "base_temperature is -1"),
         ({"name": "pixel_contrast", "denominator": "some"}, "denominator is 'some'"),
+        ({"name": "pixel_contrast", "balance": "class"}, "balance is 'class'; it takes \"classes\" or None"),
         ({"name": "pixel_contrast", "sampling": "easy"}, "sampling is 'easy'"),
         ({"name": "pixel_contrast", "with_memory": True}, "num_classes"),
         ({"name": "pixel_contrast", "with_memory": True, "num_classes": 3, "memory_size": 0}, "size.*0"),

@@ -91,6 +91,7 @@ class Row {
   METRICSEG_HD V product(int64_t j) const { return V::load(s + j); }
   // A coefficient of the columns.
   METRICSEG_HD V y_coef(int coef, int64_t j) const { return V::load(tile.y_coefs + coef * tile.y_coefs_row + j); }
+  METRICSEG_HD V y_weight(int64_t j) const { return V::load(tile.y_weights + j); }
   // A tile that serves its columns adds the same numbers there.
   METRICSEG_HD bool serves_columns() const { return tile.y_out != nullptr; }
   METRICSEG_HD void add_to_columns(int sum, int64_t j, V value) const {

@@ -22,6 +22,8 @@ struct Tile {
   const int32_t* y_groups;  // [columns]
   const int32_t* x_ids;     // [rows] or null: no pair is self
   const int32_t* y_ids;     // [columns]
+  const T* x_weights;       // [rows] or null, of the rows as columns of each other
+  const T* y_weights;       // [columns] or null
   const int32_t* lowest;    // [columns / kChunk, rounded up] groups of a chunk
   const int32_t* highest;
   const T* x_coefs;  // [rows, x_coefs_row] or null

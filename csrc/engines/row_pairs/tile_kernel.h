@@ -66,10 +66,12 @@ inline const Epilogue& find(const Epilogue* table, const std::string& name) {
   return *table;
 }
 
-// Sides: groups and ids of the rows; coefficients [rows, n], sums [rows, outs] of the rows; both transposed for columns.
+// Sides: groups, ids and weights of the rows; coefficients [rows, n], sums [rows, outs] of the rows; the latter two
+// transposed for columns.
 template <const Epilogue* (*table)()>
 void tile_kernel(Tensor products, std::string name, std::vector<double> constants, Tensor x_groups, Tensor y_groups,
-                 Optional x_ids, Optional y_ids, Optional x_coefs, Optional y_coefs, Optional x_out, Optional y_out) {
+                 Optional x_ids, Optional y_ids, Optional x_weights, Optional y_weights, Optional x_coefs,
+                 Optional y_coefs, Optional x_out, Optional y_out) {
   const Epilogue& epilogue = find(table(), name);
   STD_TORCH_CHECK(products.is_contiguous() && products.size(1) % kMaxLanes == 0 &&
                       y_groups.numel() == products.size(1) && x_groups.numel() == products.size(0),
@@ -90,6 +92,8 @@ void tile_kernel(Tensor products, std::string name, std::vector<double> constant
     tile.y_groups = static_cast<const int32_t*>(y_groups.const_data_ptr());
     tile.x_ids = data_of<int32_t>(x_ids);
     tile.y_ids = data_of<int32_t>(y_ids);
+    tile.x_weights = data_of<T>(x_weights);
+    tile.y_weights = data_of<T>(y_weights);
     tile.x_coefs = data_of<T>(x_coefs);
     tile.x_coefs_row = x_coefs ? x_coefs->stride(0) : 0;
     tile.y_coefs = data_of<T>(y_coefs);

@@ -22,7 +22,8 @@ from .rows import Rows
 
 TILE_KERNEL = (  # arguments of a family's kernel on tiles
     "(Tensor(a!) products, str epilogue, float[] constants, Tensor x_groups, Tensor y_groups, Tensor? x_ids, "
-    "Tensor? y_ids, Tensor? x_coefs, Tensor? y_coefs, Tensor(b!)? x_out, Tensor(c!)? y_out) -> ()"
+    "Tensor? y_ids, Tensor? x_weights, Tensor? y_weights, Tensor? x_coefs, Tensor? y_coefs, Tensor(b!)? x_out, "
+    "Tensor(c!)? y_out) -> ()"
 )
 define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
 define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
@@ -46,12 +47,13 @@ def extended(count: int) -> int:
 
 
 class Side(NamedTuple):
-    """One set in the order of work; groups and ids end in rows that take no part, see `extended`."""
+    """One set in the order of work; groups, ids and weights end in rows that take no part, see `extended`."""
 
     rows: Tensor  # [N, D] in the accumulator dtype
     order: Tensor | None  # [N]: where the rows come from; None: they are the features themselves
     groups: Tensor  # [N extended] int32
     ids: Tensor | None  # [N extended] int32
+    weights: Tensor | None = None  # [N extended], of the rows as columns of the pairs
 
     @property
     def size(self) -> int:
@@ -69,24 +71,27 @@ def make_side(rows: Rows, alone: bool, may_stay: bool = False) -> Side:
     """`alone`: the set is paired with itself, so that without ids each row is known by its place. `may_stay`: a large
     set is not copied."""
     acc = accumulator(rows.features.dtype)
-    groups, ids, order = rows.groups, rows.ids, rows.order
+    groups, ids, weights, order = rows.groups, rows.ids, rows.weights, rows.order
     if ids is None and alone:
         ids = torch.arange(len(groups), dtype=torch.int32)
     absent = int((groups < 0).sum())  # rows that take no part: zeros, whatever they hold
     if absent and may_stay:
         may_stay = bool(rows.features.sum().isfinite())
-    if may_stay and rows.features.numel() * acc.itemsize > SORTED_BYTES:
+    stays = may_stay and rows.features.numel() * acc.itemsize > SORTED_BYTES
+    if stays:
         features = rows.features.to(acc).contiguous()
         groups = torch.empty_like(groups).index_copy_(0, order, groups)
         ids = None if ids is None else torch.empty_like(ids).index_copy_(0, order, ids)
-        return Side(features, None, _pad(groups), None if ids is None else _pad(ids))
-    features = rows.features[order].to(acc)
-    features[:absent] = 0
-    return Side(features, order, _pad(groups), None if ids is None else _pad(ids))
+        weights = None if weights is None else torch.empty_like(weights).index_copy_(0, order, weights)
+    else:
+        features = rows.features[order].to(acc)
+        features[:absent] = 0
+    ids, weights = None if ids is None else _pad(ids), None if weights is None else _pad(weights, 0)
+    return Side(features, None if stays else order, _pad(groups), ids, weights)
 
 
-def _pad(values: Tensor) -> Tensor:
-    return torch.nn.functional.pad(values, (0, extended(len(values)) - len(values)), value=-1)
+def _pad(values: Tensor, value: int = -1) -> Tensor:
+    return torch.nn.functional.pad(values, (0, extended(len(values)) - len(values)), value=value)
 
 
 class Tile(NamedTuple):
@@ -320,7 +325,7 @@ class Epilogue(Pairs):
     def __init__(self, x: Rows, y: Rows | None, form: Form) -> None:
         super().__init__(x, y)
         self.name, self.constants = form.pack()
-        self.form = form
+        self.form, self.factors = form, x.factors
 
     def run(self, phase: str, tile: Tile, x_coefs: Tensor | None, y_coefs: Tensor | None,
             x_out: Tensor | None, y_out: Tensor | None = None) -> None:  # fmt: skip
@@ -329,6 +334,7 @@ class Epilogue(Pairs):
         self.kernel(
             tile.products, f"{self.name} {phase}", self.constants, x.groups[tile.x], y.groups[columns],
             None if x.ids is None else x.ids[tile.x], None if y.ids is None else y.ids[columns],
+            None if x.weights is None else x.weights[tile.x], None if y.weights is None else y.weights[columns],
             None if x_coefs is None else x_coefs[tile.x], None if y_coefs is None else y_coefs[:, columns],
             None if x_out is None else x_out[tile.x], None if y_out is None else y_out[:, columns],
         )  # fmt: skip
@@ -360,7 +366,9 @@ class Epilogue(Pairs):
         for tile in products.tiles():
             self.run("rows", tile, None, None, stats)
             if gradient is not None:
-                coefs[tile.x] = self.form.coefs(stats[tile.x], stats.new_ones(self.form.sums))
+                ones = stats.new_ones(self.form.sums)
+                grad_terms = ones if self.factors is None else self.factors[tile.x, None] * ones
+                coefs[tile.x] = self.form.coefs(stats[tile.x], grad_terms)
                 self.run("weights", tile, coefs, None, None)
                 gradient.add(tile, twice=True)
                 products.spoil()

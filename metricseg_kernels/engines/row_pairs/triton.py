@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.checks import accumulator
 from ...core.triton import FUSED, TYPES, asynchronous, constant
-from .rows import Rows
+from .rows import Rows, log_range
 from .triton_kernels.kernels import gradient, stats, symmetric_stats
 from .triton_kernels.tiles import find_alive, gather_rows
 
@@ -120,6 +120,7 @@ class Side(NamedTuple):
     low: Tensor  # [tiles], least group of each tile
     high: Tensor  # [tiles], greatest
     spans: Tensor  # [4], see `find_alive`
+    weights: Tensor | None = None  # [R], of the rows as columns, 0 in the padding
     coefs: Any = None  # tensors [R] by name, for an epilogue
 
     @property
@@ -146,11 +147,14 @@ def block_widths(depth: int) -> tuple[int, ...]:
     return tuple(16 * w for w in widths)
 
 
-def make_config(features: Tensor, second_product: bool, distances: bool = False) -> LaunchConfig:
+def make_config(
+    features: Tensor, second_product: bool, distances: bool = False, weighted: bool = False
+) -> LaunchConfig:
     """Launch plan for products of these rows.
 
     distances: weights may be as large as 1 / d, so fp16 operands are kept as fp32, which tf32 products take exactly.
-    An epilogue of distances also takes more registers beside the gradient, so tiles are half as wide there.
+    An epilogue of distances also takes more registers beside the gradient, so tiles are half as wide there. So does one
+    of weighted columns, if exact fp32 products leave it hardly any.
     """
     dtype, depth = features.dtype, features.shape[1]
     if dtype == torch.float16 and distances:
@@ -161,7 +165,8 @@ def make_config(features: Tensor, second_product: bool, distances: bool = False)
     if not asynchronous():
         shapes = SHAPES.get((f"{kind} sync", second_product), shapes)
     shape = next(s for s in shapes if depth <= s.depth)
-    if distances and second_product:
+    crowded = distances if second_product else weighted and kind == "ieee"
+    if crowded:
         shape = shape._replace(columns=max(shape.columns // 2, 32))
     widths = () if shape.chunk else block_widths(depth)
     width = sum(widths)
@@ -188,6 +193,7 @@ def make_side(rows: Rows, config: LaunchConfig) -> Side:
     squares = features.new_empty(padded, dtype=accumulator(features.dtype))
     groups, low, high, spans = (features.new_empty(n, dtype=torch.int32) for n in (padded, tiles, tiles, 4))
     ids = None if rows.ids is None else torch.nn.functional.pad(rows.ids, (0, padded - count), value=-1)
+    weights = None if rows.weights is None else torch.nn.functional.pad(rows.weights, (0, padded - count))
     rounds = config.dtype == torch.float32 and config.tile.PRECISION.value == "tf32"
     gather_rows[(tiles,)](
         features, *features.stride(), rows.order, rows.groups, count, depth, data, squares, groups, low, high,
@@ -195,7 +201,7 @@ def make_side(rows: Rows, config: LaunchConfig) -> Side:
         UNIT_STRIDE=features.stride(1) == 1, num_warps=4, **FUSED,
     )  # fmt: skip
     find_alive[(1,)](low, high, tiles, spans, BLOCK=SCAN, num_warps=4, **FUSED)
-    return Side(data, squares, groups, ids, low, high, spans)
+    return Side(data, squares, groups, ids, low, high, spans, weights)
 
 
 def parts_of(side: Side, other: Side, config: LaunchConfig, programs: int) -> int:
@@ -215,6 +221,7 @@ class Kind(NamedTuple):
     FIXED: Any  # exponentials against one bound
     SELF: Any  # whether a row of X may also be in Y
     WITH_IDS: Any
+    WEIGHTED: Any  # whether columns have weights
     POSITIVES: Any  # whether the pass counts positives
     NEGATIVES: Any
     FORM: Any  # compile-time constants of the form, a NamedTuple
@@ -259,7 +266,7 @@ class Epilogue:
     If |<x, y>| <= `bound` for all pairs, and twice that stays in fp32's range (`fixed`, a flag on the device; set for
     unit norm and temperature >= 1 / 30), exponentials are exp(scale (<x, y> - bound)): no running maximum, no
     rescaling, and one exponential serves both rows of a pair. Both variants are launched; the one that the flag rules
-    out returns at once.
+    out returns at once. Weights of the columns take their share of the range.
     """
 
     gradient: ClassVar[Gradient]
@@ -270,13 +277,17 @@ class Epilogue:
         """Take at most three numbers of the form, and its compile-time constants as a NamedTuple."""
         self.numbers = (*numbers, 0.0, 0.0)[:3]
         self.constants = constants._make(map(constant, constants))
-        self.config = make_config(x.features, second_product, self.gradient.distances)
+        weighted = (x if y is None else y).weights is not None
+        self.config = make_config(x.features, second_product, self.gradient.distances, weighted)
         self.x = make_side(x, self.config)
         self.y = self.x if y is None else make_side(y, self.config)
         self.orders = x.order, x.order if y is None else y.order
         # |<x, y>| <= |x|max |y|max
         self.bound = self.x.squares.amax().sqrt() * self.y.squares.amax().sqrt()
-        self.fixed = (2 * scale * self.bound <= SPREAD).int()
+        spread = 2 * scale * self.bound
+        if self.y.weights is not None:
+            spread = spread + log_range(self.y.weights)
+        self.fixed = (spread <= SPREAD).int()
 
     def row_stats(self) -> Any:
         """Statistics [R] of the rows of x, by name."""
@@ -344,7 +355,7 @@ class Epilogue:
 
     def _kind(self, **fields: Any) -> Kind:
         with_ids = self.x.ids is not None
-        fields.update(SELF=self.x is self.y or with_ids, WITH_IDS=with_ids)
+        fields.update(SELF=self.x is self.y or with_ids, WITH_IDS=with_ids, WEIGHTED=self.y.weights is not None)
         return Kind(FORM=self.constants, **{n: constant(v) if isinstance(v, bool) else v for n, v in fields.items()})
 
     def _add_gradient(self, x: Side, y: Side, order: Tensor, unit: Tensor, out: Tensor) -> None:

@@ -21,6 +21,9 @@ OPS: dict[str, Any] = {
     "contrast-two-sets": (mk.pixel_contrast_loss, {"reduction": "none"}, {
         "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS,
         "anchor_ids": torch.arange(11), "contrast_ids": torch.arange(9)}),
+    "contrast-weighted": (mk.pixel_contrast_loss, {}, {
+        "anchors": ROWS, "anchor_labels": ROW_LABELS, "anchor_weights": torch.rand(11, generator=R),
+        "contrast_weights": torch.rand(11, generator=R)}),
     "margin": (mk.margin_contrast_loss, {}, {
         "anchors": ROWS, "anchor_labels": ROW_LABELS, "contrast": OTHERS, "contrast_labels": OTHER_LABELS}),
     "prototypes": (mk.prototype_nca_loss, {}, {
@@ -48,6 +51,11 @@ def draw_call(draw: Draw) -> Call:
         # at the end of a margin rounding decides
         tensors = {n: t.double() if t.is_floating_point() else t for n, t in tensors.items()}
         return Call(mk.margin_contrast_loss, tensors, options, learns)
+    if draw.one_of(False, False, True):
+        columns = len(tensors[f"{sides[-1]}_labels"])
+        for name, rows in (("anchor_weights", len(tensors["anchor_labels"])), ("contrast_weights", columns)):
+            weights = torch.rand(rows, generator=draw.rng)
+            tensors[name] = torch.where(weights < 0.2, 0.0, weights)
     options.update(temperature=draw.one_of(0.1, 1.0), base_temperature=draw.one_of(None, 0.07),
                    denominator=draw.one_of("negatives", "all"), reduction=draw.one_of("mean", "sum", "none"))  # fmt: skip
     return Call(mk.pixel_contrast_loss, tensors, options, learns)
@@ -74,6 +82,13 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             name = f"{loss.__name__} {options} {dtype}"
             yield f"{name} alone", Call(loss, x, options, ("anchors",))
             yield f"{name} two sets", Call(loss, {**x, **y}, options, ("anchors", "contrast"))
+            if loss is mk.pixel_contrast_loss:
+                of_rows, of_columns = ({"contrast_weights": torch.arange(rows).float() % 5} for rows in (2500, 3100))
+                yield f"{name} alone weighted", Call(loss, {**x, **of_rows}, options, ("anchors",))
+                yield (
+                    f"{name} two sets weighted",
+                    Call(loss, {**x, **y, **of_columns}, options, ("anchors", "contrast")),
+                )
     for dtype in (torch.float32, torch.bfloat16):
         x, y = side(2500, "embeddings", "labels", dtype), side(3100, "prototypes", "prototype_labels", dtype)
         tensors = {**x, **y, "segment_ids": torch.randint(-1, 3100, (2500,), generator=rng)}

@@ -37,6 +37,9 @@ class Case(NamedTuple):
     positive_margin: float = 0.0
     power: int = 2
     average: str = "pairs"
+    weights: str | None = (
+        None  # of "negatives" and "all": random, wide (over 28 decades), zeros (of a class, and others)
+    )
 
 
 CASES = [
@@ -101,6 +104,13 @@ CASES = [
     Case("margins-power-1", 40, 16, columns=35, positive_margin=0.8, margin=1.5, average="nonzero", power=1),
     Case("margin-out-of-reach", 40, 16, margin=1e-3, average="nonzero"),
     Case("margin-over-all", 40, 16, margin=10.0, labels="some"),
+    Case("weights", 67, 13, labels="some", weights="zeros"),
+    Case("weights-two-sets", 37, 24, columns=71, labels="some", column_labels="some", weights="zeros"),
+    Case("weights-ids", 40, 16, ids="views", weights="random"),
+    Case("weights-ids-of-two-sets", 40, 16, columns=31, ids="views", labels="some", weights="zeros"),
+    Case("weights-cold", 40, 16, temperature=0.01, base_temperature=0.07, weights="zeros"),
+    Case("weights-cold-two-sets", 40, 16, columns=27, temperature=0.01, weights="random"),
+    Case("weights-wide", 53, 16, temperature=0.03, weights="wide"),
 ]
 NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
@@ -130,7 +140,19 @@ def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
             labels = labels[torch.arange(case.rows) // 2]
         anchor_ids = anchor_ids.to(device)
     rows = rows[:1].expand(rows.shape) if case.layout == "expanded" else _lay_out(rows, case.layout)
-    return Sets(rows.to(device), labels.to(device), others, other_labels, anchor_ids, contrast_ids)
+    sets = Sets(rows.to(device), labels.to(device), others, other_labels, anchor_ids, contrast_ids)
+    return sets if case.weights is None else weighted(case, sets, rng)
+
+
+def weighted(case: Case, sets: Sets, rng: torch.Generator) -> Sets:
+    labels = sets.anchor_labels if sets.contrast_labels is None else sets.contrast_labels
+    rows, columns = (torch.rand(len(v), generator=rng).to(v.device) for v in (sets.anchor_labels, labels))
+    if case.weights == "wide":
+        columns = 10.0 ** (28 * columns - 14)
+    if case.weights == "zeros":
+        rows[::4] = 0
+        columns = torch.where((columns < 0.3) | (labels == case.first_label), 0.0, 3 * columns)
+    return sets._replace(anchor_weights=rows, contrast_weights=columns)
 
 
 def _features(case: Case, rows: int, rng: torch.Generator) -> Tensor:
@@ -188,6 +210,8 @@ def loss_of(form: str) -> Callable[..., Any]:
 
 
 def call(form: str, sets: Sets, **kwargs: Any) -> Any:
+    if form != "margin":
+        kwargs = {"anchor_weights": sets.anchor_weights, "contrast_weights": sets.contrast_weights, **kwargs}
     return loss_of(form)(
         sets.anchors, sets.anchor_labels, sets.contrast, sets.contrast_labels,
         anchor_ids=sets.anchor_ids, contrast_ids=sets.contrast_ids, **kwargs,
@@ -270,6 +294,9 @@ INTERPRETED = (
     "huge",
     "cold-two-sets",
     "margins",
+    "weights",
+    "weights-two-sets",
+    "weights-cold",
 )
 # cases that run in other dtypes as well, if kernels are compiled
 IN_EVERY_DTYPE = {
@@ -287,5 +314,8 @@ IN_EVERY_DTYPE = {
     "some-ignored",
     "tiny",
     "two-sets",
+    "weights",
+    "weights-cold-two-sets",
+    "weights-two-sets",
     "zero-norm",
 }

@@ -20,6 +20,10 @@ AXES = {
     "wanted": ("both", "anchors"),
     "ids": (False, True),
 }
+# depth, dtype, form, sets
+WEIGHTED = ((256, "bf16", "negatives", "one"), (64, "fp16", "all", "one"), (128, "tf32", "negatives", "one"),
+            (256, "fp32", "all", "one"), (64, "fp64", "negatives", "one"), (256, "tf32", "all", "two"),
+            (512, "bf16", "negatives", "two"), (96, "fp32", "negatives", "two"))  # fmt: skip
 ROWS, BANK = 4096, 190_000  # few anchors against a bank are walked in parts
 
 
@@ -31,19 +35,25 @@ def calls() -> Iterator[Call]:
     yield make_call(256, "bf16", "negatives", "two", wanted="contrast", rows=1024, columns=BANK)
     yield make_call(256, "bf16", "margin", "one", rows=32_768)
     yield make_call(130, "bf16", "negatives", "one", strided=True)
+    for depth, dtype, form, sets in WEIGHTED:
+        yield make_call(depth, dtype, form, sets, ids=form == "all", weighted=True)
 
 
 def make_call(depth: int, dtype: str, form: str, sets: str, wanted: str = "both", ids: bool = False, rows: int = ROWS,
-              columns: int = 2 * ROWS, strided: bool = False) -> Call:  # fmt: skip
+              columns: int = 2 * ROWS, strided: bool = False, weighted: bool = False) -> Call:  # fmt: skip
     storage, precision, tensor_cores, may_spill = ARITHMETIC[dtype]
-    run = partial(launch, depth, storage, form, rows, columns if sets == "two" else None, wanted, ids, strided)
+    run = partial(
+        launch, depth, storage, form, rows, columns if sets == "two" else None, wanted, ids, strided, weighted
+    )
     name = f"{form}-{depth}-{dtype}-{sets}-{wanted}-{rows}" + "-ids" * ids + "-strided" * strided
+    name += "-weighted" * weighted
     return Call(name, run, precision, may_spill, tensor_cores)
 
 
 def launch(
-    depth: int, dtype: torch.dtype, form: str, rows: int, columns: int | None, wanted: str, ids: bool, strided: bool
-) -> None:
+    depth: int, dtype: torch.dtype, form: str, rows: int, columns: int | None, wanted: str, ids: bool, strided: bool,
+    weighted: bool = False,
+) -> None:  # fmt: skip
     from metricseg_kernels.contrast import triton as contrast
     from metricseg_kernels.engines.row_pairs.rows import Rows
 
@@ -55,6 +65,9 @@ def launch(
     x, y = side(rows), None if columns is None else side(columns)
     chosen = FORMS[form]
     acc = torch.float64 if dtype == torch.float64 else torch.float32
+    if weighted:
+        weights = torch.empty(rows if y is None else y.groups.shape[0], dtype=acc, device="meta")
+        x, y = (x._replace(weights=weights), None) if y is None else (x, y._replace(weights=weights))
     stats, coefs = (
         torch.empty((rows, len(kept._fields)), dtype=acc, device="meta") for kept in (chosen.Stats, chosen.Coefs)
     )

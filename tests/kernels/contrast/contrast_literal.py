@@ -37,36 +37,41 @@ def sigmoid(v: float) -> float:
 
 
 def literal_pixel_contrast(case: Case, sets: Sets, form: str) -> tuple[list[float], int, Tensor, Tensor]:
-    """(loss per anchor, anchors with a positive, d sum / d anchors, d sum / d contrast rows)."""
+    """(loss per anchor, weight of the anchors with a positive, d sum / d anchors, d sum / d contrast rows)."""
     x, alone = sets.anchors, sets.contrast is None
     y = x if alone else sets.contrast
     t = case.temperature
     c = 1.0 if case.base_temperature is None else t / case.base_temperature
-    grad_x, grad_y, losses, counted = torch.zeros_like(x), torch.zeros_like(y), [], 0
+    a, w = (
+        [1.0] * len(rows) if weights is None else weights.tolist()
+        for rows, weights in ((x, sets.anchor_weights), (y, sets.contrast_weights))
+    )
+    grad_x, grad_y, losses, counted = torch.zeros_like(x), torch.zeros_like(y), [], 0.0
     for i, row in enumerate(kinds(sets, case.ignore_index)):
         s = [float(x[i] @ y[j]) / t for j in range(len(row))]
-        positives = [j for j, kind in enumerate(row) if kind == "positive"]
-        negatives = [j for j, kind in enumerate(row) if kind == "negative"]
-        counted += bool(positives)
+        positives = [j for j, kind in enumerate(row) if kind == "positive" and w[j] > 0]
+        negatives = [j for j, kind in enumerate(row) if kind == "negative" and w[j] > 0]
+        counted += a[i] if positives else 0.0
+        step = a[i] * c / sum(w[p] for p in positives) if positives else 0.0
         weights = dict.fromkeys(range(len(row)), 0.0)  # dl_i / ds_ij
         loss = 0.0
         if form == "negatives" and positives and negatives:
-            n = logsumexp([s[j] for j in negatives])
-            step = c / len(positives)
+            others = [s[j] + math.log(w[j]) for j in negatives]
+            n = logsumexp(others)
             for p in positives:
-                # -log( exp s_ip / (exp s_ip + sum_neg exp s_in) )
-                loss -= step * (s[p] - logsumexp([s[p], *(s[j] for j in negatives)]))
-                weights[p] -= step * sigmoid(n - s[p])
-            total = sum(sigmoid(n - s[p]) for p in positives)
+                # -log( exp s_ip / (exp s_ip + sum_neg w_n exp s_in) )
+                loss -= step * w[p] * (s[p] - logsumexp([s[p], *others]))
+                weights[p] -= step * w[p] * sigmoid(n - s[p])
+            total = sum(w[p] * sigmoid(n - s[p]) for p in positives)
             for j in negatives:
-                weights[j] += step * total * math.exp(s[j] - n)
+                weights[j] += step * total * w[j] * math.exp(s[j] - n)
         if form == "all" and positives:
-            n = logsumexp([s[j] for j in positives + negatives])
+            n = logsumexp([s[j] + math.log(w[j]) for j in positives + negatives])
             for p in positives:
-                loss -= c / len(positives) * (s[p] - n)
-                weights[p] -= c / len(positives)
+                loss -= step * w[p] * (s[p] - n)
+                weights[p] -= step * w[p]
             for j in positives + negatives:
-                weights[j] += c * math.exp(s[j] - n)
+                weights[j] += a[i] * c * w[j] * math.exp(s[j] - n)
         losses.append(loss)
         for j, weight in weights.items():
             grad_x[i] += weight / t * y[j]

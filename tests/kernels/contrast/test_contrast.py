@@ -24,7 +24,8 @@ from tolerances import FLOOR_PARAMS, assert_as_good, assert_gradient
 import metricseg_kernels as mk
 
 FAMILY = "contrast"
-PER_ROW = ["two-sets", "some-ignored", "own-classes", "one-row", "no-anchors", "ids-of-two-sets", "cold", "ignored"]
+PER_ROW = ["two-sets", "some-ignored", "own-classes", "one-row", "no-anchors", "ids-of-two-sets", "cold", "ignored",
+           "weights", "weights-two-sets"]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.rows <= 60], ids=lambda c: c.id)
@@ -39,13 +40,13 @@ def test_reference_is_the_formula(form: str, case: Case) -> None:
         counted = 1
     else:
         losses, counted, *expected = literal_pixel_contrast(case, sets, form)
-        loss = sum(losses) / max(counted, 1)
+        loss = sum(losses) / (counted or 1)
         map_, stats = call(form, sets, **kwargs, reduction="none", return_stats=True)
         torch.testing.assert_close(map_, torch.tensor(losses, dtype=torch.float64), rtol=1e-9, atol=1e-10)
-        assert stats.anchors == counted
+        assert stats.anchors.item() == pytest.approx(counted, rel=1e-12)
     assert got.item() == pytest.approx(loss, rel=1e-10, abs=1e-10)
     for ours, literal in zip(grads, expected, strict=False):
-        torch.testing.assert_close(ours, literal / max(counted, 1), rtol=1e-7, atol=1e-9 * max(1, case.magnitude))
+        torch.testing.assert_close(ours, literal / (counted or 1), rtol=1e-7, atol=1e-9 * max(1, case.magnitude))
 
 
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)

@@ -15,6 +15,7 @@ X, Y = torch.ones(6, 4), torch.ones(3, 4)
 LX, LY = torch.zeros(6, dtype=torch.long), torch.zeros(3, dtype=torch.long)
 PIXEL, MARGIN = mk.pixel_contrast_loss, mk.margin_contrast_loss
 NAN, INF = math.nan, math.inf
+WX, WY = torch.ones(6), torch.ones(3)
 
 # what both losses refuse: positional arguments, keywords, exception, what the message says
 SETS = [
@@ -62,6 +63,28 @@ OPTIONS = [
     *(("power", MARGIN, {"power": v}, f"power must be 1 or 2, got {v}") for v in (0, 3, 1.5)),
     ("average", MARGIN, {"average": "mean"}, "average must be one of.*got 'mean'"),
 ]  # fmt: skip
+
+
+# weights: name, value, whether with a contrast set, exception, what the message says
+WEIGHTS = [
+    ("anchor_weights", WX[:, None], False, ValueError, r"anchor_weights must be \[6\], got shape \(6, 1\)"),
+    ("anchor_weights", WY, True, ValueError, "anchor_weights.*per row of anchors, 6, got 3"),
+    ("contrast_weights", WY, False, ValueError, "contrast_weights.*per row of anchors, 6, got 3"),
+    ("contrast_weights", WX, True, ValueError, "contrast_weights.*per row of contrast, 3, got 6"),
+    ("contrast_weights", [1.0], False, TypeError, r"contrast_weights must be a Tensor \[6\], got list"),
+    ("contrast_weights", WX.double(), False, TypeError, "contrast_weights must have dtype float32, got float64"),
+    ("anchor_weights", LX, False, TypeError, "anchor_weights must have dtype float32, got int64"),
+    ("anchor_weights", WX.to("meta"), False, ValueError, "anchor_weights is on meta, anchors on cpu"),
+    ("contrast_weights", WY.clone().requires_grad_(), True, ValueError, "contrast_weights requires grad"),
+    *((name, torch.tensor([1.0, value, 2.0, 1, 1, 1]), False, ValueError, f"{name} must be finite and >= 0, got.*{value}")
+      for name in ("anchor_weights", "contrast_weights") for value in (-0.5, NAN, INF)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value, two, error, says", WEIGHTS)
+def test_bad_weights(name, value, two, error, says) -> None:
+    with pytest.raises(error, match=says):
+        PIXEL(X, LX, *((Y, LY) if two else ()), **{name: value})
 
 
 @pytest.mark.parametrize("loss", [PIXEL, MARGIN], ids=lambda f: f.__name__)

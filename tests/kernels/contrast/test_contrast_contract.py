@@ -64,9 +64,9 @@ def arguments(sets: Sets, form: str) -> tuple:
     features = [t for t in (sets.anchors, sets.contrast) if t is not None]
     labels = [t for t in (sets.anchor_labels, sets.contrast_labels) if t is not None]
     ids = [t for t in (sets.anchor_ids, sets.contrast_ids) if t is not None]
-    sides = [field for rows in sort_rows(features, labels, ids or None, -1) for field in rows]
+    sides = op.flat(sort_rows(features, labels, ids or None, -1))
     chosen = forms.FORMS[form](0.5, 1.5) if form != "margin" else forms.Margin(1.3, 0.2, 2, False)
-    return (*sides, *[None] * (8 - len(sides)), *chosen.pack())
+    return (*sides, *chosen.pack())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -75,7 +75,7 @@ def arguments(sets: Sets, form: str) -> tuple:
 def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     sets = learning(make(case, device=device))
     given = arguments(sets, form)
-    forward, backward = torch.ops.metricseg.contrast_fwd.default, torch.ops.metricseg.contrast_bwd.default
+    forward, backward = torch.ops.metricseg.contrast_loss_fwd.default, torch.ops.metricseg.contrast_loss_bwd.default
     for reduce in (True, False):
         torch.library.opcheck(forward, (*given, reduce, False, False, backend))
     two = sets.contrast is not None

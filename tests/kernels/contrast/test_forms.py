@@ -13,7 +13,7 @@ from places import ROOT
 from tolerances import FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from torch import Tensor
 
-from metricseg_kernels.contrast import forms, reference
+from metricseg_kernels.contrast import forms, op, reference
 from metricseg_kernels.engines.row_pairs.rows import sort_rows
 
 FAMILY = "contrast"
@@ -41,11 +41,9 @@ def nca(case: Case, sets: Sets, backend: str, reduce: bool) -> tuple[Tensor, Ten
             strict=True,
         )
     )
-    sides = [field for rows in sort_rows(features, labels, ids or None, ignored) for field in rows]
+    sides = op.flat(sort_rows(features, labels, ids or None, ignored))
     form = forms.Nca(case.temperature)
-    terms, counts, *_ = torch.ops.metricseg.contrast_fwd(
-        *sides, *[None] * (8 - len(sides)), *form.pack(), reduce, False, False, backend
-    )
+    terms, counts, *_ = torch.ops.metricseg.contrast_loss_fwd(*sides, *form.pack(), reduce, False, False, backend)
     return terms[..., 0], counts[:, 0]
 
 

@@ -19,6 +19,7 @@ from .tiles import (
     load_groups,
     load_ids,
     load_rows,
+    load_weights,
     no_sums,
     rounded,
     row_pointers,
@@ -56,7 +57,7 @@ def stats(x, y, before, out, bound, fixed, a: tl.float64, b: tl.float64, c: tl.f
     if wanted(fixed, kind):
         r = tl.program_id(0) * tile.BM + tl.arange(0, tile.BM)
         group = load_groups(x, r)
-        row = Row(group, load_ids(x, r, kind.WITH_IDS), load_fields(before, r), tl.load(x.squares + r))
+        row = Row(group, load_ids(x, r, kind.WITH_IDS), load_fields(before, r), tl.load(x.squares + r), r)
         rows = load_rows(x, r, tile)
         numbers = load_numbers(bound, a, b, c, kind, tile)
         part = tl.program_id(1)
@@ -73,8 +74,12 @@ def add_both_ways(s, blocks, pairs, state, tile):
     """Sums of the rows; those of columns in other blocks are added to `out` [R], the program's own."""
     coefs, out, block = pairs.row.coefs
     terms = pairs.kind.TERMS(s, pairs, coefs)
-    tl.atomic_add(out + pairs.columns, tl.sum(terms, 0), mask=pairs.columns // tile.BM != block, sem="relaxed")
-    return (state[0] + tl.sum(terms, 1),)
+    by_row, by_column = terms, terms
+    if pairs.kind.WEIGHTED:
+        by_row = terms * load_weights(pairs.y, pairs.columns, True)[None, :]
+        by_column = terms * pairs.row.weights[:, None]
+    tl.atomic_add(out + pairs.columns, tl.sum(by_column, 0), mask=pairs.columns // tile.BM != block, sem="relaxed")
+    return (state[0] + tl.sum(by_row, 1),)
 
 
 @triton.jit(do_not_specialize=["padded"])
@@ -106,7 +111,8 @@ def symmetric_stats(x, out, padded, bound, fixed, a: tl.float64, b: tl.float64, 
             group = load_groups(x, r)
             rows = load_rows(x, r, tile)
             coefs = kind.COEFS(group >= 0, numbers)
-            row = Row(group, load_ids(x, r, kind.WITH_IDS), (coefs, sums, block), tl.load(x.squares + r))
+            weights = load_weights(x, r, kind.WEIGHTED)
+            row = Row(group, load_ids(x, r, kind.WITH_IDS), (coefs, sums, block), tl.load(x.squares + r), weights)
             others, masked, mixed = find_spans(group, x, tile.SCAN)
             state = (tl.zeros((tile.BM,), tile.ACC),)
             for turn in range(2):
@@ -149,7 +155,8 @@ def gradient(x, y, order, out, rows, bound, fixed, unit, a: tl.float64, b: tl.fl
         coefs = ()
         if kind.BY_ROW:
             coefs = load_fields(x.coefs, r)
-        row = Row(group, load_ids(x, r, kind.WITH_IDS), coefs, tl.load(x.squares + r))
+        weights = load_weights(x, r, kind.WEIGHTED and kind.BY_COLUMN)
+        row = Row(group, load_ids(x, r, kind.WITH_IDS), coefs, tl.load(x.squares + r), weights)
         numbers = load_numbers(bound, a, b, c, kind, tile)
         part = tl.program_id(2)
         state = (tl.zeros((tile.BM,), tile.ACC), no_sums(tile))

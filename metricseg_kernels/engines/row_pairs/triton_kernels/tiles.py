@@ -21,6 +21,7 @@ class Row(NamedTuple):
     ids: Any  # [BM]
     coefs: Any  # tuple of [BM]: coefficients or statistics of these rows, in the order of the form's fields
     squares: Any  # [BM], for distances
+    weights: Any  # [BM], as columns of each other
 
 
 class Numbers(NamedTuple):
@@ -89,6 +90,26 @@ def load_fields(fields, r):
     for i in tl.static_range(len(fields)):
         values += (tl.load(fields[i] + r),)
     return values
+
+
+@triton.jit
+def load_weights(side, r, WEIGHTED: tl.constexpr):
+    """Weights [k] of rows r as columns of the pairs; anything without weights."""
+    if WEIGHTED:
+        return tl.load(side.weights + r)
+    else:
+        return r
+
+
+@triton.jit
+def opposite_weights(pairs):
+    """Factors of the sides of `WEIGHTS`: the weights of the columns [1, BN] and those of the rows [BM, 1]."""
+    weights = ()
+    if pairs.kind.BY_ROW:
+        weights += (load_weights(pairs.y, pairs.columns, True)[None, :],)
+    if pairs.kind.BY_COLUMN:
+        weights += (pairs.row.weights[:, None],)
+    return weights
 
 
 @triton.jit
