@@ -7,7 +7,7 @@ without labels) or decoders (three ways of upsampling, and context). ACTION:
     train      --data DIR --weights FILE [--rows ...] [--epochs N] [--seeds 0 1 2] [--device cuda]
     steps      --data DIR --weights FILE [--count 12]: time and memory of a training step, all rows in turn
     report     table, curves and summary of the runs in --work: <comparison>.{csv,json,png}
-    pictures   --data DIR --weights FILE: embeddings or class centers of the runs in --work, first seed
+    pictures   --data DIR --weights FILE: embeddings, class centers or offsets of the runs in --work, first seed
 
 DIR is CamVid in SegNet's layout, FILE the ImageNet weights of timm's `tf_efficientnet_lite0`. Each epoch ends with a
 checkpoint in --work; the same command resumes there. `scenes` trains an epoch on generated scenes (`scenes.py`).
@@ -66,6 +66,7 @@ def run(comparison: Comparison, args: argparse.Namespace) -> None:
         with torch.inference_mode():
             pictures.embeddings(comparison, args)
             pictures.class_centers(comparison, args)
+            pictures.offsets(comparison, args)
     elif args.action == "steps":
         batch = [part.to(args.device) for part in next(iter(train_loader(args.data, 0)))]
         systems = {row: prepare(partial(make, row), 0, 900)[:2] for row in args.rows}

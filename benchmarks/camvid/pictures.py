@@ -1,4 +1,5 @@
-"""Pictures of kept runs: embeddings of the rows that have one, and class centers before training and after."""
+"""Pictures of kept runs: embeddings, class centers before training and after, and offsets, of the rows that have
+them."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from metricseg.data import CamVid, eval_transform
 from metricseg.visualization.centers import center_similarities, draw_maps, draw_matrices
 from metricseg.visualization.embedding import draw
+from metricseg.visualization.offsets import OffsetPictures
+from metricseg.visualization.offsets import draw as draw_offsets
 from metricseg.visualization.validation import Shown, each_picture
 
 from .recipe import HALF, prepare
@@ -64,3 +67,12 @@ def class_centers(comparison: Comparison, args: argparse.Namespace) -> None:
     if matrices:
         draw_matrices(matrices, CamVid.classes, args.out / f"{comparison.stem}_matrix.png")
         draw_maps(shown[:2], CamVid.palette, CamVid.classes, args.out / f"{comparison.stem}_maps.png")
+
+
+def offsets(comparison: Comparison, args: argparse.Namespace) -> None:
+    """`<comparison>_offsets.jpg`: offsets of two validation pictures and what they change, of the last row of `--rows`
+    that refines its upsampling."""
+    refined = [name for name in args.rows if comparison.rows[name].model.get("upsampling") == "semantic"]
+    if refined:
+        shown = four_pictures(trained(comparison, args, refined[-1]), args.data, OffsetPictures.needs)
+        draw_offsets(shown[:2], CamVid.palette, args.out / f"{comparison.stem}_offsets.jpg")

@@ -80,7 +80,7 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
     steps = json.loads(file.with_suffix(".json").read_text()).get("steps", {})
 
     kinds = comparison.kind, "val mIoU, %", "within 3 pixels of a border, %", "training step, s", "memory of a step, MB"
-    print("", *kinds, "", sep=" | ")
+    print(f"| {' | '.join(kinds)} |")
     print("|" + " --- |" * len(kinds))
     for name, found in summary.items():
         values = [
@@ -88,7 +88,7 @@ def report(comparison: Comparison, work: Path, out: Path) -> None:
             for key, spread in (("val_miou", "spread"), ("val_miou_boundary", "spread_boundary"))
         ]
         cost = [f"{steps[name]['seconds']:.2f}", str(steps[name]["peak_mb"])] if name in steps else ["", ""]
-        print("", comparison.rows[name].name, *values, *cost, "", sep=" | ")
+        print(f"| {' | '.join((comparison.rows[name].name, *values, *cost))} |")
     plot(comparison, runs, steps, file.with_suffix(".png"))
 
 

@@ -155,8 +155,8 @@ DECODERS = Comparison(
     {
         "bilinear": decoder("bilinear (FPN)", "#999999", upsampling="bilinear"),
         "flow": decoder("flow (SFNet)", "#e69f00", upsampling="flow"),
-        "srm": decoder("SRM", "#0072b2"),
-        "srm_crm": decoder("SRM + CRM", "#d55e00", context=256),
+        "srm": decoder("SRM", "#0072b2", upsampling="semantic"),
+        "srm_crm": decoder("SRM + CRM", "#d55e00", upsampling="semantic", context=256),
     },
 )
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, on_device_of
 from ..engines.pixel_rows.triton import make_view
-from .triton_kernels import collect, count, gather, place, plan, repair, scatter
+from .triton_kernels import collect, count_cells, gather, place, plan, repair, scatter
 
-# of a program, by calculation: lanes of `count` with their pixels, slots, pixels, and candidates against candidates
+# Of a program, by calculation: lanes of `count_cells` and their pixels, slots, pixels, candidates against candidates.
 LANES, RUN, SLOTS, PIXELS, CANDIDATES = 128, 16, 1024, 512, 64
 CHANNELS = 256
 MOST_PARTS = 64  # programs that share the candidates of a cell
@@ -37,7 +37,7 @@ def sample_anchors_kernel(
     ignore_label: int,
     index: Tensor,
     sampled: Tensor,
-    total: Tensor,
+    count: Tensor,
     bad: Tensor,
 ) -> None:
     """See op.py. Two fills and five launches."""
@@ -53,9 +53,9 @@ def sample_anchors_kernel(
     with on_device_of(labels):
         if labels.numel():
             tiles = triton.cdiv(pixels, LANES * RUN)
-            count[(batch * tiles,)](*maps, have, bad, *sizes, tiles, BN=LANES, RUN=RUN, num_warps=4, **FUSED)
+            count_cells[(batch * tiles,)](*maps, have, bad, *sizes, tiles, BN=LANES, RUN=RUN, num_warps=4, **FUSED)
         plan[(1,)](
-            seed, have, bad, rank, chosen, found, used, index, sampled, total, slots, max_samples, max_views,
+            seed, have, bad, rank, chosen, found, used, index, sampled, count, slots, max_samples, max_views,
             min_pixels, ignore_label, DEVIATIONS, HALF=half, BLOCK=SLOTS, num_warps=8, **FUSED,
         )  # fmt: skip
         if labels.numel() == 0:

@@ -1,8 +1,8 @@
 """Kernels of the anchors family: the choice as csrc/anchors/sample.cuh has it, and rows out of a map and back.
 
-`count`: pixels of each cell. `plan`: slots, quotas, likely limits. `collect`: pixels whose key is below the limit of
-their cell. `repair`: a cell with too few of them or too many. `place`: the rank of a key in its cell is the row of its
-pixel. `gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
+`count_cells`: the pixels of each. `plan`: slots, quotas, likely limits. `collect`: pixels whose key is below the limit
+of their cell. `repair`: a cell with too few of them or too many. `place`: the rank of a key in its cell is the row of
+its pixel. `gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
 """
 
 import triton
@@ -50,7 +50,7 @@ def cells_of(labels, first, b, n, K, N, ignore_index):
 
 
 @triton.jit(do_not_specialize=VARYING)
-def count(labels, first, have, bad, ignore_index, K, N, tiles, BN: tl.constexpr, RUN: tl.constexpr):
+def count_cells(labels, first, have, bad, ignore_index, K, N, tiles, BN: tl.constexpr, RUN: tl.constexpr):
     """have [2 B K] plus the pixels of each cell, once for each change of cell in a run; bad [2] from the least int64:
     plus the number of labels out of range, and the largest of them."""
     _, b, lane = locate(1, tiles, BN)
