@@ -388,8 +388,8 @@ def test_task_names_bad_arguments(changes, words):
         ({"eval_batch_size": -1}, "^eval_batch_size is -1; it takes an integer >= 1"),
         ({"batch_size": 2.5}, "^batch_size is 2.5"),
         ({"workers": -1}, "^workers is -1; it takes an integer >= 0"),
-        ({"dataset": {"name": "nosuch"}}, "no data set is called 'nosuch'; there are ade20k, camvid"),
-        ({"dataset": {"root": "here"}}, "no data set is called None; there are ade20k, camvid"),
+        ({"dataset": {"name": "nosuch"}}, "no data set is called 'nosuch'; there are ade20k, bdd100k, camvid"),
+        ({"dataset": {"root": "here"}}, "no data set is called None; there are ade20k, bdd100k, camvid"),
     ],
 )
 def test_data_names_bad_arguments(changes, words):
