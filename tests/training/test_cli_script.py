@@ -35,7 +35,7 @@ def test_success_is_status_0(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--config=nosuch"], "no configuration is called 'nosuch'; there are ade20k, bdd100k, camvid, "),
+        (["--config=nosuch"], "no configuration is called 'nosuch'; there are ade20k, camvid, "),
         (["--model.model.name=nosuch"], "no model is called 'nosuch'; there are ccsnet, deeplabv3plus, dmlseg"),
         (["--nosuch=1"], "error: unrecognized arguments: --nosuch=1"),
     ],
