@@ -36,7 +36,7 @@ FAMILIES = {
         evidence="benchmarks/results/cpu/anchors.json; h200/anchors.json: cuda is ahead of the reference in every row. "
         "triton, not timed on a device, has cuda's algorithm, and a launch more.",
         kernels={"sample_anchors_kernel": 10, "gather_pixels_fwd_kernel": 4, "gather_pixels_bwd_kernel": 7},
-        gpu_seconds=(6, 18),
+        gpu_seconds=(12, 22),
     ),
     "centers": Family(
         cpu=("cpu", "reference"),
@@ -62,7 +62,7 @@ FAMILIES = {
         evidence="benchmarks/results/cpu/contrast.json; h200/contrast.json: behind eager below 16,384 rows "
         "and against a bank.",
         kernels={"contrast_fwd_kernel": 3, "contrast_bwd_kernel": 4},
-        gpu_seconds=(77, 31),
+        gpu_seconds=(88, 33),
     ),
     "refine": Family(
         cpu=("cpu", "reference"),
