@@ -11,7 +11,6 @@ import pytest
 pytest.importorskip("lightning")
 import lightning as L
 import torch
-import torch.nn.functional as F
 
 from metricseg.data.module import SegmentationData
 from metricseg.models import DMLSeg, WeightsMismatch
@@ -247,44 +246,6 @@ def test_training_without_an_end_says_what_is_missing(tmp_path):
     run = trainer(tmp_path, max_epochs=-1, max_steps=5, limit_val_batches=0)
     run.fit(task(), SegmentationData(**DATA))
     assert run.global_step == 5 and run.optimizers[0].param_groups[0]["lr"] == 0
-
-
-@pytest.mark.parametrize(
-    ("preds", "target", "words"),
-    [
-        (0, 7, r"labels must be in \[0, 7\), got 7"),
-        (0, -1, r"labels must be in \[0, 7\), got -1"),
-        (0, 254, r"labels must be in \[0, 7\), got 254"),
-        (7, 255, r"predicted must be in \[0, 7\), got 7"),
-    ],
-)
-def test_iou_names_labels_out_of_range(preds, target, words):
-    iou = IoU(7)
-    with pytest.raises(ValueError, match=words):
-        iou.update(torch.full((1, 2, 2), preds), torch.full((1, 2, 2), target))
-    iou.update(torch.zeros(1, 2, 2).long(), torch.full((1, 2, 2), 255))
-    assert bool(iou.compute().isnan().all())
-
-
-@pytest.mark.parametrize("width", [1, 3])
-def test_boundary_iou_is_the_iou_of_the_pixels_near_a_border(width):
-    torch.manual_seed(0)
-    labels = F.interpolate(torch.randint(0, 3, (2, 1, 5, 6)).float(), (23, 31))[:, 0].to(torch.uint8)
-    labels[:, 4:9, 10:20] = 255
-    preds = torch.where(
-        torch.rand(labels.shape) < 0.7, labels % 3, torch.randint(0, 3, labels.shape, dtype=torch.uint8)
-    )
-    near = torch.zeros_like(labels, dtype=torch.bool)
-    for b, y, x in (labels != 255).nonzero().tolist():
-        window = labels[b, max(y - width, 0) : y + width + 1, max(x - width, 0) : x + width + 1]
-        near[b, y, x] = bool(((window != labels[b, y, x]) & (window != 255)).any())
-    assert 0.1 < near.float().mean() < 0.9
-    found, expected = BoundaryIoU(3, width), IoU(3)
-    found.update(preds, labels)
-    expected.update(preds, torch.where(near, labels, 255))
-    assert torch.equal(found.compute(), expected.compute())
-    with pytest.raises(ValueError, match="width is 0; it takes pixels, an integer >= 1"):
-        BoundaryIoU(3, 0)
 
 
 @pytest.mark.parametrize("system", ["dmlseg", "ccsnet"])
