@@ -68,7 +68,8 @@ class Backbone(nn.Module):
         weights: a local .safetensors or .pth file of the network's weights instead; it must fit, see `WeightsMismatch`.
         options: more arguments for `timm.create_model`, e.g. `drop_path_rate`.
 
-    Raises ValueError if there is no such network, or it can't be run at that stride or has no stride-4 features.
+    Raises ValueError if there is no such network, if its weights can't be fetched, or if it can't be run at that stride
+    or has no stride-4 features.
     """
 
     def __init__(
@@ -99,6 +100,12 @@ class Backbone(nn.Module):
                 self.body, self.multiple = make(**extra), 1
         except WeightsMismatch:
             raise
+        except OSError as error:
+            if not pretrained or weights is not None:
+                raise
+            raise ValueError(
+                f"the pretrained weights of {name!r} can't be fetched (a file of them can be given as weights): {error}"
+            ) from error
         except (RuntimeError, TypeError, AttributeError, AssertionError) as error:
             raise ValueError(
                 f"timm can't make {name!r} with features at output stride {output_stride}: {error}"

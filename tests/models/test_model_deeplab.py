@@ -101,6 +101,15 @@ def test_weights_file_missing_or_unreadable(tmp_path):
         DeepLabV3Plus(**SMALL, weights=tmp_path / "junk.safetensors")
 
 
+def test_weights_that_cannot_be_fetched(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ValueError, match=r"weights of 'resnet18' can't be fetched \(a file .*\): no route to the hub"):
+        build_model({"name": "deeplabv3plus", "backbone": "resnet18", "pretrained": True, "num_classes": 3})
+
+
 def test_parameter_groups_are_a_partition():
     model = build_model({"name": "deeplabv3plus", **SMALL})
     groups = model.parameter_groups(1e-3, 1e-4)
