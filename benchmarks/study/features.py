@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.camvid.recipe import HALF
 from metricseg.data import Augmented, CamVid, eval_transform, train_transform
 from metricseg.models.backbone import STAGES, Backbone
 
 BACKBONE = "tf_efficientnet_lite0"
-CROP, SCALE, HALF = (256, 256), (0.75, 1.6), (0.5, 0.5, 0.5)
+CROP, SCALE = (256, 256), (0.75, 1.6)
 SHARD = 64  # pictures
 
 
@@ -108,7 +109,7 @@ def save_whole(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def settings(root: Path, weights: Path, views: int) -> dict[str, Any]:
-    """What the cache depends on; `same_settings` compares it."""
+    """Return what the cached features depend on; `same_settings` compares it with that of a kept cache."""
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     pictures = {split: len(CamVid(root, split)) for split in ("train", "val")}
     return {"backbone": BACKBONE, "weights": digest, "pictures": pictures, "views": views, "crop": CROP, "scale": SCALE}

@@ -34,7 +34,7 @@ def interval(values: list[float]) -> float:
 
 
 def summarize(runs: Path) -> dict[str, Any]:
-    """Of each row: mean and standard deviation of its figures over seeds, and for a row with a baseline the difference
+    """Return, for each row, mean and deviation of its figures over seeds, and for a row with a baseline the difference
     of each seed, their mean and its interval."""
     found: dict[str, dict[int, dict[str, float]]] = {row: {} for row in ROWS}
     for path in sorted(runs.glob("*-*.json")):

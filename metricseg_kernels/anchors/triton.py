@@ -20,7 +20,7 @@ LEAST = -(2**63)
 
 
 def capacity(rows: int, cells: int = 1) -> int:
-    """Of the candidates of cells with so many rows in all."""
+    """Return how many candidates cells with so many rows in all have room for."""
     return 2 * rows + 96 * cells
 
 

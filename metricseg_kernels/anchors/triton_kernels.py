@@ -34,7 +34,7 @@ def keys(seed, STREAM: tl.constexpr, i):
 
 @triton.jit
 def capacity(n, cells):
-    """Of the candidates of cells with n rows in all."""
+    """Number of candidates that cells with n rows in all have room for."""
     return 2 * n + 96 * cells
 
 

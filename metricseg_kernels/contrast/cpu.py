@@ -43,8 +43,8 @@ class Softmax(Contrast):
         self.symmetric = self.square = self.bound is not None
 
     def one_bound(self) -> float | None:
-        """Of all <x_i, x_j>, where one bound can serve every row: a set with itself and not too large a spread of the
-        exponentials and their weights."""
+        """Return a bound of all <x_i, x_j> if one can serve every row: a set with itself, and not too large a spread of
+        the exponentials and their weights."""
         if self.y is not None or self.x.size == 0:
             return None
         bound = self.squares[0].amax().item() * 1.0001

@@ -22,10 +22,11 @@ from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows
 from .forms import FORMS
 
-SIDES = (  # the fields of two Rows; without y, x is compared with itself. factors of x, weights of the columns
-    "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, "
-    "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids, Tensor? factors, Tensor? weights"
+SIDES = (  # the fields of two Rows; without y, x is compared with itself
+    "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, Tensor? x_weights, Tensor? x_factors, "
+    "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids, Tensor? y_weights, Tensor? y_factors"
 )
+Y, REST = len(Rows._fields), 2 * len(Rows._fields)  # where the second side and the other arguments begin
 kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
 
@@ -54,23 +55,19 @@ def _outputs(
 
 def flat(rows: list[Rows]) -> list[Tensor | None]:
     """One or two sorted sides in the order of `SIDES`."""
-    x, y = rows[0], rows[1] if len(rows) > 1 else None
-    return [*x[:4], *((None,) * 4 if y is None else y[:4]), x.factors, rows[-1].weights]
+    fields = [field for side in rows for field in side]
+    return fields + [None] * (REST - len(fields))
 
 
 def _sides(arguments: tuple[Any, ...]) -> tuple[Rows, Rows | None]:
-    factors, weights = arguments[8:10]
-    x = Rows(*arguments[:4])._replace(factors=factors)
-    if arguments[4] is None:
-        return x._replace(weights=weights), None
-    return x, Rows(*arguments[4:8])._replace(weights=weights)
+    return Rows(*arguments[:Y]), None if arguments[Y] is None else Rows(*arguments[Y:REST])
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x, y = _sides(arguments)
-    name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[10:]
+    name, numbers, reduce, with_grad_x, with_grad_y, backend = arguments[REST:]
     form = FORMS[name](*numbers)
-    terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[4], name, reduce, with_grad_x, with_grad_y)
+    terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[Y], name, reduce, with_grad_x, with_grad_y)
     kernels(backend).contrast_fwd_kernel(
         x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
@@ -87,9 +84,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     x, y = _sides(arguments)
-    name, numbers, with_grad_x, with_grad_y, backend = arguments[10:]
+    name, numbers, with_grad_x, with_grad_y, backend = arguments[REST:]
     form = FORMS[name](*numbers)
-    *_, grad_x, grad_y = _outputs(x.features, arguments[4], name, True, with_grad_x, with_grad_y)
+    *_, grad_x, grad_y = _outputs(x.features, arguments[Y], name, True, with_grad_x, with_grad_y)
     grad_terms = grad_terms if grad_terms.ndim == 1 else grad_terms[x.order]
     coefs = form.coefs(stats, grad_terms if x.factors is None else grad_terms * x.factors[:, None])
     kernels(backend).contrast_bwd_kernel(
@@ -102,15 +99,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     _, counts, stats, grad_x, grad_y = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(counts, stats, grad_x, grad_y)
-    name, numbers, _, with_grad_x, with_grad_y, backend = inputs[10:]
+    name, numbers, _, with_grad_x, with_grad_y, backend = inputs[REST:]
     ctx.both, ctx.scalars = with_grad_x or with_grad_y, (name, numbers, backend)
-    ctx.save_for_backward(*((grad_x, grad_y) if ctx.both else (stats, *inputs[:10])))
+    ctx.save_for_backward(*((grad_x, grad_y) if ctx.both else (stats, *inputs[:REST])))
 
 
 def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_terms is None:
-        return (None,) * 16
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[4]
+        return (None,) * (REST + 6)
+    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[Y]
     if ctx.both:
         gradients = [scale_gradient(g, grad_terms[0]) for g in ctx.saved_tensors]
     else:
@@ -118,14 +115,16 @@ def _autograd(ctx: Any, grad_terms: Tensor | None, *_: Any) -> tuple[Any, ...]:
         name, numbers, backend = ctx.scalars
         gradients = ops.contrast_loss_bwd(grad_terms, stats, *sides, name, numbers, *wanted, backend)
     grad_x, grad_y = (g if w else None for g, w in zip(gradients, wanted, strict=True))
-    return grad_x, None, None, None, grad_y, *(None,) * 11
+    found: list[Tensor | None] = [None] * (REST + 6)
+    found[0], found[Y] = grad_x, grad_y
+    return tuple(found)
 
 
 define_op(
     f"contrast_loss_fwd({SIDES}, str form, float[] numbers, bool reduce, bool with_grad_x, bool with_grad_y, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
-    lambda *arguments: _outputs(arguments[0], arguments[4], arguments[10], *arguments[12:15]),
+    lambda *arguments: _outputs(arguments[0], arguments[Y], arguments[REST], *arguments[REST + 2 : REST + 5]),
     _setup,
     _autograd,
 )
@@ -133,5 +132,7 @@ define_op(
     f"contrast_loss_bwd(Tensor grad_terms, Tensor stats, {SIDES}, str form, float[] numbers, bool with_grad_x, "
     "bool with_grad_y, str backend) -> (Tensor, Tensor)",
     _backward,
-    lambda _, stats, *arguments: _outputs(arguments[0], arguments[4], arguments[10], True, *arguments[12:14])[3:],
+    lambda _, stats, *arguments: _outputs(
+        arguments[0], arguments[Y], arguments[REST], True, *arguments[REST + 2 : REST + 4]
+    )[3:],
 )

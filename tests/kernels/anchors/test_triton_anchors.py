@@ -1,4 +1,4 @@
-"""What only the Triton backend of the anchors family does: repair of unlucky limits, rows cut into blocks."""
+"""The Triton kernels of the anchors family: repair of unlucky limits, pixels, slots and channels of several blocks."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_weights_of_0_leave_no_positives(form: str, backend: str, device: str) -
 @pytest.mark.parametrize("scale", [1e-30, 1e25])
 @pytest.mark.parametrize("name", ["primes", "two-sets"])
 def test_weights_times_a_factor_shift_the_loss(name: str, scale: float, backend: str, device: str) -> None:
-    """Of "all": by its logarithm, with the same gradient, however far the factor is from 1."""
+    """The loss of "all" changes by the logarithm of the factor, however far from 1, and its gradient does not."""
     case = NAMED[name]
     sets = make(case, device=device)
     weights = torch.full((case.columns or case.rows,), scale, device=device)
