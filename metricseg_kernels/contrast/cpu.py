@@ -16,7 +16,7 @@ from ..engines.row_pairs.cpu import TILE_KERNEL, Epilogue, square_tiles
 from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows, log_range
 from . import forms
-from .forms import LseCoefs, LseStats, MarginStats, Negatives
+from .forms import LseCoefs, LseStats, MarginStats, Negatives, make_coefs, write_terms
 
 define_kernel(f"contrast_tile_kernel{TILE_KERNEL}")
 
@@ -124,14 +124,17 @@ EPILOGUES: dict[str, type[Epilogue]] = {"negatives": Softmax, "all": Softmax, "m
 
 
 def contrast_fwd_kernel(
-    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    x: Rows, y: Rows | None, form: Form, reduce: bool, terms: Tensor, counts: Tensor, stats: Tensor,
+    grad_x: Tensor | None, grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py."""
     EPILOGUES[form.name](x, y, form).forward(stats, grad_x, grad_y)
+    write_terms(form, x, stats, reduce, terms, counts)
 
 
 def contrast_bwd_kernel(
-    x: Rows, y: Rows | None, form: Form, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    grad_terms: Tensor, stats: Tensor, x: Rows, y: Rows | None, form: Form, grad_x: Tensor | None,
+    grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py."""
-    EPILOGUES[form.name](x, y, form).backward(coefs, grad_x, grad_y)
+    EPILOGUES[form.name](x, y, form).backward(make_coefs(form, x, stats, grad_terms), grad_x, grad_y)

@@ -1,10 +1,11 @@
 """Private ops of the contrast family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/contrast.md.
 
-A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, and this file makes
-losses of them. Backward recomputes the tiles from its coefficients of each row. Both are in the order of the sorted
-rows. The functions of a backend fill what they are given:
-  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    gradients of the summed terms, if forward makes them
-  contrast_bwd_kernel(x, y, form, coefs, grad_x, grad_y)
+A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, in the order of the
+sorted rows, and terms of them. Backward recomputes the tiles. The functions of a backend fill what is not None:
+  contrast_fwd_kernel(x, y, form, reduce, terms, counts, stats, grad_x, grad_y)    gradients of the summed terms
+  contrast_bwd_kernel(grad_terms, stats, x, y, form, grad_x, grad_y)
+terms, counts and grad_terms [A, sums] are in the order of the caller's rows. If reduce, terms is the sum [sums].
+grad_terms may be [sums], for all rows, and may be expanded.
 """
 
 from __future__ import annotations
@@ -69,16 +70,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     form = FORMS[name](*numbers)
     terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[Y], name, reduce, with_grad_x, with_grad_y)
     kernels(backend).contrast_fwd_kernel(
-        x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+        x, y, form, reduce, terms, counts, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
-    sorted_terms, sorted_counts = form.terms(stats)
-    if x.factors is not None:
-        sorted_terms = sorted_terms * x.factors[:, None]
-    counts.index_copy_(0, x.order, sorted_counts)
-    if reduce:
-        torch.sum(sorted_terms, 0, out=terms)
-    else:
-        terms.index_copy_(0, x.order, sorted_terms)
     return terms, counts, stats, grad_x, grad_y
 
 
@@ -87,10 +80,8 @@ def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tenso
     name, numbers, with_grad_x, with_grad_y, backend = arguments[REST:]
     form = FORMS[name](*numbers)
     *_, grad_x, grad_y = _outputs(x.features, arguments[Y], name, True, with_grad_x, with_grad_y)
-    grad_terms = grad_terms if grad_terms.ndim == 1 else grad_terms[x.order]
-    coefs = form.coefs(stats, grad_terms if x.factors is None else grad_terms * x.factors[:, None])
     kernels(backend).contrast_bwd_kernel(
-        x, y, form, coefs, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+        grad_terms, stats, x, y, form, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
     return grad_x, grad_y
 

@@ -14,7 +14,7 @@ from ..core.triton import on_device_of
 from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows
 from ..engines.row_pairs.triton import Epilogue, Gradient, Phase
-from .forms import All, LseStats, Margin, MarginStats, NcaStats, Negatives
+from .forms import All, LseStats, Margin, MarginStats, NcaStats, Negatives, make_coefs, write_terms
 from .triton_kernels import margin, nca, softmax
 
 GRADIENT_IN_FORWARD = False
@@ -105,19 +105,22 @@ EPILOGUES: dict[str, Any] = {"negatives": Softmax, "all": Softmax, "margin": Dis
 
 
 def contrast_fwd_kernel(
-    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    x: Rows, y: Rows | None, form: Form, reduce: bool, terms: Tensor, counts: Tensor, stats: Tensor,
+    grad_x: Tensor | None, grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py; there are no gradients here."""
     if x.features.shape[0]:
         with on_device_of(x.features):
             row_stats = EPILOGUES[form.name](x, y, form, second_product=False).row_stats()
             stats.copy_(torch.stack(row_stats, 1)[: x.features.shape[0]])
+    write_terms(form, x, stats, reduce, terms, counts)
 
 
 def contrast_bwd_kernel(
-    x: Rows, y: Rows | None, form: Form, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    grad_terms: Tensor, stats: Tensor, x: Rows, y: Rows | None, form: Form, grad_x: Tensor | None,
+    grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py."""
     with on_device_of(x.features):
         epilogue = EPILOGUES[form.name](x, y, form, second_product=True)
-        epilogue.gradients(form.Coefs(*coefs.unbind(1)), grad_x, grad_y)
+        epilogue.gradients(form.Coefs(*make_coefs(form, x, stats, grad_terms).unbind(1)), grad_x, grad_y)

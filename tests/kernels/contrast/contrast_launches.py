@@ -68,12 +68,11 @@ def launch(
     if weighted:
         weights = torch.empty(rows if y is None else y.groups.shape[0], dtype=acc, device="meta")
         x, y = (x._replace(weights=weights), None) if y is None else (x, y._replace(weights=weights))
-    stats, coefs = (
-        torch.empty((rows, len(kept._fields)), dtype=acc, device="meta") for kept in (chosen.Stats, chosen.Coefs)
-    )
-    contrast.contrast_fwd_kernel(x, y, chosen, stats, None, None)
+    stats = torch.empty((rows, len(chosen.Stats._fields)), dtype=acc, device="meta")
+    total, each = (torch.empty((*size, chosen.sums), dtype=acc, device="meta") for size in ((), (rows,)))
+    contrast.contrast_fwd_kernel(x, y, chosen, True, total, each, stats, None, None)
     gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
     grad_x, grad_y = (*gradients, None)[:2]
     contrast.contrast_bwd_kernel(
-        x, y, chosen, coefs, None if wanted == "contrast" else grad_x, None if wanted == "anchors" else grad_y
+        total, stats, x, y, chosen, None if wanted == "contrast" else grad_x, None if wanted == "anchors" else grad_y
     )
