@@ -1,0 +1,23 @@
+// Arguments of the contrast kernels on CUDA as plain data. See docs/kernels/contrast.md.
+#pragma once
+
+#include "../engines/row_pairs/rows.h"
+
+namespace metricseg::contrast {
+
+enum class Form { negatives, all, margin, nca };  // in the order of forms.py
+
+template <typename T>
+struct ContrastParams {
+  row_pairs::Rows<T> x, y;  // y without features: x against itself
+  Form form;
+  double numbers[4];  // of the form, as in forms.py
+  bool exact;         // fp32 products without tensor cores
+  bool reduce;        // terms are summed over the rows
+  T *terms, *counts, *stats;
+  Map grad_x, grad_y;  // absent if not wanted
+
+  bool itself() const { return !y.features; }
+};
+
+}  // namespace metricseg::contrast
