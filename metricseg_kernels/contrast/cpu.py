@@ -14,9 +14,9 @@ from torch import Tensor
 from ..core.library import define_kernel, ops
 from ..engines.row_pairs.cpu import TILE_KERNEL, Epilogue, square_tiles
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import Rows, log_range
+from ..engines.row_pairs.rows import Rows, log_range, sort_rows
 from . import forms
-from .forms import LseCoefs, LseStats, MarginStats, Negatives, make_coefs, write_terms
+from .forms import LseCoefs, LseStats, MarginStats, Negatives, divide_terms, make_coefs, write_terms
 
 define_kernel(f"contrast_tile_kernel{TILE_KERNEL}")
 
@@ -138,3 +138,6 @@ def contrast_bwd_kernel(
 ) -> None:  # fmt: skip
     """See op.py."""
     EPILOGUES[form.name](x, y, form).backward(make_coefs(form, x, stats, grad_terms), grad_x, grad_y)
+
+
+sort_rows_kernel, contrast_mean_kernel = sort_rows, divide_terms

@@ -2,10 +2,11 @@
 
 A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, in the order of the
 sorted rows, and terms of them. Backward recomputes the tiles. The functions of a backend fill what is not None:
+  sort_rows_kernel(sides, ignore_index, rows)
   contrast_fwd_kernel(x, y, form, reduce, terms, counts, stats, grad_x, grad_y)    gradients of the summed terms
   contrast_bwd_kernel(grad_terms, stats, x, y, form, grad_x, grad_y)
-terms, counts and grad_terms [A, sums] are in the order of the caller's rows. If reduce, terms is the sum [sums].
-grad_terms may be [sums], for all rows, and may be expanded.
+  contrast_mean_kernel(terms, counts, weights, by_row, loss, totals, divisors)
+See docs/kernels/contrast.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..core import backends, checks
 from ..core.gradient import scale_gradient
 from ..core.library import define_op, ops
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import Rows
+from ..engines.row_pairs.rows import Labeled, Rows, Sorted
 from .forms import FORMS
 
 SIDES = (  # the fields of two Rows; without y, x is compared with itself
@@ -29,6 +30,89 @@ SIDES = (  # the fields of two Rows; without y, x is compared with itself
 )
 Y, REST = len(Rows._fields), 2 * len(Rows._fields)  # where the second side and the other arguments begin
 kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
+
+
+# --- order of the rows ---------------------------------------------------------------------------------------------
+
+
+def _sorted(
+    labels: list[Tensor], ids: list[Tensor], weights: Tensor | None, factors: Tensor | None, dtype: torch.dtype
+) -> list[Sorted]:
+    last = len(labels) - 1
+    return [
+        Sorted(
+            side.new_empty(side.shape, dtype=torch.int64),
+            side.new_empty(side.shape, dtype=torch.int32),
+            side.new_empty(side.shape, dtype=torch.int32) if ids else None,
+            None if weights is None or i < last else side.new_empty(side.shape, dtype=dtype),
+            None if factors is None or i > 0 else side.new_empty(side.shape, dtype=dtype),
+        )
+        for i, side in enumerate(labels)
+    ]
+
+
+def _present(rows: list[Sorted]) -> list[Tensor]:
+    return [field for side in rows for field in side if field is not None]
+
+
+def _sort(
+    labels: list[Tensor],
+    ids: list[Tensor],
+    weights: Tensor | None,
+    factors: Tensor | None,
+    ignore_index: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> list[Tensor]:
+    out = _sorted(labels, ids, weights, factors, dtype)
+    sides = [Labeled(side, ids[i] if ids else None) for i, side in enumerate(labels)]
+    sides[-1] = sides[-1]._replace(weights=weights)
+    sides[0] = sides[0]._replace(factors=factors)
+    kernels(backend).sort_rows_kernel(sides, ignore_index, out)
+    return _present(out)
+
+
+define_op(
+    "sort_rows(Tensor[] labels, Tensor[] ids, Tensor? weights, Tensor? factors, int ignore_index, ScalarType dtype, "
+    "str backend) -> Tensor[]",
+    _sort,
+    lambda labels, ids, weights, factors, ignore_index, dtype, backend: _present(
+        _sorted(labels, ids, weights, factors, dtype)
+    ),
+)
+
+
+def sort_rows(
+    features: list[Tensor],
+    labels: list[Tensor],
+    ids: list[Tensor],
+    ignore_index: int,
+    backend: str,
+    weights: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> list[Rows]:
+    """The sides of the pairs, one or two, whose labels and ids are compared across.
+
+    weights: of the rows of the last side, as columns; of two sides, a row of weight 0 takes no part. factors: of the
+    terms of the rows of the first side.
+    """
+    dtype = checks.accumulator(features[0].dtype)
+    last = len(features) - 1
+    fields = iter(ops.sort_rows(labels, ids, weights, factors, ignore_index, dtype, backend))
+    return [
+        Rows(
+            side,
+            next(fields),
+            next(fields),
+            next(fields) if ids else None,
+            None if weights is None or i < last else next(fields),
+            None if factors is None or i > 0 else next(fields),
+        )
+        for i, side in enumerate(features)
+    ]
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
 
 
 def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
@@ -127,3 +211,48 @@ define_op(
         arguments[0], arguments[Y], arguments[REST], True, *arguments[REST + 2 : REST + 4]
     )[3:],
 )
+
+
+# --- means ---------------------------------------------------------------------------------------------------------
+
+
+def _mean_outputs(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return terms.new_empty(()), terms.new_empty(terms.shape, dtype=torch.float64), terms.new_empty(terms.shape)
+
+
+def _mean(
+    terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _mean_outputs(terms)
+    kernels(backend).contrast_mean_kernel(terms, counts, weights, by_row, *out)
+    return out
+
+
+def _setup_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[2])
+
+
+def _mean_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return None if grad_loss is None else grad_loss / ctx.saved_tensors[0], None, None, None, None
+
+
+define_op(
+    "contrast_mean(Tensor terms, Tensor counts, Tensor? weights, bool by_row, str backend) -> (Tensor, Tensor, Tensor)",
+    _mean,
+    lambda terms, *_: _mean_outputs(terms),
+    _setup_mean,
+    _mean_backward,
+)
+
+
+def mean(terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """(loss [], totals [n] in float64) of summed terms [n] and counts [A, n]; a total of 0 divides by 1.
+
+        loss = sum_k terms_k / totals_k,    totals_k = sum_i counts_ik
+
+    by_row, with n = 1: a row with a count above 0 counts once, or as its weight, weights [A].
+    """
+    loss, totals, _ = ops.contrast_mean(terms, counts, weights, by_row, backend)
+    return loss, totals

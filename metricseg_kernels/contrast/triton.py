@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core.triton import on_device_of
+from ..core.triton import FUSED, on_device_of
 from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows
-from ..engines.row_pairs.triton import Epilogue, Gradient, Phase
-from .forms import All, LseStats, Margin, MarginStats, NcaStats, Negatives, make_coefs, write_terms
+from ..engines.row_pairs.triton import Epilogue, Gradient, Phase, sort_rows
+from .forms import All, LseStats, Margin, MarginStats, NcaStats, Negatives, divide_terms, make_coefs, write_terms
 from .triton_kernels import margin, nca, softmax
+from .triton_kernels.mean import mean
 
+MEAN_OF_ONE_PROGRAM = 65_536  # rows at most
 GRADIENT_IN_FORWARD = False
 
 
@@ -124,3 +126,20 @@ def contrast_bwd_kernel(
     with on_device_of(x.features):
         epilogue = EPILOGUES[form.name](x, y, form, second_product=True)
         epilogue.gradients(form.Coefs(*make_coefs(form, x, stats, grad_terms).unbind(1)), grad_x, grad_y)
+
+
+def contrast_mean_kernel(
+    terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, loss: Tensor, totals: Tensor, divisors: Tensor
+) -> None:
+    """See op.py."""
+    if counts.shape[0] > MEAN_OF_ONE_PROGRAM:
+        divide_terms(terms, counts, weights, by_row, loss, totals, divisors)
+        return
+    with on_device_of(counts):
+        mean[(1,)](
+            terms, counts, None if weights is None else weights.contiguous(), loss, totals, divisors, counts.shape[0],
+            SUMS=terms.shape[0], BY_ROW=by_row, WEIGHTED=weights is not None, BLOCK=1024, num_warps=8, **FUSED,
+        )  # fmt: skip
+
+
+sort_rows_kernel = sort_rows

@@ -61,7 +61,9 @@ FAMILIES = {
         cuda=("triton", "reference"),
         evidence="benchmarks/results/cpu/contrast.json; h200/contrast.json: behind eager below 16,384 rows "
         "and against a bank.",
-        kernels={"contrast_fwd_kernel": 4, "contrast_bwd_kernel": 5},
+        kernels={
+            "sort_rows_kernel": 2, "contrast_fwd_kernel": 4, "contrast_bwd_kernel": 5, "contrast_mean_kernel": 4,
+        },
         gpu_seconds=(88, 33),
     ),
     "refine": Family(

@@ -37,6 +37,38 @@ def calls() -> Iterator[Call]:
     yield make_call(130, "bf16", "negatives", "one", strided=True)
     for depth, dtype, form, sets in WEIGHTED:
         yield make_call(depth, dtype, form, sets, ids=form == "all", weighted=True)
+    for dtypes in (
+        (torch.uint8,), (torch.int32, torch.int64), (torch.uint8, torch.uint8), (torch.uint8, torch.int32),
+        (torch.int64,),
+    ):  # fmt: skip
+        for acc in (torch.float32, torch.float64):
+            names = "-".join(str(dtype).removeprefix("torch.") for dtype in (*dtypes, acc))
+            yield Call(f"sort-{names}", partial(launch_sort, dtypes, acc))
+            yield Call(f"mean-{names}", partial(launch_mean, acc, len(dtypes)))
+
+
+def launch_sort(dtypes: tuple[torch.dtype, ...], acc: torch.dtype) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+    from metricseg_kernels.engines.row_pairs.rows import Labeled, Sorted
+
+    sides = [Labeled(torch.empty(ROWS, dtype=d, device="meta"), None) for d in dtypes]
+    out = [Sorted(*(torch.empty(ROWS, dtype=d, device="meta") for d in (torch.int64, torch.int32)), None)] * len(sides)
+    contrast.sort_rows_kernel(sides, 255, out)
+    numbers = torch.empty(ROWS, dtype=acc, device="meta")
+    sides = [side._replace(ids=side.labels) for side in sides]
+    out = [rows._replace(ids=rows.groups) for rows in out]
+    sides[-1], out[-1] = sides[-1]._replace(weights=numbers), out[-1]._replace(weights=numbers)
+    sides[0], out[0] = sides[0]._replace(factors=numbers), out[0]._replace(factors=numbers)
+    contrast.sort_rows_kernel(sides, 255, out)
+
+
+def launch_mean(acc: torch.dtype, sums: int) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+
+    terms, counts = torch.empty(sums, dtype=acc, device="meta"), torch.empty((ROWS, sums), dtype=acc, device="meta")
+    for weights in (None, counts[:, 0].contiguous()):
+        out = (terms[0], terms.double(), terms)
+        contrast.contrast_mean_kernel(terms, counts, weights, weights is not None or sums == 1, *out)
 
 
 def make_call(depth: int, dtype: str, form: str, sets: str, wanted: str = "both", ids: bool = False, rows: int = ROWS,
