@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "../engines/row_pairs/sort.h"
 #include "params.h"
 
 namespace metricseg::contrast {
@@ -50,7 +51,87 @@ struct ContrastArguments {
   }
 };
 
+// A side in the caller's order, and where its rows go.
+template <typename Tensor>
+struct LabelTensors {
+  std::optional<Tensor> labels, ids, weights, factors, order, groups, ranked_ids, sorted_weights, sorted_factors;
+
+  template <typename T>
+  row_pairs::Labeled<T> side() const {
+    if (!labels) return {};
+    return {map_of(labels),
+            map_of(ids),
+            static_cast<int>(size_of(*labels, 0)),
+            map_of(weights),
+            map_of(factors),
+            false,
+            data_of<int64_t>(order),
+            data_of<int32_t>(groups),
+            data_of<int32_t>(ranked_ids),
+            data_of<T>(sorted_weights),
+            data_of<T>(sorted_factors)};
+  }
+};
+
+template <typename Tensor>
+struct SortArguments {
+  LabelTensors<Tensor> x, y;
+  int64_t ignore_index;
+
+  // Weights are those of the last side; of two, its rows of weight 0 take no part.
+  template <typename T>
+  row_pairs::SortParams<T> params() const {
+    row_pairs::SortParams<T> p{{x.template side<T>(), y.template side<T>()}, ignore_index};
+    p.sides[1].drops = bool(p.sides[1].weights);
+    return p;
+  }
+  Type accumulator() const {
+    const auto& values = x.sorted_factors ? x.sorted_factors : x.sorted_weights ? x.sorted_weights : y.sorted_weights;
+    return values ? type_of(*values) : Type::f32;
+  }
+};
+
+template <typename Tensor>
+struct MeanArguments {
+  Tensor terms, counts;
+  std::optional<Tensor> weights;
+  bool by_row;
+  Tensor loss, totals, divisors;
+
+  template <typename T>
+  MeanParams<T> params() const {
+    return {data_of<T>(terms),
+            data_of<T>(counts),
+            map_of(weights),
+            size_of(counts, 0),
+            static_cast<int>(size_of(counts, 1)),
+            by_row,
+            data_of<T>(loss),
+            data_of<double>(totals),
+            data_of<T>(divisors)};
+  }
+};
+
 // The ops, for TORCH_BOX and pybind11.
+template <typename Tensor, void (*run)(const SortArguments<Tensor>&)>
+void sort_rows_kernel(Tensor x_labels, std::optional<Tensor> x_ids, std::optional<Tensor> x_weights,
+                      std::optional<Tensor> x_factors, std::optional<Tensor> y_labels, std::optional<Tensor> y_ids,
+                      std::optional<Tensor> y_weights, int64_t ignore_index, Tensor x_order, Tensor x_groups,
+                      std::optional<Tensor> x_ranked_ids, std::optional<Tensor> x_sorted_weights,
+                      std::optional<Tensor> x_sorted_factors, std::optional<Tensor> y_order,
+                      std::optional<Tensor> y_groups, std::optional<Tensor> y_ranked_ids,
+                      std::optional<Tensor> y_sorted_weights) {
+  run({{x_labels, x_ids, x_weights, x_factors, x_order, x_groups, x_ranked_ids, x_sorted_weights, x_sorted_factors},
+       {y_labels, y_ids, y_weights, {}, y_order, y_groups, y_ranked_ids, y_sorted_weights, {}},
+       ignore_index});
+}
+
+template <typename Tensor, void (*run)(const MeanArguments<Tensor>&)>
+void contrast_mean_kernel(Tensor terms, Tensor counts, std::optional<Tensor> weights, bool by_row, Tensor loss,
+                          Tensor totals, Tensor divisors) {
+  run({terms, counts, weights, by_row, loss, totals, divisors});
+}
+
 template <typename Tensor, void (*run)(const ContrastArguments<Tensor>&)>
 void contrast_fwd_kernel(Tensor x, Tensor x_order, Tensor x_groups, std::optional<Tensor> x_ids,
                          std::optional<Tensor> x_weights, std::optional<Tensor> x_factors, std::optional<Tensor> y,

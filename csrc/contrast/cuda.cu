@@ -48,6 +48,44 @@ void run(const ContrastArguments<Tensor>& a) {
   });
 }
 
+void check(const LabelTensors<Tensor>& side, const Tensor& like, ScalarType accumulator) {
+  if (!side.labels) return;
+  const int64_t N = side.labels->size(0);
+  STD_TORCH_CHECK(N < int64_t(1) << 20, "metricseg: too many rows for a sort by comparison");
+  check_tensor(side.labels, {N}, like, side.labels->scalar_type(), "labels", false);
+  if (side.ids) check_tensor(side.ids, {N}, like, side.ids->scalar_type(), "ids", false);
+  if (side.weights) check_tensor(side.weights, {N}, like, side.weights->scalar_type(), "weights", false);
+  if (side.factors) check_tensor(side.factors, {N}, like, side.factors->scalar_type(), "factors", false);
+  check_tensor(side.order, {N}, like, ScalarType::Long, "order");
+  check_tensor(side.groups, {N}, like, ScalarType::Int, "groups");
+  check_tensor(side.ranked_ids, {N}, like, ScalarType::Int, "ranked_ids");
+  check_tensor(side.sorted_weights, {N}, like, accumulator, "sorted_weights");
+  check_tensor(side.sorted_factors, {N}, like, accumulator, "sorted_factors");
+}
+
+void run_sort(const SortArguments<Tensor>& a) {
+  const Tensor& like = *a.x.labels;
+  const Type type = a.accumulator();
+  for (const auto* side : {&a.x, &a.y}) check(*side, like, type == Type::f64 ? ScalarType::Double : ScalarType::Float);
+  CudaDevice device(like);
+  dispatch_accumulator(type, [&](auto zero) { sort_rows(device, a.template params<decltype(zero)>()); });
+}
+
+void run_mean(const MeanArguments<Tensor>& a) {
+  const Tensor &terms = a.terms, &counts = a.counts;
+  STD_TORCH_CHECK(counts.dim() == 2, "metricseg: counts [A, n] are wanted");
+  const int64_t A = counts.size(0), n = counts.size(1);
+  const ScalarType type = accumulator_of(terms);
+  check_tensor(terms, {n}, terms, type, "terms");
+  check_tensor(counts, {A, n}, terms, type, "counts");
+  if (a.weights) check_tensor(a.weights, {A}, terms, a.weights->scalar_type(), "weights", false);
+  check_tensor(a.loss, {}, terms, type, "loss");
+  check_tensor(a.totals, {n}, terms, ScalarType::Double, "totals");
+  check_tensor(a.divisors, {n}, terms, type, "divisors");
+  CudaDevice device(terms);
+  dispatch_accumulator(type_of(terms), [&](auto zero) { mean(device, a.template params<decltype(zero)>()); });
+}
+
 }  // namespace
 }  // namespace metricseg::contrast
 
@@ -56,4 +94,6 @@ METRICSEG_LIBRARY_IMPL(CUDA, m) {
   namespace contrast = metricseg::contrast;
   m.impl("contrast_fwd_kernel", TORCH_BOX((&contrast::contrast_fwd_kernel<Tensor, contrast::run<false>>)));
   m.impl("contrast_bwd_kernel", TORCH_BOX((&contrast::contrast_bwd_kernel<Tensor, contrast::run<true>>)));
+  m.impl("sort_rows_kernel", TORCH_BOX((&contrast::sort_rows_kernel<Tensor, contrast::run_sort>)));
+  m.impl("contrast_mean_kernel", TORCH_BOX((&contrast::contrast_mean_kernel<Tensor, contrast::run_mean>)));
 }

@@ -20,4 +20,17 @@ struct ContrastParams {
   bool itself() const { return !y.features; }
 };
 
+// loss = sum_k terms_k / divisors_k, divisors = totals or 1, totals_k = sum_i counts_ik; by_row: see op.mean.
+template <typename T>
+struct MeanParams {
+  const T *terms, *counts;  // [n], [A, n]
+  Map weights;              // [A] or absent
+  int64_t rows;
+  int sums;  // n
+  bool by_row;
+  T* loss;         // []
+  double* totals;  // [n]
+  T* divisors;     // [n]
+};
+
 }  // namespace metricseg::contrast

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "pair_terms.cuh"
+#include "params.h"
 
 namespace metricseg::contrast {
 
@@ -161,6 +162,27 @@ __global__ void add_partial_kernel(const T* partial, int blocks, int count, T* t
   T sum = 0;
   for (int b = 0; b < blocks; ++b) sum += partial[b * count + threadIdx.x];
   terms[threadIdx.x] = sum;
+}
+
+// One block: the counts are few beside the pairs.
+template <typename T>
+__global__ void __launch_bounds__(kFinishThreads) mean_kernel(MeanParams<T> p) {
+  T loss = 0;
+  for (int k = 0; k < p.sums; ++k) {
+    double total = 0;
+    for (int64_t i = threadIdx.x; i < p.rows; i += kFinishThreads) {
+      double count = p.counts[i * p.sums + k];
+      if (p.by_row && count > 0) count = p.weights ? load_float<double>(p.weights, i * p.weights.x) : 1.0;
+      total += count;
+    }
+    total = block_sum(total);
+    const T divisor = total > 0 ? static_cast<T>(total) : T(1);
+    loss += p.terms[k] / divisor;
+    if (threadIdx.x != 0) continue;
+    p.totals[k] = total;
+    p.divisors[k] = divisor;
+  }
+  if (threadIdx.x == 0) *p.loss = loss;
 }
 
 // Inputs of backward, and what it leaves for the gradient's kernel.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../engines/row_pairs/run.cuh"
+#include "../engines/row_pairs/sort.cuh"
 #include "margin.cuh"
 #include "nca.cuh"
 #include "params.h"
@@ -13,6 +14,17 @@ namespace metricseg::contrast {
 
 constexpr double kSpread = 60;  // largest range of exponents for which one bound serves all rows
 constexpr int64_t kFinishBlocks = 64;
+
+template <typename T, class Device>
+void sort_rows(Device& device, const SortParams<T>& p) {
+  const int64_t blocks = ceil_div(p.sides[0].count, kSorted) + ceil_div(p.sides[1].count, kSorted);
+  if (blocks > 0) device.launch(sort_kernel<T>, blocks, kSortThreads, 0, p);
+}
+
+template <typename T, class Device>
+void mean(Device& device, const MeanParams<T>& p) {
+  device.launch(mean_kernel<T>, 1, kFinishThreads, 0, p);
+}
 
 template <class P, class Device>
 class Contrast {

@@ -243,10 +243,10 @@ class Walk {
   }
 };
 
-// A phase of row statistics: out [parts, Phase::kSums, padded]. Phase::kBlocks share the registers of a multiprocessor,
-// without rows of X in them; Phase::kKeeps says whether it gains by these. start(k): sum k of a row without pairs.
+// A phase of row statistics: out [parts, Phase::kSums, padded]. In fp32, and without rows of X in
+// registers, Phase::kBlocks fit in a multiprocessor; Phase::kKeeps says whether it gains by these. start(k): sum k of a row without pairs.
 template <class P, class Phase, bool kKeep>
-__global__ void __launch_bounds__(kThreads, kKeep ? 1 : Phase::kBlocks)
+__global__ void __launch_bounds__(kThreads, kKeep || sizeof(typename P::T) == 8 ? 1 : Phase::kBlocks)
     stats_kernel(Pass<typename P::T> p, Phase phase, typename P::T* out) {
   using T = typename P::T;
   const int part = blockIdx.x % p.parts, block = blockIdx.x / p.parts;

@@ -22,8 +22,20 @@ static void run(const ContrastArguments<py::array>& a) {
   });
 }
 
+static void run_sort(const SortArguments<py::array>& a) {
+  HostDevice device;
+  dispatch_accumulator(a.accumulator(), [&](auto zero) { sort_rows(device, a.template params<decltype(zero)>()); });
+}
+
+static void run_mean(const MeanArguments<py::array>& a) {
+  HostDevice device;
+  dispatch_accumulator(type_of(a.terms), [&](auto zero) { mean(device, a.template params<decltype(zero)>()); });
+}
+
 PYBIND11_MODULE(contrast, m) {
   define_switches(m);
+  m.def("sort_rows_kernel", sort_rows_kernel<py::array, run_sort>);
+  m.def("contrast_mean_kernel", contrast_mean_kernel<py::array, run_mean>);
   m.def("contrast_fwd_kernel", contrast_fwd_kernel<py::array, run<false>>);
   m.def("contrast_bwd_kernel", contrast_bwd_kernel<py::array, run<true>>);
 }
