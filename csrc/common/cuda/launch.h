@@ -57,9 +57,6 @@ class CudaDevice {
   }
 
  private:
-  static constexpr int kStaticSmem = 4 << 10;                    // at most, beside dynamic shared memory
-  static constexpr int kDefaultSmem = (48 << 10) - kStaticSmem;  // more must be asked for
-
   torch::stable::Tensor like_;
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;

@@ -24,7 +24,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
 FLAGS = "-std=c++17 -fPIC -fvisibility=hidden"
-WATCHED = "-O1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fsanitize=thread"  # races.h is its library
+WATCHED = (
+    "-O1 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fsanitize=thread,alignment"  # their library: races.h, fibers.h
+)
 SANITIZED = "-O0 -g1 -fsanitize=address -fno-omit-frame-pointer"
 NINJA = """\
 rule cxx

@@ -24,16 +24,19 @@ struct HostDevice {
   DeviceLimits device = limits_of_device;
   std::list<std::vector<std::byte>> scratches;
 
+  HostDevice() { cuda_host::arrays.clear(); }
   DeviceLimits limits() const { return device; }
   template <typename T>
   T* scratch(int64_t count) {
     scratches.emplace_back(count * sizeof(T), std::byte{0xff});
+    cuda_host::remember(scratches.back().data(), count * sizeof(T), "scratch " + std::to_string(scratches.size() - 1));
     return reinterpret_cast<T*>(scratches.back().data());
   }
   void clear(void* data, int64_t bytes) { std::memset(data, 0, bytes); }
   template <typename Kernel, typename... Arguments>
   void launch(Kernel kernel, int64_t blocks, int threads, int64_t smem, Arguments... arguments) {
     if (smem > device.smem) throw std::logic_error("more shared memory asked for than a block may have");
+    if (smem > kDefaultSmem) cuda_host::opted_in[reinterpret_cast<const void*>(kernel)] = smem;
     cuda_host::launch(kernel, blocks, threads, smem, arguments...);
   }
 };
@@ -63,13 +66,26 @@ inline Type type_of(const py::array& a) {
 inline int64_t rank_of(const py::array& a) { return a.ndim(); }
 inline int64_t size_of(const py::array& a, int64_t dimension) { return a.shape(dimension); }
 
+// The memory that an array spans, for the words of an error.
+inline void remember(const py::array& a) {
+  int64_t bytes = a.size() > 0 ? a.itemsize() : 0;
+  std::string shape;
+  for (int64_t i = 0; i < a.ndim(); ++i) {
+    bytes += std::max<int64_t>(a.shape(i) - 1, 0) * std::abs(a.strides(i));
+    shape += (i > 0 ? ", " : "") + std::to_string(a.shape(i));
+  }
+  cuda_host::remember(a.data(), bytes, py::str(a.dtype()).cast<std::string>() + " array [" + shape + "]");
+}
+
 template <typename T>
 T* data_of(const Array& a) {
+  if (a) remember(*a);
   return a ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
 }
 
 inline Map map_of(const Array& a) {
   if (!a) return {};
+  remember(*a);
   return make_map(a->data(), type_of(*a), a->ndim(), [&](int64_t i) { return a->strides(i) / a->itemsize(); });
 }
 

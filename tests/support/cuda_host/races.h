@@ -1,6 +1,7 @@
 // Finds races: two threads touch a byte, one of them writes, and nothing orders them. Within a block a barrier does,
-// between blocks only the end of a launch; atomics are ordered among themselves. The compiler reports every access
-// (-fsanitize=thread) to the functions at the end of this file, which stand in for its own library.
+// within a warp also __syncwarp, between blocks only the end of a launch; atomics are ordered among themselves. The
+// compiler reports every access (-fsanitize=thread) to the functions at the end of this file, which stand in for its
+// own library.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +10,10 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
+#include <vector>
 
-extern "C" char __bss_start[] __attribute__((visibility("hidden")));  // static shared memory lies between these two
-extern "C" char _end[] __attribute__((visibility("hidden")));
+#include "places.h"
 
 namespace cuda_host {
 
@@ -19,59 +21,91 @@ class Races {
  public:
   // When a kernel runs, on which stack, as which thread, and where its block has dynamic shared memory.
   bool active = false;
-  uintptr_t stack = 0, stack_end = 0, shared = 0, shared_end = 0;
+  uintptr_t stack = 0, stack_end = 0;
   unsigned thread = 0;
   std::string found;  // the first race of the launch
 
   void begin_launch() {
-    if (pages_.size() > 4096) {  // what earlier launches did is in order
+    if (pages_.size() > 2048) {  // what earlier launches did is in order
       pages_.clear();
       std::fill(std::begin(recent_), std::end(recent_), Recent{});
     }
+    blocks_.clear();
     found.clear();
     launch_ = ++now_;
   }
-  void begin_block() { block_ = ++now_; }
-  void barrier() { ++now_; }
+  void begin_block(unsigned block) {
+    barrier();
+    block_ = stretch_;
+    blocks_.emplace_back(block_, block);
+  }
+  void barrier() { stretch_ = ++now_; }
+  // Orders the lanes of a mask, of the warp that runs.
+  void sync_warp(unsigned mask) {
+    ++now_;
+    for (unsigned a = 0; a < 32; ++a) {
+      if (~mask >> a & 1) continue;
+      for (unsigned b = 0; b < 32; ++b) synced_[a][b] = mask >> b & 1 ? now_ : synced_[a][b];
+    }
+  }
 
+  // `code` is where the access is.
   __attribute__((no_sanitize("thread"), optimize("O3"))) void touch(const void* address, unsigned size, bool write,
-                                                                    bool atomic) {
+                                                                    bool atomic, const void* code) {
     const auto at = reinterpret_cast<uintptr_t>(address);
     if (!active || (at >= stack && at < stack_end)) return;
     active = false;  // the standard library, called from here, reports too
-    const bool in_block = (at >= shared && at < shared_end) ||
-                          (at >= reinterpret_cast<uintptr_t>(__bss_start) && at < reinterpret_cast<uintptr_t>(_end));
+    const bool in_block = is_shared(address);
+    const auto unordered = [&](Access a) {
+      if (a.when < block_) return !in_block && a.when >= launch_;
+      if (a.when < stretch_ || a.thread == thread) return false;
+      return a.thread / 32 != thread / 32 || a.when >= synced_[a.thread % 32][thread % 32];
+    };
     for (unsigned i = 0; i < size; ++i) {
       Byte& b = byte_at(at + i);
-      const auto unordered = [&](uint32_t when, unsigned by) {
-        if (when < block_) return !in_block && when >= launch_;
-        return when == now_ && by != thread;
+      const auto report = [&](Access other, const char* did) {
+        if (!found.empty()) return;
+        found = describe(in_block ? "shared" : "global", write, other, did);
+        found += element_at(address, size) + ", at " + line_at(code);
       };
-      if (unordered(b.write, b.writer) && !(atomic && b.atomic)) report(write, true, b.writer, in_block);
+      if (b.pending) report(b.write, " has on its way (cp.async), ");
+      if (unordered(b.write) && !(atomic && b.atomic)) report(b.write, " wrote, ");
       if (write) {
-        const bool others = (b.read == now_ && b.many) || (!in_block && b.elsewhere >= launch_);
-        if (others || unordered(b.read, b.reader)) report(true, false, b.reader, in_block);
-        b.atomic = atomic && (b.write != now_ || b.atomic);
-        b.write = now_;
-        b.writer = static_cast<uint16_t>(thread);
-      } else if (b.read == now_) {
-        b.many |= b.reader != thread;
+        for (const Access other : {b.read, Access{b.read.when, b.second}, b.beside, b.elsewhere}) {
+          if (unordered(other)) report(other, " read, ");
+        }
+        b.atomic = atomic && (b.write.when != now_ || b.atomic);
+        b.write = {now_, id()};
+      } else if (b.read.when >= stretch_ && b.read.thread / 32 == thread / 32) {
+        if (b.read.when != now_) b.read = {now_, b.second = id()};
+        if (b.read.thread != thread) b.second = id();
       } else {
-        if (b.read < block_) b.elsewhere = b.read;
-        b.read = now_;
-        b.reader = static_cast<uint16_t>(thread);
-        b.many = false;
+        if (b.read.when >= stretch_) b.beside = b.read;
+        if (b.read.when < block_) b.elsewhere = b.read;
+        b.read = {now_, b.second = id()};
       }
     }
     active = true;
   }
 
+  // A copy to these bytes is on its way; until it arrives none may touch them.
+  __attribute__((no_sanitize("thread"))) void set_pending(const void* address, unsigned size, bool pending) {
+    const bool was = active;
+    active = false;
+    for (unsigned i = 0; i < size; ++i) byte_at(reinterpret_cast<uintptr_t>(address) + i).pending = pending;
+    active = was;
+  }
+
  private:
-  // When a byte was last written and read, as numbers of the stretches between barriers, and by whom.
+  struct Access {
+    uint32_t when = 0;  // counts barriers and __syncwarp
+    uint16_t thread = 0;
+  };
   struct Byte {
-    uint32_t write, read, elsewhere;  // elsewhere: the last read by an earlier block
-    uint16_t writer, reader;
-    bool many, atomic;  // many: others have read it too since the barrier
+    Access write, read;
+    Access beside, elsewhere;  // the last read by another warp of the block before `read`, and by an earlier block
+    uint16_t second;           // if another thread than read.thread, it has read too
+    bool atomic, pending;
   };
   struct Recent {
     uintptr_t page;
@@ -79,6 +113,7 @@ class Races {
   };
   static constexpr unsigned kPage = 4096, kRecent = 256;
 
+  uint16_t id() const { return static_cast<uint16_t>(thread); }
   __attribute__((no_sanitize("thread"), always_inline)) Byte& byte_at(uintptr_t at) {
     const uintptr_t page = at / kPage;
     Recent& recent = recent_[page % kRecent];
@@ -89,14 +124,19 @@ class Races {
     }
     return recent.bytes[at % kPage];
   }
-  __attribute__((no_sanitize("thread"))) void report(bool write, bool other_wrote, unsigned other, bool in_block) {
-    if (!found.empty()) return;
-    found = "race in " + std::string(in_block ? "shared" : "global") + " memory: thread " + std::to_string(thread) +
-            (write ? " writes" : " reads") + " what thread " + std::to_string(other) +
-            (other_wrote ? " wrote" : " read") + (in_block ? "" : ", of the same block or of another");
+  std::string name(Access a) const {
+    auto block = blocks_.rbegin();
+    while (block->first > a.when) ++block;
+    return "thread " + std::to_string(a.thread) + " of block " + std::to_string(block->second);
+  }
+  __attribute__((noinline)) std::string describe(const char* where, bool write, Access other, const char* did) const {
+    return std::string("race in ") + where + " memory: " + name({now_, id()}) + (write ? " writes" : " reads") +
+           " what " + name(other) + did;
   }
 
-  uint32_t now_ = 0, launch_ = 0, block_ = 0;
+  uint32_t now_ = 0, launch_ = 0, block_ = 0, stretch_ = 0;  // stretch_: since the last barrier
+  uint32_t synced_[32][32] = {};                             // the last __syncwarp of two lanes
+  std::vector<std::pair<uint32_t, unsigned>> blocks_;        // when each began
   Recent recent_[kRecent] = {};
   std::unordered_map<uintptr_t, std::unique_ptr<Byte[]>> pages_;
 };
@@ -105,18 +145,20 @@ inline Races races;
 }  // namespace cuda_host
 
 #define METRICSEG_HOOK extern "C" __attribute__((no_sanitize("thread")))
-#define METRICSEG_REPORT(size)                                                                                \
-  METRICSEG_HOOK void __tsan_read##size(void* p) { cuda_host::races.touch(p, size, false, false); }           \
-  METRICSEG_HOOK void __tsan_write##size(void* p) { cuda_host::races.touch(p, size, true, false); }           \
-  METRICSEG_HOOK void __tsan_unaligned_read##size(void* p) { cuda_host::races.touch(p, size, false, false); } \
-  METRICSEG_HOOK void __tsan_unaligned_write##size(void* p) { cuda_host::races.touch(p, size, true, false); }
-METRICSEG_REPORT(1)
-METRICSEG_REPORT(2)
-METRICSEG_REPORT(4)
-METRICSEG_REPORT(8)
-METRICSEG_REPORT(16)
-METRICSEG_HOOK void __tsan_read_range(void* p, size_t n) { cuda_host::races.touch(p, n, false, false); }
-METRICSEG_HOOK void __tsan_write_range(void* p, size_t n) { cuda_host::races.touch(p, n, true, false); }
+#define METRICSEG_TOUCH(name, size, write) \
+  METRICSEG_HOOK void __tsan_##name(void* p) { cuda_host::races.touch(p, size, write, false, METRICSEG_CODE); }
+#define METRICSEG_TOUCHES(size)                      \
+  METRICSEG_TOUCH(read##size, size, false)           \
+  METRICSEG_TOUCH(write##size, size, true)           \
+  METRICSEG_TOUCH(unaligned_read##size, size, false) \
+  METRICSEG_TOUCH(unaligned_write##size, size, true)
+METRICSEG_TOUCHES(1)
+METRICSEG_TOUCHES(2)
+METRICSEG_TOUCHES(4)
+METRICSEG_TOUCHES(8)
+METRICSEG_TOUCHES(16)
+METRICSEG_HOOK void __tsan_read_range(void* p, size_t n) { cuda_host::races.touch(p, n, false, false, METRICSEG_CODE); }
+METRICSEG_HOOK void __tsan_write_range(void* p, size_t n) { cuda_host::races.touch(p, n, true, false, METRICSEG_CODE); }
 METRICSEG_HOOK void __tsan_init() {}
 METRICSEG_HOOK void __tsan_func_entry(void*) {}
 METRICSEG_HOOK void __tsan_func_exit() {}

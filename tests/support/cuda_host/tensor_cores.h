@@ -1,76 +1,54 @@
 // The functions of csrc/common/cuda/tensor_cores.cuh on the host, by the layouts of the PTX manual. A copy to shared
-// memory arrives when its thread waits for its group; until then the destination is NaN.
+// memory arrives when its thread waits for its group; until then the destination is NaN, and a touch of it is reported.
 #pragma once
-
-#include <array>
-#include <vector>
 
 #include "shim.h"
 
 namespace cuda_host {
 
-// What the lanes of a warp offer to each other. Two buffers in turn: a lane is at most one exchange ahead of another.
-struct Words {
-  std::array<uint32_t, 6> of[2][kWarp * kMostWarps];
-  uint8_t turn[kWarp * kMostWarps];
-};
-inline Words words;
+constexpr unsigned kAll = 0xffffffffu;
 
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;
-};
-struct Copies {
-  std::vector<Copy> open;
-  std::vector<std::vector<Copy>> groups;
-};
-inline Copies copies[kWarp * kMostWarps];  // of each thread
-
-// Offers these words to the warp; then f(lane) are those of a lane.
-METRICSEG_UNWATCHED inline auto exchange(const std::array<uint32_t, 6>& mine) {
-  const unsigned thread = threadIdx.x, buffer = words.turn[thread]++ % 2;
-  words.of[buffer][thread] = mine;
-  wait(Fiber::kAtShuffle);
-  const std::array<uint32_t, 6>* const warp = words.of[buffer] + thread / kWarp * kWarp;
-  return [warp](unsigned lane) METRICSEG_UNWATCHED -> const std::array<uint32_t, 6>& { return warp[lane]; };
-}
-
-METRICSEG_UNWATCHED inline std::array<uint32_t, 6> words_of(const void* pointer) {
-  const auto at = reinterpret_cast<uint64_t>(pointer);
-  return {static_cast<uint32_t>(at), static_cast<uint32_t>(at >> 32)};
-}
-
-METRICSEG_UNWATCHED inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
+METRICSEG_UNWATCHED inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed,
+                                              [[maybe_unused]] const void* code) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) throw std::logic_error("ldmatrix: a row is not 16-byte aligned");
-  const auto of = exchange(words_of(row));
+  if (!is_shared(row)) throw std::logic_error("ldmatrix: a row is not in shared memory");
+  const auto of = exchange(kAll, "ldmatrix", static_cast<const char*>(row));
   const unsigned lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  const auto row_of = [&](unsigned matrix, unsigned r) METRICSEG_UNWATCHED {
-    const auto& w = of(matrix * 8 + r);
-    return reinterpret_cast<const char*>(uint64_t(w[1]) << 32 | w[0]);
-  };
   for (unsigned m = 0; m < 4; ++m) {
     for (unsigned half = 0; half < 2; ++half) {
-      const char* const from = transposed ? row_of(m, 2 * t + half) + 2 * g : row_of(m, g) + 4 * t + 2 * half;
-      METRICSEG_RACES(races.touch(from, 2, false, false);)
+      const char* const from = transposed ? of(m * 8 + 2 * t + half) + 2 * g : of(m * 8 + g) + 4 * t + 2 * half;
+      METRICSEG_RACES(races.touch(from, 2, false, false, code);)
       std::memcpy(reinterpret_cast<char*>(&to[m]) + 2 * half, from, 2);
     }
   }
 }
 
-// kValues: of the operands' type in a word; read(word, i): value i of them.
+// The values of a lane's words, as read(word, i) gives value i of a word.
+template <int kValues>
+struct Operands {
+  float a[4][kValues], b[2][kValues];
+};
+
 template <int kValues, typename Read>
 METRICSEG_UNWATCHED void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                       const Read& read) {
-  const auto of = exchange({a[0], a[1], a[2], a[3], b0, b1});
+  Operands<kValues> mine, left[4], right[2][4];
+  for (int v = 0; v < kValues; ++v) {
+    for (int i = 0; i < 4; ++i) mine.a[i][v] = read(a[i], v);
+    mine.b[0][v] = read(b0, v);
+    mine.b[1][v] = read(b1, v);
+  }
+  const auto of = exchange(kAll, "mma", mine);
   const unsigned lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
-    const unsigned lower = i / 2, column = 2 * t + i % 2;
+    left[i] = of(4 * g + i);
+    for (unsigned column = 0; column < 2; ++column) right[column][i] = of(4 * (2 * t + column) + i);
+  }
+  for (unsigned i = 0; i < 4; ++i) {
     double sum = c[i];
     for (unsigned k = 0; k < 8; ++k) {  // the word of lane k % 4, of either half
-      const auto &left = of(4 * g + k % 4), &right = of(4 * column + k % 4);
       for (int v = 0; v < kValues; ++v) {
-        sum += double(read(left[lower + k / 4 * 2], v)) * double(read(right[4 + k / 4], v));
+        sum += double(left[k % 4].a[i / 2 + k / 4 * 2][v]) * double(right[i % 2][k % 4].b[k / 4][v]);
       }
     }
     c[i] = static_cast<float>(sum);
@@ -83,24 +61,44 @@ struct Unwatched {
   METRICSEG_UNWATCHED ~Unwatched() { METRICSEG_RACES(races.active = true;) }
 };
 
-METRICSEG_UNWATCHED inline void arrive(Copies& own, size_t left) {
-  while (own.groups.size() > left) {
-    for (const Copy& copy : own.groups.front()) {
-      METRICSEG_RACES(races.touch(copy.from, copy.bytes, false, false); races.touch(copy.to, 16, true, false);)
-      std::memset(copy.to, 0, 16);
-      std::memcpy(copy.to, copy.from, copy.bytes);
-    }
-    const Unwatched unwatched;
-    own.groups.erase(own.groups.begin());
+METRICSEG_UNWATCHED inline void send(const Copy& copy, [[maybe_unused]] const void* code) {
+  const auto misaligned = (reinterpret_cast<uintptr_t>(copy.to) | reinterpret_cast<uintptr_t>(copy.from)) % 16;
+  if (misaligned != 0) throw std::logic_error("cp.async: an address is not 16-byte aligned");
+  if (copy.bytes < 0 || copy.bytes > 16) throw std::logic_error("cp.async: not 0 to 16 bytes");
+  if (!is_shared(copy.to) || is_shared(copy.from)) throw std::logic_error("cp.async: not from global to shared memory");
+  METRICSEG_RACES(races.touch(copy.to, 16, true, false, code); races.set_pending(copy.to, 16, true);
+                  races.touch(copy.from, copy.bytes, false, false, code);)
+  std::memset(copy.to, 0xff, 16);
+  const Unwatched unwatched;
+  block.running->copies.push_back(copy);
+  std::memcpy(block.running->copies.back().sent, copy.from, copy.bytes);
+}
+
+METRICSEG_UNWATCHED inline void arrive(unsigned left, [[maybe_unused]] const void* code) {
+  auto& copies = block.running->copies;
+  size_t arrived = 0;
+  for (; arrived < copies.size() && copies[arrived].group + left < block.running->groups; ++arrived) {
+    const Copy& copy = copies[arrived];
+    METRICSEG_RACES(races.set_pending(copy.to, 16, false); races.touch(copy.to, 16, true, false, code);
+                    races.touch(copy.from, copy.bytes, false, false, code);)
+    if (std::memcmp(copy.sent, copy.from, copy.bytes) != 0) throw std::logic_error("cp.async: its source has changed");
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
   }
+  const Unwatched unwatched;
+  copies.erase(copies.begin(), copies.begin() + arrived);
 }
 
 }  // namespace cuda_host
 
 namespace metricseg {
 
-inline void load_matrices(uint32_t (&to)[4], const void* row) { cuda_host::load_matrices(to, row, false); }
-inline void load_transposed(uint32_t (&to)[4], const void* row) { cuda_host::load_matrices(to, row, true); }
+METRICSEG_CALLED inline void load_matrices(uint32_t (&to)[4], const void* row) {
+  cuda_host::load_matrices(to, row, false, METRICSEG_CODE);
+}
+METRICSEG_CALLED inline void load_transposed(uint32_t (&to)[4], const void* row) {
+  cuda_host::load_matrices(to, row, true, METRICSEG_CODE);
+}
 
 inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16) {
   cuda_host::multiply_add<2>(
@@ -114,23 +112,13 @@ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uin
   cuda_host::multiply_add<1>(c, a, b0, b1, [](uint32_t word, int) { return bit_copy<float>(word & ~0x1fffu); });
 }
 
-METRICSEG_UNWATCHED inline void copy_async(void* to, const void* from, int bytes = 16) {
-  const auto misaligned = (reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16;
-  if (misaligned != 0 || bytes < 0 || bytes > 16) throw std::logic_error("cp.async: not 16 aligned bytes");
-  METRICSEG_RACES(cuda_host::races.touch(to, 16, true, false);)
-  std::memset(to, 0xff, 16);
-  const cuda_host::Unwatched unwatched;
-  cuda_host::copies[threadIdx.x].open.push_back({to, from, bytes});
+METRICSEG_CALLED inline void copy_async(void* to, const void* from, int bytes = 16) {
+  cuda_host::send({to, from, bytes, cuda_host::block.running->groups, {}}, METRICSEG_CODE);
 }
-METRICSEG_UNWATCHED inline void commit_copies() {
-  const cuda_host::Unwatched unwatched;
-  auto& own = cuda_host::copies[threadIdx.x];
-  own.groups.push_back(std::move(own.open));
-  own.open.clear();
-}
+METRICSEG_UNWATCHED inline void commit_copies() { ++cuda_host::block.running->groups; }
 template <int Left>
-METRICSEG_UNWATCHED void wait_copies() {
-  cuda_host::arrive(cuda_host::copies[threadIdx.x], Left);
+METRICSEG_CALLED void wait_copies() {
+  cuda_host::arrive(Left, METRICSEG_CODE);
 }
 
 inline uint32_t pack(float low, float high, __nv_bfloat16) {
