@@ -70,6 +70,7 @@ template <typename T>
 __device__ __forceinline__ Lse<T> joined(const T* sums, int parts, int count, int padded, int first, int64_t r,
                                          T scale) {
   Lse<T> lse;
+#pragma unroll(sizeof(T) == 4 ? 4 : 1)
   for (int part = 0; part < parts; ++part) {
     const T* const own = sums + (int64_t(part) * count + first) * padded + r;
     lse.join(own[0], own[padded], scale);

@@ -13,7 +13,7 @@
 namespace metricseg::contrast {
 
 constexpr double kSpread = 60;  // largest range of exponents for which one bound serves all rows
-constexpr int64_t kFinishBlocks = 64;
+constexpr int64_t kFinishBlocks = 64, kFinishRows = 4096;  // at most; of a block, unless there are more blocks
 
 template <typename T, class Device>
 void sort_rows(Device& device, const SortParams<T>& p) {
@@ -89,7 +89,7 @@ class Contrast {
   // phases(sums, rows) launches what leaves the sums of all phases of the form
   template <class RowTerms, class Phases>
   void forward(RowTerms rows, const Phases& phases) {
-    const int64_t blocks = std::min(ceil_div(p_.x.count, kFinishThreads), kFinishBlocks);
+    const int64_t blocks = std::min(ceil_div(p_.x.count, kFinishRows), kFinishBlocks);
     T *sums, *partial;
     Scratch::allocate(device_, [&](Scratch& scratch) {
       engine_.lay_out(scratch);
