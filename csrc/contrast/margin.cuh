@@ -52,8 +52,11 @@ struct MarginPhase : Margin<P> {
           if (kMasked) pairs.masks(i, column, positive, negative);
           if (!positive && !negative) continue;
           const T term = phase.hinge(positive ? d - phase.positive_margin : phase.margin - d);
-          values[i][positive ? 0 : 2] += term;
-          values[i][positive ? 1 : 3] += !phase.nonzero || term > T(0) ? T(1) : T(0);
+          const T count = !phase.nonzero || term > T(0) ? T(1) : T(0), zero = T(0);
+          values[i][0] += positive ? term : zero;
+          values[i][1] += positive ? count : zero;
+          values[i][2] += positive ? zero : term;
+          values[i][3] += positive ? zero : count;
         }
       }
     }
