@@ -139,6 +139,7 @@ def disassemble(cuobjdump: str, compiled: Path) -> tuple[dict[tuple[str, str], L
     sass = subprocess.run([cuobjdump, "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
     for architecture, text in re.findall(r"code for (sm_\d+)(.*?)(?=code for sm_|\Z)", sass, re.DOTALL):
         for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
+            body = re.sub(r"@!PT \w+", "NOP", body)  # never done
             found = re.findall(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);", body)
             targets = [re.search(r"0x([0-9a-f]+)\s*$", rest) for _, _, rest in found]
             loops[name, architecture] = hottest([
