@@ -3,155 +3,39 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
+import cuda_budgets
 import pytest
-from places import ROOT
+from cuda_sources import USES, Usage, compile_family, find_nvcc
 
 REGISTER_FILE = 65536
-
-
-class Usage(NamedTuple):
-    kernel: str  # as the compiler prints it, template arguments included
-    architecture: str
-    registers: int
-    stack: int
-    spilled: int
-    shared: int
-
-
-def find_nvcc() -> str | None:
-    homes = (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda")
-    places = [f"{home}/bin/nvcc" for home in homes if home]
-    return next((p for p in places if os.path.exists(p)), shutil.which("nvcc"))
-
-
-# What a family's run.cuh offers, called once for every type that it is shipped for.
-USES = {
-    "focal": """
-template <typename T>
-void use(Device& d, Params<T> p, T* t) {
-  softmax_focal(d, p);
-  sigmoid_focal(d, p);
-  kth_largest(d, static_cast<const T*>(t), 0, 0, t);
-}
-template void use(Device&, Params<float>, float*);
-template void use(Device&, Params<double>, double*);
-""",
-    "anchors": """
-template <typename T>
-void use(Device& d, GatherParams<T> p) {
-  gather_pixels_fwd(d, p);
-  gather_pixels_bwd(d, p);
-}
-template void use(Device&, GatherParams<float>);
-template void use(Device&, GatherParams<double>);
-template void metricseg::anchors::sample_anchors(Device&, const SampleParams&);
-""",
-    "segments": """
-template <typename T>
-void use(Device& d, KmeansParams<T> p, LabelSumsParams<T> q) {
-  spherical_kmeans(d, p, 1);
-  label_sums_fwd(d, q);
-  label_sums_bwd(d, q);
-}
-template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
-template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
-template void metricseg::segments::split_by_label(Device&, const SplitParams&);
-""",
-    "refine": """
-template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);
-template void metricseg::refine::refine_fwd(Device&, const RefineParams<double>&);
-template void metricseg::refine::refine_bwd(Device&, const RefineParams<float>&);
-template void metricseg::refine::refine_bwd(Device&, const RefineParams<double>&);
-""",
-    "contrast": """
-template <class P>
-void use(Device& d, ContrastParams<typename P::T> p) {
-  Contrast<P, Device> contrast(d, p, true);
-  contrast.forward();
-  contrast.backward();
-}
-template void use<Exact<double>>(Device&, ContrastParams<double>);
-template void use<Exact<float>>(Device&, ContrastParams<float>);
-template void use<TensorCores<float>>(Device&, ContrastParams<float>);
-template void use<TensorCores<__nv_bfloat16>>(Device&, ContrastParams<float>);
-template void use<TensorCores<__half>>(Device&, ContrastParams<float>);
-template void metricseg::contrast::sort_rows(Device&, const SortParams<float>&);
-template void metricseg::contrast::sort_rows(Device&, const SortParams<double>&);
-template void metricseg::contrast::mean(Device&, const MeanParams<float>&);
-template void metricseg::contrast::mean(Device&, const MeanParams<double>&);
-""",
-    "retrieval": """
-template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
-template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);
-""",
-}
-
-
-def instantiations(family: str) -> str:
-    """A translation unit with every kernel of the family, and no torch: what run.cuh launches, from a device of air."""
-    return f"""
-#include "{ROOT}/csrc/{family}/run.cuh"
-#include "{ROOT}/csrc/common/cuda/device_limits.h"
-using namespace metricseg;
-using namespace metricseg::{family};
-struct Device {{
-  DeviceLimits limits() const;
-  template <typename T> T* scratch(int64_t);
-  void clear(void*, int64_t);
-  template <typename... P, typename... A>
-  void launch(void (*kernel)(P...), int64_t blocks, int threads, int64_t smem, A... arguments) {{
-    kernel<<<blocks, threads, smem>>>(arguments...);
-  }}
-}};
-{USES[family]}
-"""
-
-
-@functools.cache
-def compile_family(family: str, folder: Path) -> list[Usage]:
-    nvcc = find_nvcc()
-    if nvcc is None:
-        pytest.skip("no nvcc (CUDA_HOME, /usr/local/cuda, /opt/cuda, PATH)")
-    source = folder / f"{family}.cu"
-    source.write_text(instantiations(family))
-    command = [
-        nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "--threads", "2", "-c", str(source),
-        "-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90",
-        "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills", "-Xcompiler", "-Wall", "-o", str(folder / f"{family}.o"),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    pattern = re.compile(
-        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores"
-        r".*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
-        re.DOTALL,
-    )
-    found = [
-        Usage(name, arch, int(registers), int(stack), int(spilled), int(shared or 0))
-        for name, arch, stack, spilled, registers, shared in pattern.findall(result.stderr)
-    ]
-    assert {u.architecture for u in found} == {"sm_80", "sm_90"}
-    return found
+GRACE = 8  # registers above the recorded ones: the unit in which they are granted
 
 
 @pytest.fixture(scope="module")
 def usages(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Usage]]:
     """usages(family): what each of its kernels needs on each architecture."""
-    folder = tmp_path_factory.mktemp("nvcc")
-    return lambda family: compile_family(family, folder)
+    nvcc, folder = find_nvcc(), tmp_path_factory.mktemp("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc (CUDA_HOME, /usr/local/cuda, /opt/cuda, PATH)")
+    return functools.cache(lambda family: compile_family(family, nvcc, folder))
 
 
 @pytest.mark.parametrize("family", USES)
 def test_no_kernel_spills(family: str, usages: Callable[[str], list[Usage]]) -> None:
     assert not [u for u in usages(family) if u.spilled or u.stack]
+
+
+@pytest.mark.parametrize("family", USES)
+def test_no_kernel_outgrows_its_record(family: str, usages: Callable[[str], list[Usage]]) -> None:
+    """Against docs/kernels/budgets.md; `python -m cuda_budgets FAMILY` writes what a change is meant to need."""
+    found, recorded = cuda_budgets.by_kernel(usages(family)), cuda_budgets.recorded(family)
+    assert found.keys() == recorded.keys()
+    grown = {k: (u.registers, recorded[k]) for k, u in found.items() if u.registers > recorded[k][0] + GRACE}
+    grown |= {k: (u.shared, recorded[k]) for k, u in found.items() if u.shared > recorded[k][1]}
+    assert not grown
 
 
 def test_anchors_fill_a_multiprocessor(usages: Callable[[str], list[Usage]]) -> None:

@@ -274,6 +274,8 @@ struct Launch {
   int threads;
   int64_t shared;
 };
+inline bool only_record = false;  // launches, and run none
+inline std::vector<Launch> recorded;
 
 inline std::map<const void*, int64_t> opted_in;  // bytes of dynamic shared memory that were asked for, by kernel
 
@@ -293,6 +295,12 @@ void launch(Kernel kernel, dim3 grid, int threads, int64_t shared_bytes, Argumen
     if (threads > int(kWarp * kMostWarps)) refuse("threads", threads, kWarp * kMostWarps);
     if (shared_bytes > most_shared) refuse("bytes of shared memory that were not asked for", shared_bytes, most_shared);
     if (blocks <= 0 || threads <= 0 || threads % kWarp != 0 || shared_bytes < 0) throw std::logic_error("bad launch");
+    if (only_record) {
+      static std::map<const void*, std::string> names;
+      if (names[code].empty()) names[code] = line_at(code, true);
+      recorded.push_back({names[code], blocks, threads, shared_bytes});
+      return;
+    }
     gridDim = grid;
     blockDim = {static_cast<unsigned>(threads), 1, 1};
     if (block.fibers.size() < static_cast<size_t>(threads)) block.fibers = std::vector<Fiber>(threads);

@@ -89,7 +89,8 @@ inline Map map_of(const Array& a) {
   return make_map(a->data(), type_of(*a), a->ndim(), [&](int64_t i) { return a->strides(i) / a->itemsize(); });
 }
 
-// configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has.
+// configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has; and
+// record(whether to run no kernel), after which recorded() are the launches as (kernel, blocks, threads, shared bytes).
 inline void define_switches(py::module_& m) {
   m.def("configure", [](int multiprocessors, int64_t smem, unsigned seed) {
     limits_of_device = {multiprocessors, smem};
@@ -97,6 +98,15 @@ inline void define_switches(py::module_& m) {
     cuda_host::random.seed(seed);
   });
   m.def("lose_barrier", [](int which) { cuda_host::lost_barrier = which; });
+  m.def("record", [](bool only) {
+    cuda_host::only_record = only;
+    cuda_host::recorded.clear();
+  });
+  m.def("recorded", [] {
+    std::vector<std::tuple<std::string, int64_t, int, int64_t>> launches;
+    for (const auto& l : cuda_host::recorded) launches.emplace_back(l.kernel, l.blocks, l.threads, l.shared);
+    return launches;
+  });
 }
 
 }  // namespace metricseg
