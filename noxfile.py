@@ -179,7 +179,7 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", tags=["ci"])
 def cuda_host(session: nox.Session) -> None:
-    """The CUDA kernels in the host shim: under the address sanitizer, and the cases that are too many for `make test`."""
+    """The CUDA kernels in the host shim: under the address sanitizer, and cases too many for `make test`."""
     chosen = ("tests/kernels", "-n", "auto", "-m", "slow", "-k", "cuda_host")
     session.run(sys.executable, "-m", "pytest", *PYTEST, *chosen, env=environment(OMP_NUM_THREADS="1"))
 
