@@ -11,7 +11,7 @@ from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Labeled, Rows, Sorted
 from .forms import FORMS, divide_terms
 
-GRADIENT_IN_FORWARD = False
+GRADIENT_IN_FORWARD, ITSELF_IN_FORWARD = False, 0
 SORTED_BY_COMPARISON = 8_192  # rows of both sides at most
 MEAN_OF_ONE_BLOCK = 65_536  # rows at most
 SIDES = (

@@ -116,14 +116,17 @@ def sort_rows(
 
 
 def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
-    """Whether forward also computes the gradients. It does for two sets: one product then serves both directions.
+    """Whether forward also computes the gradients, from the products that it has at hand: of two sets, for which one
+    product then serves both directions, and of few rows with themselves.
 
-    A set with itself gains nothing (each pass visits half of the tiles). In float16 the gradient of a sum could leave
-    the range.
+    Of many rows with themselves each pass visits half of the tiles, and forward would have nothing to spare. In float16
+    the gradient of a sum could leave the range.
     """
-    if other is None or not form.gradient_in_forward or features.dtype == torch.float16:
+    if not form.gradient_in_forward or features.dtype == torch.float16:
         return False
-    return backends.has("contrast", backend, "GRADIENT_IN_FORWARD")
+    if other is not None:
+        return bool(backends.capability("contrast", backend, "GRADIENT_IN_FORWARD"))
+    return features.shape[0] <= backends.capability("contrast", backend, "ITSELF_IN_FORWARD")
 
 
 def _outputs(

@@ -19,7 +19,7 @@ from .triton_kernels import margin, nca, softmax
 from .triton_kernels.mean import mean
 
 MEAN_OF_ONE_PROGRAM = 65_536  # rows at most
-GRADIENT_IN_FORWARD = False
+GRADIENT_IN_FORWARD, ITSELF_IN_FORWARD = False, 0
 
 
 def lse_phase(positives: bool, negatives: bool) -> Phase:
