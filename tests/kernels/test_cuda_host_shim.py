@@ -16,12 +16,16 @@ FAULTS = {
     "missing_barrier_wrong": f"{RACE}32 of block 0 writes what thread 31 of block 0 read, byte 128 of .*::values, at ",
     "write_after_read_wrong": rf"{RACE}32 of block 0 reads what thread 31 of block 0 wrote, element 31 \(4 bytes each\)"
     " of dynamic shared memory, at ",
+    "write_after_two_warps_read_wrong": f"{RACE}37 of block 0 writes what thread 5 of block 0 read",
+    "write_after_two_lanes_read_wrong": f"{RACE}0 of block 0 writes what thread 1 of block 0 read",
     "read_beside_atomics_wrong": f"{RACE}1 of block 0 writes what thread 0 of block 0 read, byte 0 of .*::count, at ",
     "divergent_barrier_wrong": r"thread 0 of block 0 is at __syncthreads of line \d+, which thread 48 .* has ended",
     "barrier_in_each_branch_wrong": r"is at __syncthreads of line \d+, which thread 32 .* it is at __syncthreads of",
     "two_blocks_write_wrong": "race in global memory: thread 0 of block 1 writes what thread 0 of block 0 wrote, "
     r"element 0 \(4 bytes each\) of out, at ",
     "two_blocks_read_and_write_wrong": "race in global memory: thread 0 of block 1 reads what thread 0 of block 0 wrote",
+    "write_after_another_block_read_wrong": "race in global memory: thread 63 of block 1 writes what thread 32 of "
+    r"block 0 read, element 0 \(4 bytes each\) of in, at ",
     "a_lane_leaves_wrong": "thread 0 of block 0 is in a shuffle with mask 0xffffffff, which thread 5 .* has ended",
     "a_lane_without_name_wrong": "a vote: its mask lacks the lane itself",
     "two_kinds_of_call_wrong": "is in a vote with mask 0xffffffff, which thread 1 .* is in a shuffle with mask",
@@ -95,6 +99,17 @@ def test_kernels_without_a_fault_pass(seed: int, planted: ctypes.CDLL) -> None:
     values = (torch.arange(256.0) + 1).view(64, 4)
     values[:, :2] *= 2  # a second copy has zeros in place of the others
     assert error == "" and torch.equal(out[:256], values.flatten())
+
+
+def test_shuffles(planted: ctypes.CDLL) -> None:
+    error, out = run(planted, "shuffles")
+    assert error == ""
+    up, down, ninth, across = out[:256].view(4, 2, 32) - torch.arange(64).view(2, 32) - 1  # the distance in lanes
+    lanes = torch.arange(32).expand(2, 32)
+    assert torch.equal(up, torch.where(lanes < 2, 0, -2))
+    assert torch.equal(down, torch.where(lanes % 8 >= 6, 0, 2))
+    assert torch.equal(ninth, 1 - lanes % 8)
+    assert torch.equal(across, torch.where(lanes % 16 < 8, 0, (lanes ^ 9) - lanes))
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,6 @@
 #else
 #define METRICSEG_RACES(...)
 #endif
-#define METRICSEG_UNWATCHED __attribute__((no_sanitize("thread")))         // what threads share with the scheduler
-#define METRICSEG_CALLED __attribute__((no_sanitize("thread"), noinline))  // METRICSEG_CODE is where
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -151,8 +149,6 @@ METRICSEG_UNWATCHED inline void resume(Fiber& fiber) {
 }
 
 METRICSEG_UNWATCHED inline void start(Fiber& fiber, unsigned thread) {
-  METRICSEG_RACES(for (const Copy& copy : fiber.copies) races.set_pending(copy.to, 16, false);)
-  fiber.copies.clear();
   fiber.thread = {thread, 0, 0};
   fiber.state = Fiber::kNew;
   getcontext(&fiber.context);
@@ -255,6 +251,11 @@ inline bool check_together(unsigned threads) {
 
 METRICSEG_UNWATCHED inline void run_block(unsigned threads, [[maybe_unused]] unsigned number) {
   METRICSEG_RACES(int barrier = 0; races.begin_block(number);)
+  for (Fiber& fiber : block.fibers) {  // copies that nobody has waited for
+    METRICSEG_RACES(for (const Copy& copy : fiber.copies) races.set_pending(copy.to, 16, false);)
+    fiber.copies.clear();
+    fiber.groups = 0;
+  }
   put_in_order(block.warps, threads / kWarp);
   put_in_order(block.lanes, kWarp);
   for (unsigned t = 0; t < threads; ++t) start(block.first[t], t);

@@ -10,6 +10,10 @@
 #include <string>
 #include <vector>
 
+// What the sanitizers leave alone: what threads share with the scheduler, and the functions of races.h.
+#define METRICSEG_UNWATCHED __attribute__((no_sanitize("thread", "alignment")))
+#define METRICSEG_QUICK METRICSEG_UNWATCHED __attribute__((always_inline))
+#define METRICSEG_CALLED METRICSEG_UNWATCHED __attribute__((noinline))  // so METRICSEG_CODE is where
 #define METRICSEG_CODE __builtin_return_address(0)
 
 extern "C" char __bss_start[] __attribute__((visibility("hidden")));  // static shared memory lies between these two
@@ -29,10 +33,10 @@ inline void remember(const void* data, int64_t bytes, const std::string& name) {
   arrays.push_back({begin, begin + bytes, name});
 }
 
-inline bool is_static(uintptr_t at) {
+METRICSEG_QUICK inline bool is_static(uintptr_t at) {
   return at >= reinterpret_cast<uintptr_t>(__bss_start) && at < reinterpret_cast<uintptr_t>(_end);
 }
-__attribute__((no_sanitize("thread"))) inline bool is_shared(const void* address) {
+METRICSEG_QUICK inline bool is_shared(const void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   return (at >= shared && at < shared_end) || is_static(at);
 }

@@ -38,6 +38,27 @@ __global__ void write_after_read(const float* in, float* out) {
   out[threadIdx.x] = other;
 }
 
+// Both warps read what a thread of the second writes; and two lanes of a warp what one of them writes.
+template <bool right>
+__global__ void write_after_two_warps_read(const float* in, float* out) {
+  __shared__ float value;
+  if (threadIdx.x == 0) value = in[0];
+  __syncthreads();
+  out[threadIdx.x] = threadIdx.x % kWarp == 5 ? value : 0;
+  if (right) __syncthreads();
+  if (threadIdx.x == kWarp + 5) value = 0;
+}
+
+template <bool right>
+__global__ void write_after_two_lanes_read(const float* in, float* out) {
+  __shared__ float value;
+  if (threadIdx.x == 0) value = in[0];
+  __syncthreads();
+  out[threadIdx.x] = threadIdx.x < 2 ? value : 0;
+  right ? __syncwarp() : (void)__all_sync(kFullMask, true);
+  if (threadIdx.x == 0) value = 0;
+}
+
 template <bool right>
 __global__ void read_beside_atomics(const float* in, float* out) {
   __shared__ int count;
@@ -78,7 +99,24 @@ __global__ void two_blocks_read_and_write(const float* in, float* out) {
   out[at] = in[at] + (right ? in : out)[threadIdx.x];
 }
 
+// Every block reads what the last writes.
+template <bool right>
+__global__ void write_after_another_block_read(const float* in, float* out) {
+  const unsigned at = blockIdx.x * blockDim.x + threadIdx.x;
+  out[at] = in[at] + in[0];
+  __syncthreads();
+  if (!right && at == 2 * kThreads - 1) const_cast<float*>(in)[0] = 0;
+}
+
 // --- within a warp ---
+
+__global__ void shuffles(const float* in, float* out) {
+  const float own = in[threadIdx.x];
+  out[threadIdx.x] = __shfl_up_sync(kFullMask, own, 2);
+  out[threadIdx.x + kThreads] = __shfl_down_sync(kFullMask, own, 2, 8);
+  out[threadIdx.x + 2 * kThreads] = __shfl_sync(kFullMask, own, 9, 8);
+  out[threadIdx.x + 3 * kThreads] = __shfl_xor_sync(kFullMask, own, 9, 8);
+}
 
 template <bool right>
 __global__ void a_lane_leaves(const float* in, float* out) {
@@ -236,11 +274,15 @@ struct Planted {
 const std::map<std::string, Planted> planted = {
     PLANT(missing_barrier),
     PLANT(write_after_read),
+    PLANT(write_after_two_warps_read),
+    PLANT(write_after_two_lanes_read),
     PLANT(read_beside_atomics),
     PLANT(divergent_barrier),
     PLANT(barrier_in_each_branch),
     PLANT(two_blocks_write, 2),
     PLANT(two_blocks_read_and_write, 2),
+    PLANT(write_after_another_block_read, 2),
+    {"shuffles", {shuffles}},
     PLANT(a_lane_leaves),
     PLANT(a_lane_without_name),
     PLANT(two_kinds_of_call),

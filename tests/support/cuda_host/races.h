@@ -15,6 +15,8 @@
 
 #include "places.h"
 
+#define METRICSEG_RARE __attribute__((noinline, cold))
+
 namespace cuda_host {
 
 class Races {
@@ -50,46 +52,16 @@ class Races {
   }
 
   // `code` is where the access is.
-  __attribute__((no_sanitize("thread"), optimize("O3"))) void touch(const void* address, unsigned size, bool write,
-                                                                    bool atomic, const void* code) {
+  METRICSEG_QUICK void touch(const void* address, unsigned size, bool write, bool atomic, const void* code) {
     const auto at = reinterpret_cast<uintptr_t>(address);
     if (!active || (at >= stack && at < stack_end)) return;
     active = false;  // the standard library, called from here, reports too
-    const bool in_block = is_shared(address);
-    const auto unordered = [&](Access a) {
-      if (a.when < block_) return !in_block && a.when >= launch_;
-      if (a.when < stretch_ || a.thread == thread) return false;
-      return a.thread / 32 != thread / 32 || a.when >= synced_[a.thread % 32][thread % 32];
-    };
-    for (unsigned i = 0; i < size; ++i) {
-      Byte& b = byte_at(at + i);
-      const auto report = [&](Access other, const char* did) {
-        if (!found.empty()) return;
-        found = describe(in_block ? "shared" : "global", write, other, did);
-        found += element_at(address, size) + ", at " + line_at(code);
-      };
-      if (b.pending) report(b.write, " has on its way (cp.async), ");
-      if (unordered(b.write) && !(atomic && b.atomic)) report(b.write, " wrote, ");
-      if (write) {
-        for (const Access other : {b.read, Access{b.read.when, b.second}, b.beside, b.elsewhere}) {
-          if (unordered(other)) report(other, " read, ");
-        }
-        b.atomic = atomic && (b.write.when != now_ || b.atomic);
-        b.write = {now_, id()};
-      } else if (b.read.when >= stretch_ && b.read.thread / 32 == thread / 32) {
-        if (b.read.when != now_) b.read = {now_, b.second = id()};
-        if (b.read.thread != thread) b.second = id();
-      } else {
-        if (b.read.when >= stretch_) b.beside = b.read;
-        if (b.read.when < block_) b.elsewhere = b.read;
-        b.read = {now_, b.second = id()};
-      }
-    }
+    check(address, size, write, atomic, code);
     active = true;
   }
 
   // A copy to these bytes is on its way; until it arrives none may touch them.
-  __attribute__((no_sanitize("thread"))) void set_pending(const void* address, unsigned size, bool pending) {
+  METRICSEG_UNWATCHED void set_pending(const void* address, unsigned size, bool pending) {
     const bool was = active;
     active = false;
     for (unsigned i = 0; i < size; ++i) byte_at(reinterpret_cast<uintptr_t>(address) + i).pending = pending;
@@ -113,8 +85,8 @@ class Races {
   };
   static constexpr unsigned kPage = 4096, kRecent = 256;
 
-  uint16_t id() const { return static_cast<uint16_t>(thread); }
-  __attribute__((no_sanitize("thread"), always_inline)) Byte& byte_at(uintptr_t at) {
+  METRICSEG_QUICK uint16_t id() const { return static_cast<uint16_t>(thread); }
+  METRICSEG_QUICK Byte& byte_at(uintptr_t at) {
     const uintptr_t page = at / kPage;
     Recent& recent = recent_[page % kRecent];
     if (recent.page != page) {
@@ -124,12 +96,45 @@ class Races {
     }
     return recent.bytes[at % kPage];
   }
+  METRICSEG_CALLED __attribute__((optimize("O3"))) void check(const void* address, unsigned size, bool write,
+                                                              bool atomic, const void* code) {
+    const bool in_block = is_shared(address);
+    const auto unordered = [&](Access a) METRICSEG_QUICK {
+      if (a.when < block_) return !in_block && a.when >= launch_;
+      if (a.when < stretch_ || a.thread == thread) return false;
+      return a.thread / 32 != thread / 32 || a.when >= synced_[a.thread % 32][thread % 32];
+    };
+    for (unsigned i = 0; i < size; ++i) {
+      Byte& b = byte_at(reinterpret_cast<uintptr_t>(address) + i);
+      const auto report = [&](Access other, const char* did) METRICSEG_RARE {
+        if (!found.empty()) return;
+        found = describe(in_block ? "shared" : "global", write, other, did);
+        found += element_at(address, size) + ", at " + line_at(code);
+      };
+      if (b.pending) report(b.write, " has on its way (cp.async), ");
+      if (unordered(b.write) && !(atomic && b.atomic)) report(b.write, " wrote, ");
+      if (write) {
+        for (const Access other : {b.read, Access{b.read.when, b.second}, b.beside, b.elsewhere}) {
+          if (unordered(other)) report(other, " read, ");
+        }
+        b.atomic = atomic && (b.write.when != now_ || b.atomic);
+        b.write = {now_, id()};
+      } else if (b.read.when >= stretch_ && b.read.thread / 32 == thread / 32) {
+        if (b.read.when != now_) b.read = {now_, b.second = id()};
+        if (b.read.thread != thread) b.second = id();
+      } else {
+        if (b.read.when >= stretch_) b.beside = b.read;
+        if (b.read.when < block_) b.elsewhere = b.read;
+        b.read = {now_, b.second = id()};
+      }
+    }
+  }
   std::string name(Access a) const {
     auto block = blocks_.rbegin();
-    while (block->first > a.when) ++block;
+    while (block->first > a.when && block + 1 != blocks_.rend()) ++block;
     return "thread " + std::to_string(a.thread) + " of block " + std::to_string(block->second);
   }
-  __attribute__((noinline)) std::string describe(const char* where, bool write, Access other, const char* did) const {
+  std::string describe(const char* where, bool write, Access other, const char* did) const {
     return std::string("race in ") + where + " memory: " + name({now_, id()}) + (write ? " writes" : " reads") +
            " what " + name(other) + did;
   }
@@ -144,7 +149,7 @@ inline Races races;
 
 }  // namespace cuda_host
 
-#define METRICSEG_HOOK extern "C" __attribute__((no_sanitize("thread")))
+#define METRICSEG_HOOK extern "C" METRICSEG_UNWATCHED
 #define METRICSEG_TOUCH(name, size, write) \
   METRICSEG_HOOK void __tsan_##name(void* p) { cuda_host::races.touch(p, size, write, false, METRICSEG_CODE); }
 #define METRICSEG_TOUCHES(size)                      \
