@@ -35,6 +35,11 @@ def calls() -> Iterator[Call]:
     yield make_call(256, "bf16", "negatives", "two", wanted="contrast", rows=1024, columns=BANK)
     yield make_call(256, "bf16", "margin", "one", rows=32_768)
     yield make_call(130, "bf16", "negatives", "one", strided=True)
+    for form in FORMS:  # so few that one program adds up the terms
+        yield make_call(256, "fp32", form, "one", rows=1024)
+    for dtype in ("fp64", "tf32", "bf16"):
+        yield make_call(256, dtype, "negatives", "one", rows=1024, weighted=True)
+    yield make_call(256, "bf16", "negatives", "two", rows=1024, wanted="anchors")
     for depth, dtype, form, sets in WEIGHTED:
         yield make_call(depth, dtype, form, sets, ids=form == "all", weighted=True)
     for dtypes in (
