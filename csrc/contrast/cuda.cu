@@ -8,6 +8,14 @@
 #include "dispatch.cuh"
 
 namespace metricseg::contrast {
+
+// products_*.cu
+extern template void launch<Exact<double>>(CudaDevice&, const ContrastParams<double>&, bool);
+extern template void launch<Exact<float>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<float>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<__nv_bfloat16>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<__half>>(CudaDevice&, const ContrastParams<float>&, bool);
+
 namespace {
 
 void check(const SideTensors<Tensor>& side, const Tensor& like, const char* name) {
@@ -41,10 +49,7 @@ void run(const ContrastArguments<Tensor>& a) {
   dispatch_accumulator(type_of(x), [&](auto zero) {
     auto p = a.template params<decltype(zero)>();
     p.reduce = reduced;
-    dispatch_products(p, [&](auto products) {
-      Contrast<decltype(products), CudaDevice> contrast(device, p, backward);
-      backward ? contrast.backward() : contrast.forward();
-    });
+    dispatch_products(p, [&](auto products) { launch<decltype(products)>(device, p, backward); });
   });
 }
 

@@ -48,7 +48,7 @@ FAMILIES = {
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
         },
-        gpu_seconds=(34, 25),
+        gpu_seconds=(37, 31),
     ),
     "focal": Family(
         cpu=("cpu", "reference"),
@@ -66,7 +66,7 @@ FAMILIES = {
         kernels={
             "sort_rows_kernel": 2, "contrast_fwd_kernel": 4, "contrast_bwd_kernel": 5, "contrast_mean_kernel": 4,
         },
-        gpu_seconds=(88, 33),
+        gpu_seconds=(91, 41),
     ),
     "refine": Family(
         cpu=("cpu", "reference"),

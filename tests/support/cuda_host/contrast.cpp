@@ -14,11 +14,8 @@ static void run(const ContrastArguments<py::array>& a) {
   dispatch_accumulator(type_of(*a.x.features), [&](auto zero) {
     auto p = a.template params<decltype(zero)>();
     if (backward) p.reduce = rank_of(a.terms) == 1;
-    dispatch_products(p, [&](auto products) {
-      HostDevice device;
-      Contrast<decltype(products), HostDevice> contrast(device, p, backward);
-      backward ? contrast.backward() : contrast.forward();
-    });
+    HostDevice device;
+    dispatch_products(p, [&](auto products) { launch<decltype(products)>(device, p, backward); });
   });
 }
 
