@@ -62,7 +62,8 @@ FAMILIES = {
         evidence="benchmarks/results/cpu/contrast.json; h200/contrast.json: behind eager below 16,384 rows "
         "and against a bank.",
         kernels={
-            "sort_rows_kernel": 2, "contrast_fwd_kernel": 4, "contrast_bwd_kernel": 5, "contrast_mean_kernel": 4,
+            "prototype_sets_kernel": 4, "sort_rows_kernel": 2,
+            "contrast_fwd_kernel": 4, "contrast_bwd_kernel": 5, "contrast_mean_kernel": 4,
         },
         gpu_seconds=(88, 33),
     ),
