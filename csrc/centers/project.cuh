@@ -52,9 +52,10 @@ struct ProjectParams {
   T* norms;
   View input;  // [B, M, h, w] or absent: features of spread, logits of soft
   // spread: out = product - along features
-  const T* along;  // [B, h w] or absent, with the features
+  const T* along;  // [B, number_stride] or absent, with the features
+  int64_t number_stride;
   // soft
-  const T* lse;        // [B, h w]
+  const T* lse;        // [B, number_stride]
   const T* grad_mass;  // [B, M]
   T* shares;           // [blocks, B, h w] of sum_k M_k m_k
   int64_t all_pixels;  // B h w
@@ -159,7 +160,7 @@ __device__ __forceinline__ Columns<T> make_columns(const ProjectParams<T>& p, co
     }
   } else {
     const T* const numbers = p.epilogue == Epilogue::spread ? p.along : p.lse;
-    factor = numbers && n < pixels ? numbers[place] : T(0);
+    factor = numbers && n < pixels ? numbers[at.image * p.number_stride + n] : T(0);
     if (p.epilogue == Epilogue::soft_of_shares && n < pixels) {
       for (int i = 0; i < p.blocks; ++i) shift += p.shares[i * p.all_pixels + place];
     }
@@ -282,14 +283,14 @@ __global__ void __launch_bounds__(kProductThreads, (ProjectTile<Kind, MT>::kBloc
     const Operand* const b = a + Tile::kRowValues;
     const Operand* const own = a + at.warp_row * 16 * Tile::kRowStride;
     if (last) {
-      multiply_tiles<Kind, true, Tile::kDepth, 32>(sums, own, Tile::kRowStride, b + at.column * Tile::kRowStride,
-                                                   Tile::kRowStride, at.tiles);
+      multiply_tiles<Kind, true, 32>(sums, own, Tile::kRowStride, b + at.column * Tile::kRowStride, Tile::kRowStride,
+                                     at.tiles, Tile::kDepth);
     } else {
-      multiply_tiles<Kind, false, Tile::kDepth, 32>(sums, own, Tile::kRowStride, b + at.column, Tile::kPixelStride,
-                                                    at.tiles);
+      multiply_tiles<Kind, false, 32>(sums, own, Tile::kRowStride, b + at.column, Tile::kPixelStride, at.tiles,
+                                      Tile::kDepth);
     }
     if (!squared) continue;
-#pragma unroll
+#pragma unroll 4
     for (int row = 0; row < Tile::kDepth; row += kGroups) {
 #pragma unroll
       for (int i = 0; i < kShared; ++i) {

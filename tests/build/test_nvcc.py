@@ -67,14 +67,14 @@ template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
     "centers": """
 template <typename T>
-void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q, LabelSumsParams<T> r) {
+void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q) {
   similarity_fwd(d, p);
   similarity_bwd(d, p);
   soft_sums_fwd(d, q);
   soft_sums_bwd(d, q);
 }
-template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>, LabelSumsParams<float>);
-template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>, LabelSumsParams<double>);
+template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>);
+template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>);
 """,
     "refine": """
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);
@@ -166,6 +166,16 @@ def test_products_fill_a_multiprocessor(family: str, kernel: str, usages: Callab
     for u in found:
         assert u.registers <= (REGISTER_FILE // (3 * 128) if kernel in u.kernel else 64), u
         assert u.shared <= 4096, u  # beside dynamic shared memory: csrc/common/cuda/launch.h
+
+
+def test_products_of_centers_keep_their_residence(usages: Callable[[str], list[Usage]]) -> None:
+    """Two blocks of 256 threads on a multiprocessor; one of the kernels that hold 160 classes and more in registers."""
+    found = [u for u in usages("centers") if re.search("project_kernel|sums_kernel", u.kernel)]
+    assert len(found) == 2 * (7 + 7 + 4)  # four kinds of products with 32 classes, three with 160; S and T
+    for u in found:
+        wide, exact = "Li5E" in u.kernel, "Exact" in u.kernel
+        alone = (wide and (exact or "sums_kernel" in u.kernel)) or "ExactId" in u.kernel
+        assert u.registers <= REGISTER_FILE // (256 * (1 if alone else 2)), u
 
 
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
