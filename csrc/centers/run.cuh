@@ -70,8 +70,8 @@ void project(Device& device, ProjectParams<T> p, int64_t batch, const T* rows, i
   p.tiles = static_cast<int>(ceil_div(p.x.pixels, kPixels));
   if (batch * p.tiles == 0) return;
   const int64_t padded = int64_t(p.blocks) * p.block_rows;
-  p.rows = make_rows<Kind, T>(device, {rows, image_stride, row_stride, column_stride, p.row_count, p.depth, padded,
-                                       p.padded_depth, 0}, images);
+  p.rows = make_rows<Kind, T>(
+      device, {rows, image_stride, row_stride, column_stride, p.row_count, p.depth, padded, p.padded_depth, 0}, images);
   p.row_image = images > 1 ? padded * p.padded_depth : 0;
   const auto launch = [&](Epilogue epilogue) {
     p.epilogue = epilogue;
@@ -102,7 +102,9 @@ void sum_pixels(Device& device, SumsParams<T> p, int64_t groups, T* to) {
   p.tiles = static_cast<int>(ceil_div(p.x.pixels, Tile::kDepth));
   const int64_t all = p.images * p.tiles, others = int64_t(p.blocks) * p.chunks * groups;
   const int64_t count = p.classes * p.channels;
-  const int64_t wanted = ceil_div(2 * Tile::kBlocks * device.limits().multiprocessors, others);
+  const int64_t slots = int64_t(Tile::kBlocks) * device.limits().multiprocessors;
+  // one wave of blocks, or four if that would not be whole: each part costs a row of sums
+  const int64_t wanted = slots / others >= 4 ? slots / others : ceil_div(4 * slots, others);
   p.parts = static_cast<int>(std::max<int64_t>(std::min(wanted, all), 1));
   p.out = p.parts == 1 ? to : device.template scratch<T>(groups * p.parts * count);
   device.launch(sums_kernel<Kind, MT, Spreads>, others * p.parts, kProductThreads, Tile::kSmem, p);
@@ -128,9 +130,8 @@ SumsParams<T> make_sums(const View& a, const View& x, int64_t batch, int64_t gro
 template <typename Kind, typename T, typename Device>
 void sum_pixels(Device& device, const SumsParams<T>& p, int64_t groups, T* to) {
   if (groups * p.channels == 0) return;
-  dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes), [&](auto mt) {
-    sum_pixels<Kind, decltype(mt)::value, false>(device, p, groups, to);
-  });
+  dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes),
+                      [&](auto mt) { sum_pixels<Kind, decltype(mt)::value, false>(device, p, groups, to); });
 }
 
 // A [B, K, h w] operands in scratch, rows of whole vectors; p is completed.
@@ -172,8 +173,8 @@ void similarity_fwd(Device& device, const SimilarityParams<T>& s) {
 
 // Features' gradient T = W^T A, less along x.
 template <typename Kind, typename T, typename Device>
-void spread(Device& device, const View& a, const View& features, const View& out, const T* along,
-            int64_t number_stride, int64_t batch, int64_t channels, int64_t classes, const T* rows, int64_t images) {
+void spread(Device& device, const View& a, const View& features, const View& out, const T* along, int64_t number_stride,
+            int64_t batch, int64_t channels, int64_t classes, const T* rows, int64_t images) {
   ProjectParams<T> p{};
   p.epilogue = Epilogue::spread;
   p.x = a;
@@ -209,8 +210,9 @@ bool sum_and_spread(Device& device, const SimilarityParams<T>& s, const WeighPar
       if (SumsTile<Kind, kTiles, true>::kSmem > device.limits().smem) return;
       taken = true;
       const int64_t padded = int64_t(p.chunks) * kChannels;
-      p.weights = make_rows<Kind, T>(device, {s.weights, s.classes * s.channels, 1, s.channels, s.channels, s.classes,
-                                              padded, p.block_rows, 0}, s.weight_images);
+      p.weights = make_rows<Kind, T>(
+          device, {s.weights, s.classes * s.channels, 1, s.channels, s.channels, s.classes, padded, p.block_rows, 0},
+          s.weight_images);
       p.weight_group = s.weight_images > 1 ? padded * p.block_rows : 0;
       p.along = w.along;
       p.own = w.own;

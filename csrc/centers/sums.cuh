@@ -18,8 +18,8 @@ struct SumsTile {
   static constexpr int kRows = kRowWarps * MT * 16, kDepth = 128 / kSize, kStride = kDepth + 16 / kSize;
   static constexpr int kChannelStride = kChannels + (kSize == 8 ? 2 : 8);
   static constexpr int kRowValues = kRows * kStride;
-  static constexpr int kChannelValues = kDepth * kChannelStride > kChannels * kStride ? kDepth * kChannelStride
-                                                                                      : kChannels * kStride;
+  static constexpr int kChannelValues =
+      kDepth * kChannelStride > kChannels* kStride ? kDepth * kChannelStride : kChannels * kStride;
   static constexpr int kNumbers = 3 * kDepth * 4 / kSize;  // of the pixels: along, own, labels; 4 bytes each
   static constexpr int kStage = kRowValues + kChannelValues + (Spreads ? kNumbers : 0);
   static constexpr int kStages = Spreads ? 2 : 3;
@@ -33,8 +33,8 @@ struct SumsTile {
 
 template <typename T>
 struct SumsParams {
-  View a, x;  // [B, K, h w] operands, [B, C, h, w]
-  int64_t images;                // of a group
+  View a, x;       // [B, K, h w] operands, [B, C, h, w]
+  int64_t images;  // of a group
   int64_t classes, channels;
   int block_rows, blocks, chunks, parts, tiles;  // of classes, of channels, of a group, of an image
   T* out;                                        // [groups, parts, K, C]
@@ -112,8 +112,9 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
       if constexpr (Spreads) {
         constexpr int kPieces = Tile::kDepth / 4;
         const int kind = threadIdx.x / kPieces, piece = threadIdx.x % kPieces * 4;
-        const void* const numbers = kind == 0 ? static_cast<const void*>(p.along)
-                                              : kind == 1 ? static_cast<const void*>(p.own) : p.own_labels;
+        const void* const numbers = kind == 0   ? static_cast<const void*>(p.along)
+                                    : kind == 1 ? static_cast<const void*>(p.own)
+                                                : p.own_labels;
         const int64_t n = columns.first_pixel + piece;
         if (kind < 3 && numbers && n < p.number_stride) {
           copy_async(x + Tile::kChannelValues + threadIdx.x * 16 / Tile::kSize,
@@ -125,8 +126,8 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
   };
   if constexpr (Spreads) {
     const int pieces = p.block_rows * Tile::kSize / 16;
-    const auto* const from = static_cast<const Operand*>(p.weights) + group * p.weight_group +
-                             int64_t(chunk) * kChannels * p.block_rows;
+    const auto* const from =
+        static_cast<const Operand*>(p.weights) + group * p.weight_group + int64_t(chunk) * kChannels * p.block_rows;
     for (int i = threadIdx.x; i < kChannels * pieces; i += kProductThreads) {
       const int channel = i / pieces, piece = i % pieces * (16 / Tile::kSize);
       copy_async(weights + channel * Tile::kWeightStride + piece, from + channel * p.block_rows + piece);
@@ -184,7 +185,8 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
 
 // to [groups, count] = sum over parts of from [groups, parts, count], eight threads a value
 template <typename T>
-__global__ void __launch_bounds__(kProductThreads) join_parts_kernel(const T* from, int64_t parts, int64_t count, T* to) {
+__global__ void __launch_bounds__(kProductThreads)
+    join_parts_kernel(const T* from, int64_t parts, int64_t count, T* to) {
   __shared__ T shares[kJoinGroups][kJoined];
   const int64_t blocks = (count + kJoined - 1) / kJoined, group = blockIdx.x / blocks;
   const int lane = threadIdx.x % kJoined, share = threadIdx.x / kJoined;

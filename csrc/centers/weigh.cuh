@@ -18,7 +18,8 @@ struct RowsParams {
 };
 
 template <typename Kind>
-__global__ void __launch_bounds__(kProductThreads) rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
+__global__ void __launch_bounds__(kProductThreads)
+    rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
   const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x;
   if (i >= p.count) return;
   const int64_t column = i % p.padded_columns, row = i / p.padded_columns % p.padded_rows;
@@ -31,8 +32,8 @@ template <typename T>
 struct WeighParams {
   View from;  // [B, K, h, w]: gradient of logits, or logits
   int64_t batch, classes;
-  int tiles;      // of an image
-  void* a;        // [B, K, stride] operands, or null
+  int tiles;       // of an image
+  void* a;         // [B, K, stride] operands, or null
   int64_t stride;  // of pixels: a multiple of 16 bytes
   // gradient of logits
   Map logits;      // [B, K, h, w] contiguous, or absent

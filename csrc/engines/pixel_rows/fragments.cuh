@@ -147,7 +147,8 @@ struct Exact {
 // of the sum. A tile [rows, depth]; B tile [depth, 8 NT], or [8 NT, depth] with Along.
 template <typename Kind, bool Along, int Step, int MT, int NT>
 __device__ __forceinline__ void multiply_tiles(typename Kind::Sum (&sums)[MT][NT][4], const typename Kind::Operand* a,
-                                               int a_stride, const typename Kind::Operand* b, int b_stride, int count, int depth) {
+                                               int a_stride, const typename Kind::Operand* b, int b_stride, int count,
+                                               int depth) {
 #pragma unroll(Kind::kTensorCores ? 4 : 2)
   for (int k = 0; k < depth; k += Kind::kStep) {
     typename Kind::B columns[NT];

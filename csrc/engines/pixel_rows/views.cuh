@@ -38,7 +38,9 @@ inline View make_view(const Map& map, int64_t batch, int64_t rows, int64_t heigh
 }
 
 template <typename T>
-constexpr Type kTypeOf = sizeof(T) == 8 ? Type::f64 : sizeof(T) == 4 ? Type::f32 : Type::bf16;
+constexpr Type kTypeOf = sizeof(T) == 8   ? Type::f64
+                         : sizeof(T) == 4 ? Type::f32
+                                          : Type::bf16;
 
 // A tile of an image: rows from first_row on, of all_rows, and pixels from first_pixel on.
 struct Place {
@@ -111,7 +113,8 @@ __device__ __forceinline__ void load_tile(const View& view, const Place& at, To*
         const int row = i / kPieces, column = i % kPieces * kEach;
         const int64_t k = at.first_row + row, n = at.first_pixel + column;
         Vec<Stored> vector{};
-        if (k < at.all_rows && n < view.pixels) vector = *reinterpret_cast<const Vec<Stored>*>(data + k * view.map.k + n);
+        if (k < at.all_rows && n < view.pixels)
+          vector = *reinterpret_cast<const Vec<Stored>*>(data + k * view.map.k + n);
 #pragma unroll
         for (int v = 0; v < kEach; ++v) narrow(widen<T>(vector.values[v]), to[row * Stride + column + v]);
       }
