@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuda_sources import USES, Usage, compile_family, find_nvcc
+from cuda_sources import USES, Usage, compile_family, find_nvcc, version_of
 from places import ROOT
 
 PAGE = ROOT / "docs" / "kernels" / "budgets.md"
@@ -68,6 +68,11 @@ def recorded(family: str) -> dict[tuple[str, str], tuple[int, int]]:
     section = re.search(rf"^## {family}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     rows = re.findall(r"^\| `(.+?)` \| (\d+) \| (\d+) \| (\d+) ", section[1] if section else "", re.MULTILINE)
     return {(name, f"sm_{sm}"): (int(registers), int(static)) for name, sm, registers, static in rows}
+
+
+def recorded_version() -> str:
+    found = re.search(r"by nvcc (\S+)\.\n", PAGE.read_text())
+    return found[1] if found else ""
 
 
 def resident_warps(device: Device, registers: int, threads: int, smem: int) -> int:
@@ -277,8 +282,9 @@ def launches(family: str, device: Device) -> dict[str, Launch]:
 INTRO = """\
 # Budgets of the CUDA kernels
 
-Written by `python -m cuda_budgets` from the output of ptxas and the disassembly. `tests/build/test_nvcc.py` holds
-registers and static shared memory against it. The rest is an estimate of what binds a kernel, not a measurement.
+Written by `python -m cuda_budgets` from the output of ptxas and the disassembly, by nvcc {version}.
+`tests/build/test_nvcc.py` holds registers and static shared memory of that version against it. The rest is an estimate
+of what binds a kernel, not a measurement.
 
 - registers, static: registers of a thread, bytes of static shared memory of a block.
 - threads, blocks, dynamic: the launch with most dynamic shared memory, in bytes, at the benchmarks' shapes for a GPU.
@@ -345,8 +351,8 @@ def main() -> int:
     for family in tqdm(families, unit="family"):
         table = [list(HEAD), ["---"] * len(HEAD), *rows(family, nvcc, cuobjdump)]
         sections[family] = "\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + "\n"
-    text = INTRO + "\n" + "".join(f"## {family}\n{sections[family]}" for family in sorted(sections))
-    PAGE.write_text(text.rstrip() + "\n")
+    tables = "".join(f"## {family}\n{sections[family]}" for family in sorted(sections))
+    PAGE.write_text(f"{INTRO.format(version=version_of(nvcc))}\n{tables.rstrip()}\n")
     return 0
 
 

@@ -108,13 +108,13 @@ def require(family: str) -> ModuleType:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType) -> str:
-    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in their order."""
+    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in random order."""
     elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
     monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
     monkeypatch.setattr(
         backends, "why_not", lambda family, name, *of: None if name == "cuda" else why_not_elsewhere(family, name, *of)
     )
-    module.configure(2, SHARED, 0)
+    module.configure(2, SHARED, 1)
     module.lose_barrier(-1)
     return "cuda"
 
