@@ -81,7 +81,8 @@ struct SumsArguments {
     p.channels = size_of(x, 1);
     p.height = size_of(x, 2);
     p.width = size_of(x, 3);
-    p.classes = size_of(sums, 0);
+    p.classes = p.of_image = size_of(sums, 0);
+    p.ignore_index = kIgnored;
     p.sums = data_of<T>(sums);
     p.sums_row = map_of(sums).y;
     p.sums_column = map_of(sums).x;

@@ -74,7 +74,7 @@ def class_centers(
         ignore_index: label of pixels that are in no class; None for no label. "auto" is 255 if that is no class, and
             None if there are more than 255 classes.
         return_present: also return which classes have a pixel, or any mass.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [B, K, C] centers in the dtype of features; with `return_present` also [B, K] bool. An absent class has a zero
@@ -155,7 +155,7 @@ def center_similarity(
         pull_labels: [B, h, w] labels, uint8, int32 or int64; with them `center_pull` comes from the same pass. For
             metric="cosine".
         ignore_index: label of pixels that pull nothing; see `class_centers`.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         [B, K, h, w] contiguous logits in the dtype of features; with `pull_labels` also the 0-d pull. A feature or a
@@ -195,7 +195,7 @@ def center_pull(
         centers: [K, C] or [B, K, C]; no gradient goes to them.
         labels: [B, h, w]; uint8, int32 or int64.
         ignore_index: label of pixels that pull nothing; see `class_centers`.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         0-d, float32 (float64 for float64), in [0, 2]; an image without a labeled pixel counts as 0.

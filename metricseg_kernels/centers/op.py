@@ -107,7 +107,7 @@ def _similarity_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     logits, target_similarity, norms = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(norms)
-    keeps = backends.has("centers", ctx.scalars[-1], "KEEPS_LOGITS")
+    keeps = backends.capability("centers", ctx.scalars[-1], "KEEPS_LOGITS")
     kept = (logits, _none_if_empty(target_similarity)) if keeps else (None, None)
     ctx.save_for_backward(features, weights, labels, _none_if_empty(norms), *kept)
     ctx.size = logits.shape

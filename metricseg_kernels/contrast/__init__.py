@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from . import forms, reference
+from . import forms, op, reference
 from .arguments import Sets, check_positive, check_sets, reference_sides, resolve_ignored, run_form
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -188,19 +188,22 @@ def pixel_contrast_loss(
             loss = loss * anchor_weights
         if reduction != "none":
             loss = loss.sum()
+        if reduction == "mean":
+            divisor = _stats(positives, anchor_weights, loss.dtype).anchors
+            loss = loss / torch.where(divisor > 0, divisor, 1)
     else:
         form = forms.FORMS[denominator](temperature, scale)
         terms, counts = run_form(sets, ignored, form, reduction != "none", name)
-        loss, positives = terms[..., 0], counts[:, 0]
-    if anchor_weights is None:
-        with_positive = (positives > 0).sum()
-        divisor = with_positive.clamp(min=1)
-    else:
-        with_positive = torch.where(positives > 0, anchor_weights.to(loss.dtype), 0.0).sum()
-        divisor = torch.where(with_positive > 0, with_positive, 1.0)
-    if reduction == "mean":
-        loss = loss / divisor
-    return (loss, ContrastStats(positives, with_positive)) if return_stats else loss
+        positives = counts.squeeze(1)
+        mean = reduction == "mean"
+        loss = op.mean(terms, counts, anchor_weights, True, name)[0] if mean else terms.squeeze(-1)
+    return (loss, _stats(positives, anchor_weights, loss.dtype)) if return_stats else loss
+
+
+def _stats(positives: Tensor, weights: Tensor | None, dtype: torch.dtype) -> ContrastStats:
+    counted = positives > 0
+    anchors = counted if weights is None else torch.where(counted, weights.to(dtype), 0.0)
+    return ContrastStats(positives, anchors.sum())
 
 
 @overload
@@ -280,9 +283,10 @@ def margin_contrast_loss(
         pull, push, pulled, pushed = reference.margin_contrast(
             x, y, which, margin, positive_margin, power, average == "nonzero"
         )
+        loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
     else:
         form = forms.Margin(margin, positive_margin, power, average == "nonzero")
         terms, counts = run_form(sets, ignored, form, True, name)
-        (pull, push), (pulled, pushed) = terms, counts.sum(0, dtype=torch.float64).to(terms.dtype)
-    loss = pull / pulled.clamp(min=1) + push / pushed.clamp(min=1)
+        loss, totals = op.mean(terms, counts, None, False, name)
+        (pull, push), (pulled, pushed) = terms, totals.to(terms.dtype) if return_stats else totals
     return (loss, MarginStats(pull, push, pulled, pushed)) if return_stats else loss

@@ -15,7 +15,6 @@ from ..core import checks
 from ..core.labels import resolve_ignore_index
 from ..core.library import ops
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import sort_rows
 from . import op, reference
 
 
@@ -56,13 +55,13 @@ def reference_sides(sets: Sets, ignored: int) -> tuple[Tensor, Tensor | None, re
 def run_form(sets: Sets, ignored: int, form: Form, reduce: bool, backend: str) -> tuple[Tensor, Tensor]:
     """(terms [A, n] or their sum [n], counts [A, n]) from the backend that takes the call; n is `form.sums`."""
     anchors, contrast = sets.anchors, sets.contrast
-    features, labels, ids = [anchors], [sets.anchor_labels], None if sets.anchor_ids is None else [sets.anchor_ids]
+    features, labels, ids = [anchors], [sets.anchor_labels], [] if sets.anchor_ids is None else [sets.anchor_ids]
     if contrast is not None and sets.contrast_labels is not None:
         features.append(contrast)
         labels.append(sets.contrast_labels)
-        if ids is not None and sets.contrast_ids is not None:
+        if sets.contrast_ids is not None:
             ids.append(sets.contrast_ids)
-    rows = sort_rows(features, labels, ids, ignored, sets.contrast_weights, sets.anchor_weights)
+    rows = op.sort_rows(features, labels, ids, ignored, backend, sets.contrast_weights, sets.anchor_weights)
     learns = torch.is_grad_enabled()
     grads = (learns and anchors.requires_grad, learns and contrast is not None and contrast.requires_grad)
     both = reduce and op.gradient_in_forward(backend, anchors, contrast, form)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from ..core.library import define_kernel, ops
-from ..engines.row_pairs.cpu import TILE_KERNEL, Epilogue, square_tiles
+from ..engines.row_pairs.cpu import BLOCK, TILE_KERNEL, Epilogue, Products, square_tiles
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import Rows, log_range
+from ..engines.row_pairs.rows import Rows, log_range, sort_rows
 from . import forms
-from .forms import LseCoefs, LseStats, MarginStats, Negatives
+from .forms import LseCoefs, LseStats, MarginStats, Negatives, divide_terms, make_coefs, write_terms
 
 define_kernel(f"contrast_tile_kernel{TILE_KERNEL}")
 
-GRADIENT_IN_FORWARD = True
+GRADIENT_IN_FORWARD = True  # of two sets
+ITSELF_IN_FORWARD = BLOCK  # rows of a set with itself, whose products are one tile
 SPREAD = {torch.float32: 80.0, torch.float64: 600.0}  # exp(-spread) and its inverse are far from the dtype's ends
 
 
@@ -68,12 +69,14 @@ class Softmax(Contrast):
         LseCoefs(*coefs.unbind(1)).lse.copy_(row.lse)
         columns.zero_()
         self.sweep("positives", coefs, stats[:, 2:], products.tiles_within_groups(), columns)
+        if grad_x is not None:
+            self.gradients(products, self.coefs_of_sum(stats, slice(None)), grad_x, None)
 
-    def backward(self, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+    def gradients(self, products: Products, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         """See `Epilogue`."""
         if self.bound is not None:  # also for rows without a gradient: one exponential serves both rows of a pair
             coefs = torch.cat([torch.full_like(coefs[:, :1], self.bound), coefs[:, 1:]], 1)
-        super().backward(coefs, grad_x, grad_y)
+        super().gradients(products, coefs, grad_x, grad_y)
 
 
 class Margin(Contrast):
@@ -124,14 +127,20 @@ EPILOGUES: dict[str, type[Epilogue]] = {"negatives": Softmax, "all": Softmax, "m
 
 
 def contrast_fwd_kernel(
-    x: Rows, y: Rows | None, form: Form, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    x: Rows, y: Rows | None, form: Form, reduce: bool, terms: Tensor, counts: Tensor, stats: Tensor,
+    grad_x: Tensor | None, grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py."""
     EPILOGUES[form.name](x, y, form).forward(stats, grad_x, grad_y)
+    write_terms(form, x, stats, reduce, terms, counts)
 
 
 def contrast_bwd_kernel(
-    x: Rows, y: Rows | None, form: Form, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None
-) -> None:
+    grad_terms: Tensor, stats: Tensor, x: Rows, y: Rows | None, form: Form, grad_x: Tensor | None,
+    grad_y: Tensor | None,
+) -> None:  # fmt: skip
     """See op.py."""
-    EPILOGUES[form.name](x, y, form).backward(coefs, grad_x, grad_y)
+    EPILOGUES[form.name](x, y, form).backward(make_coefs(form, x, stats, grad_terms), grad_x, grad_y)
+
+
+sort_rows_kernel, contrast_mean_kernel = sort_rows, divide_terms

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..engines.row_pairs.form import Form
+from ..engines.row_pairs.rows import Rows
 
 
 class LseStats(NamedTuple):
@@ -185,3 +186,35 @@ class Nca(Form):
 
 
 FORMS: dict[str, type[Any]] = {form.name: form for form in (Negatives, All, Margin, Nca)}
+
+
+def write_terms(form: Form, x: Rows, stats: Tensor, reduce: bool, terms: Tensor, counts: Tensor) -> None:
+    """Fill terms [R, sums], or their sum [sums], and counts [R, sums] from statistics of the sorted rows."""
+    sorted_terms, sorted_counts = form.terms(stats)
+    if x.factors is not None:
+        sorted_terms = sorted_terms * x.factors[:, None]
+    counts.index_copy_(0, x.order, sorted_counts)
+    if reduce:
+        torch.sum(sorted_terms, 0, out=terms)
+    else:
+        terms.index_copy_(0, x.order, sorted_terms)
+
+
+def make_coefs(form: Form, x: Rows, stats: Tensor, grad_terms: Tensor) -> Tensor:
+    """Return coefficients [R, len(Coefs)] of the sorted rows; grad_terms [R, sums] of the caller's, or [sums]."""
+    grad_terms = grad_terms if grad_terms.ndim == 1 else grad_terms[x.order]
+    return form.coefs(stats, grad_terms if x.factors is None else grad_terms * x.factors[:, None])
+
+
+def divide_terms(
+    terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, loss: Tensor, totals: Tensor, divisors: Tensor
+) -> None:
+    """Fill the loss [], what each term is divided by, divisors [n], and totals [n] of counts; see `op.mean`."""
+    if not by_row:
+        totals.copy_(counts.sum(0, dtype=torch.float64))
+    elif weights is None:
+        totals.copy_((counts[:, 0] > 0).sum())
+    else:
+        totals.copy_(torch.where(counts[:, 0] > 0, weights.to(terms.dtype), 0.0).sum())
+    divisors.copy_(torch.where(totals > 0, totals, 1.0))
+    torch.sum(terms / divisors, 0, out=loss)

@@ -1,10 +1,12 @@
 """Private ops of the contrast family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/contrast.md.
 
-A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, and this file makes
-losses of them. Backward recomputes the tiles from its coefficients of each row. Both are in the order of the sorted
-rows. The functions of a backend fill what they are given:
-  contrast_fwd_kernel(x, y, form, stats, grad_x, grad_y)    gradients of the summed terms, if forward makes them
-  contrast_bwd_kernel(x, y, form, coefs, grad_x, grad_y)
+A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, in the order of the
+sorted rows, and terms of them. Backward recomputes the tiles. The functions of a backend fill what is not None:
+  sort_rows_kernel(sides, ignore_index, rows)
+  contrast_fwd_kernel(x, y, form, reduce, terms, counts, stats, grad_x, grad_y)    gradients of the summed terms
+  contrast_bwd_kernel(grad_terms, stats, x, y, form, grad_x, grad_y)
+  contrast_mean_kernel(terms, counts, weights, by_row, loss, totals, divisors)
+See docs/kernels/contrast.md.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ..core import backends, checks
 from ..core.gradient import scale_gradient
 from ..core.library import define_op, ops
 from ..engines.row_pairs.form import Form
-from ..engines.row_pairs.rows import Rows
+from ..engines.row_pairs.rows import Labeled, Rows, Sorted
 from .forms import FORMS
 
 SIDES = (  # the fields of two Rows; without y, x is compared with itself
@@ -30,15 +32,101 @@ Y, REST = len(Rows._fields), 2 * len(Rows._fields)  # where the second side and 
 kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 
 
-def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
-    """Whether forward also computes the gradients. It does for two sets: one product then serves both directions.
+# --- order of the rows ---------------------------------------------------------------------------------------------
 
-    A set with itself gains nothing (each pass visits half of the tiles). In float16 the gradient of a sum could leave
-    the range.
+
+def _sorted(
+    labels: list[Tensor], ids: list[Tensor], weights: Tensor | None, factors: Tensor | None, dtype: torch.dtype
+) -> list[Sorted]:
+    last = len(labels) - 1
+    return [
+        Sorted(
+            side.new_empty(side.shape, dtype=torch.int64),
+            side.new_empty(side.shape, dtype=torch.int32),
+            side.new_empty(side.shape, dtype=torch.int32) if ids else None,
+            None if weights is None or i < last else side.new_empty(side.shape, dtype=dtype),
+            None if factors is None or i > 0 else side.new_empty(side.shape, dtype=dtype),
+        )
+        for i, side in enumerate(labels)
+    ]
+
+
+def _present(rows: list[Sorted]) -> list[Tensor]:
+    return [field for side in rows for field in side if field is not None]
+
+
+def _sort(
+    labels: list[Tensor],
+    ids: list[Tensor],
+    weights: Tensor | None,
+    factors: Tensor | None,
+    ignore_index: int,
+    dtype: torch.dtype,
+    backend: str,
+) -> list[Tensor]:
+    out = _sorted(labels, ids, weights, factors, dtype)
+    sides = [Labeled(side, ids[i] if ids else None) for i, side in enumerate(labels)]
+    sides[-1] = sides[-1]._replace(weights=weights)
+    sides[0] = sides[0]._replace(factors=factors)
+    kernels(backend).sort_rows_kernel(sides, ignore_index, out)
+    return _present(out)
+
+
+define_op(
+    "sort_rows(Tensor[] labels, Tensor[] ids, Tensor? weights, Tensor? factors, int ignore_index, ScalarType dtype, "
+    "str backend) -> Tensor[]",
+    _sort,
+    lambda labels, ids, weights, factors, ignore_index, dtype, backend: _present(
+        _sorted(labels, ids, weights, factors, dtype)
+    ),
+)
+
+
+def sort_rows(
+    features: list[Tensor],
+    labels: list[Tensor],
+    ids: list[Tensor],
+    ignore_index: int,
+    backend: str,
+    weights: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> list[Rows]:
+    """The sides of the pairs, one or two, whose labels and ids are compared across.
+
+    weights: of the rows of the last side, as columns; of two sides, a row of weight 0 takes no part. factors: of the
+    terms of the rows of the first side.
     """
-    if other is None or not form.gradient_in_forward or features.dtype == torch.float16:
+    dtype = checks.accumulator(features[0].dtype)
+    last = len(features) - 1
+    fields = iter(ops.sort_rows(labels, ids, weights, factors, ignore_index, dtype, backend))
+    return [
+        Rows(
+            side,
+            next(fields),
+            next(fields),
+            next(fields) if ids else None,
+            None if weights is None or i < last else next(fields),
+            None if factors is None or i > 0 else next(fields),
+        )
+        for i, side in enumerate(features)
+    ]
+
+
+# --- losses --------------------------------------------------------------------------------------------------------
+
+
+def gradient_in_forward(backend: str, features: Tensor, other: Tensor | None, form: Form) -> bool:
+    """Whether forward also computes the gradients, from the products that it has at hand: of two sets, for which one
+    product then serves both directions, and of few rows with themselves.
+
+    Of many rows with themselves each pass visits half of the tiles, and forward would have nothing to spare. In float16
+    the gradient of a sum could leave the range.
+    """
+    if not form.gradient_in_forward or features.dtype == torch.float16:
         return False
-    return backends.has("contrast", backend, "GRADIENT_IN_FORWARD")
+    if other is not None:
+        return bool(backends.capability("contrast", backend, "GRADIENT_IN_FORWARD"))
+    return features.shape[0] <= backends.capability("contrast", backend, "ITSELF_IN_FORWARD")
 
 
 def _outputs(
@@ -69,16 +157,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     form = FORMS[name](*numbers)
     terms, counts, stats, grad_x, grad_y = _outputs(x.features, arguments[Y], name, reduce, with_grad_x, with_grad_y)
     kernels(backend).contrast_fwd_kernel(
-        x, y, form, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+        x, y, form, reduce, terms, counts, stats, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
-    sorted_terms, sorted_counts = form.terms(stats)
-    if x.factors is not None:
-        sorted_terms = sorted_terms * x.factors[:, None]
-    counts.index_copy_(0, x.order, sorted_counts)
-    if reduce:
-        torch.sum(sorted_terms, 0, out=terms)
-    else:
-        terms.index_copy_(0, x.order, sorted_terms)
     return terms, counts, stats, grad_x, grad_y
 
 
@@ -87,10 +167,8 @@ def _backward(grad_terms: Tensor, stats: Tensor, *arguments: Any) -> tuple[Tenso
     name, numbers, with_grad_x, with_grad_y, backend = arguments[REST:]
     form = FORMS[name](*numbers)
     *_, grad_x, grad_y = _outputs(x.features, arguments[Y], name, True, with_grad_x, with_grad_y)
-    grad_terms = grad_terms if grad_terms.ndim == 1 else grad_terms[x.order]
-    coefs = form.coefs(stats, grad_terms if x.factors is None else grad_terms * x.factors[:, None])
     kernels(backend).contrast_bwd_kernel(
-        x, y, form, coefs, grad_x if with_grad_x else None, grad_y if with_grad_y else None
+        grad_terms, stats, x, y, form, grad_x if with_grad_x else None, grad_y if with_grad_y else None
     )
     return grad_x, grad_y
 
@@ -136,3 +214,48 @@ define_op(
         arguments[0], arguments[Y], arguments[REST], True, *arguments[REST + 2 : REST + 4]
     )[3:],
 )
+
+
+# --- means ---------------------------------------------------------------------------------------------------------
+
+
+def _mean_outputs(terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return terms.new_empty(()), terms.new_empty(terms.shape, dtype=torch.float64), terms.new_empty(terms.shape)
+
+
+def _mean(
+    terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    out = _mean_outputs(terms)
+    kernels(backend).contrast_mean_kernel(terms, counts, weights, by_row, *out)
+    return out
+
+
+def _setup_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[2])
+
+
+def _mean_backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    return None if grad_loss is None else grad_loss / ctx.saved_tensors[0], None, None, None, None
+
+
+define_op(
+    "contrast_mean(Tensor terms, Tensor counts, Tensor? weights, bool by_row, str backend) -> (Tensor, Tensor, Tensor)",
+    _mean,
+    lambda terms, *_: _mean_outputs(terms),
+    _setup_mean,
+    _mean_backward,
+)
+
+
+def mean(terms: Tensor, counts: Tensor, weights: Tensor | None, by_row: bool, backend: str) -> tuple[Tensor, Tensor]:
+    """(loss [], totals [n] in float64) of summed terms [n] and counts [A, n]; a total of 0 divides by 1.
+
+        loss = sum_k terms_k / totals_k,    totals_k = sum_i counts_ik
+
+    by_row, with n = 1: a row with a count above 0 counts once, or as its weight, weights [A].
+    """
+    loss, totals, _ = ops.contrast_mean(terms, counts, weights, by_row, backend)
+    return loss, totals

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..engines.row_pairs.rows import dense_ranks
-from . import forms, reference
+from . import forms, op, reference
 from .arguments import (
     Sets,
     check_alike,
@@ -89,10 +89,9 @@ def prototype_nca_loss(
         loss, counts = reference.nca_contrast(x, y, which, form.temperature)
         if reduction != "none":
             loss = loss.sum()
-    else:
-        terms, counts = run_form(sets, ABSENT, form, reduction != "none", name)
-        loss, counts = terms[..., 0], counts[:, 0]
-    return loss / counts.sum().clamp(min=1) if reduction == "mean" else loss
+        return loss / counts.sum().clamp(min=1) if reduction == "mean" else loss
+    terms, counts = run_form(sets, ABSENT, form, reduction != "none", name)
+    return op.mean(terms, counts, None, True, name)[0] if reduction == "mean" else terms.squeeze(-1)
 
 
 def _sets(

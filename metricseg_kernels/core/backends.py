@@ -89,9 +89,10 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def has(family: str, backend: str, capability: str) -> bool:
-    """A flag that stands in every backend module of a family, such as KEEPS_LOGITS."""
-    return bool(getattr(kernels(family, backend), capability))
+def capability(family: str, backend: str, name: str) -> int:
+    """A flag or limit that stands in every backend module of a family, such as KEEPS_LOGITS."""
+    value: int = getattr(kernels(family, backend), name)
+    return value
 
 
 def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None) -> str:
@@ -121,5 +122,5 @@ def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str |
 
 
 # torch.compiler.assume_constant_result does just this, but imports torch._dynamo, which takes longer than torch itself
-for constant in (has, choose):
+for constant in (capability, choose):
     setattr(constant, "_dynamo_marked_constant", True)  # noqa: B010 (a function has no such attribute, for mypy)

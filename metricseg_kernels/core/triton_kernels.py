@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LOG2E_REST = tl.constexpr(1.925963033500501e-08)  # that fp32 leaves of it
 
 
 @triton.jit
@@ -13,6 +14,17 @@ def exp(x):
         return tl.exp(x)
     else:
         return tl.exp2(1.4426950408889634 * x)
+
+
+@triton.jit
+def precise_exp(x):
+    """e^x; in fp32 without the error of the rounded product x log2(e), which grows with x."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        t = x * LOG2E
+        rest = tl.fma(x, LOG2E, -t) + x * LOG2E_REST
+        return tl.exp2(t) * (1.0 + tl.where(tl.abs(t) < 256.0, rest * 0.6931471805599453, 0.0))
 
 
 @triton.jit

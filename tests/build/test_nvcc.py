@@ -10,6 +10,7 @@ import cuda_budgets
 import pytest
 from cuda_sources import USES, Usage, compile_family, find_nvcc, version_of
 
+pytestmark = pytest.mark.slow  # minutes of compilation
 REGISTER_FILE = 65536
 GRACE = 8  # registers above the recorded ones: the unit in which they are granted
 

@@ -66,11 +66,39 @@ template void use(Device&, KmeansParams<float>, LabelSumsParams<float>);
 template void use(Device&, KmeansParams<double>, LabelSumsParams<double>);
 template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
+    "centers": """
+template <typename T>
+void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q, LabelSumsParams<T> r) {
+  similarity_fwd(d, p);
+  similarity_bwd(d, p);
+  soft_sums_fwd(d, q);
+  soft_sums_bwd(d, q);
+}
+template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>, LabelSumsParams<float>);
+template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>, LabelSumsParams<double>);
+""",
     "refine": """
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<double>&);
 template void metricseg::refine::refine_bwd(Device&, const RefineParams<float>&);
 template void metricseg::refine::refine_bwd(Device&, const RefineParams<double>&);
+""",
+    "contrast": """
+template <class P>
+void use(Device& d, ContrastParams<typename P::T> p) {
+  Contrast<P, Device> contrast(d, p, true);
+  contrast.forward();
+  contrast.backward();
+}
+template void use<Exact<double>>(Device&, ContrastParams<double>);
+template void use<Exact<float>>(Device&, ContrastParams<float>);
+template void use<TensorCores<float>>(Device&, ContrastParams<float>);
+template void use<TensorCores<__nv_bfloat16>>(Device&, ContrastParams<float>);
+template void use<TensorCores<__half>>(Device&, ContrastParams<float>);
+template void metricseg::contrast::sort_rows(Device&, const SortParams<float>&);
+template void metricseg::contrast::sort_rows(Device&, const SortParams<double>&);
+template void metricseg::contrast::mean(Device&, const MeanParams<float>&);
+template void metricseg::contrast::mean(Device&, const MeanParams<double>&);
 """,
     "retrieval": """
 template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);

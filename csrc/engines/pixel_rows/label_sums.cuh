@@ -22,9 +22,13 @@ constexpr int kSpreadThreads = 256;
 template <typename T>
 struct LabelSumsParams {
   Map features;  // [B, C, h, w], or their gradient
-  Map labels;    // [B, h, w]; a pixel whose label is not in [0, K) is in no sum
-  int64_t batch, channels, height, width, classes;
-  T* sums;  // [K, C], contiguous; backward: their gradient, with these strides
+  Map labels;    // [B, h, w]; a pixel whose label is not one is in no sum
+  int64_t batch, channels, height, width;
+  int64_t classes;       // K, of all images
+  int64_t of_image;      // an image's labels are in [0, this)
+  int64_t image_step;    // what one more image adds to a label, so that images with classes of their own share none
+  int64_t ignore_index;  // a label of no pixel, beside those out of range
+  T* sums;               // [K, C], contiguous; backward: their gradient, with these strides
   int64_t sums_row, sums_column;
   T* mass;  // [K] numbers of pixels; forward only
 
@@ -42,12 +46,12 @@ __device__ __forceinline__ Pixel pixel_at(const LabelSumsParams<T>& p, uint32_t 
   return {n / area, n % area / width, n % width};
 }
 
-// The label of a pixel, or K if it is in no sum.
+// The label of a pixel among all images, or K if it is in no sum.
 template <typename T>
 __device__ __forceinline__ uint32_t key_at(const LabelSumsParams<T>& p, uint32_t n) {
   const Pixel at = pixel_at(p, n);
-  const auto label = static_cast<uint64_t>(label_at(p.labels, at.image, at.y, at.x));
-  return static_cast<uint32_t>(label < static_cast<uint64_t>(p.classes) ? label : p.classes);
+  const int64_t label = class_of(label_at(p.labels, at.image, at.y, at.x), p.of_image, p.ignore_index);
+  return static_cast<uint32_t>(label >= 0 ? at.image * p.image_step + label : p.classes);
 }
 
 struct Entry {
@@ -97,14 +101,15 @@ __device__ __forceinline__ unsigned sum_before(unsigned value) {
   return sums[from][thread] - value;
 }
 
-// values[i] = sum of the values before i. One block; each thread takes a strip.
-__global__ void __launch_bounds__(kScanThreads) scan_kernel(unsigned* values, int64_t count) {
-  const int64_t strip = (count + kScanThreads - 1) / kScanThreads, begin = threadIdx.x * strip;
+// values[i] = sum of the values before i. One block; each thread takes a strip. A template, as several families use it.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) scan_kernel(unsigned* values, int64_t count) {
+  const int64_t strip = (count + Threads - 1) / Threads, begin = threadIdx.x * strip;
   const int64_t end = begin + strip < count ? begin + strip : count;
   unsigned sum = 0;
 #pragma unroll 8
   for (int64_t i = begin; i < end; ++i) sum += values[i];
-  sum = sum_before<kScanThreads>(sum);
+  sum = sum_before<Threads>(sum);
 #pragma unroll 8
   for (int64_t i = begin; i < end; ++i) {
     const unsigned value = values[i];
@@ -317,7 +322,7 @@ void label_sums_fwd(Device& device, const LabelSumsParams<T>& p) {
   for (int i = 0; i < passes; ++i, pass.shift += each) {
     pass.to = buffers[i % 2];
     device.launch(count_digits_kernel<T>, tiles, kSortThreads, 0, p, pass);
-    device.launch(scan_kernel, 1, kScanThreads, 0, pass.counts, tiles << each);
+    device.launch(scan_kernel<kScanThreads>, 1, kScanThreads, 0, pass.counts, tiles << each);
     const int64_t smem = ((kSortThreads << each) + 2 * kSortThreads) * sizeof(uint16_t);
     device.launch(sort_kernel<T>, tiles, kSortThreads, smem, p, pass);
     pass.from = pass.to;

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ...engines.row_pairs.triton_kernels.tiles import pair_masks
+from ...engines.row_pairs.triton_kernels.tiles import pair_masks, sum_parts
 from ..forms import MarginCoefs, MarginStats
 
 
@@ -103,3 +103,25 @@ def margin_weights(s, pairs, sides):
         for i in tl.static_range(len(sides)):
             w += MarginCoefs(*sides[i]).positive * pull
     return w
+
+
+@triton.jit
+def load_margin_stats(earlier, parts, programs, last, last_parts, r, padded, numbers, kind):
+    """`MarginStats` of rows r."""
+    return MarginStats(*sum_parts(last, last_parts, 4, padded, r))
+
+
+@triton.jit
+def margin_terms(row, numbers):
+    return (row.pull, row.push), (row.pulled, row.pushed)
+
+
+@triton.jit
+def margin_coefs(fields, grads, numbers):
+    return MarginCoefs(grads[0], grads[1])
+
+
+@triton.jit
+def largest_margin_weight(fields, coefs, heaviest):
+    """Unused: rows are kept in fp32, see `make_config`."""
+    return tl.maximum(tl.abs(coefs.positive), tl.abs(coefs.negative))

@@ -110,8 +110,7 @@ class Products:
 
     def __init__(self, x: Side, y: Side | None, rows: int, columns: int) -> None:
         self.x, self.y, self.rows, self.columns = x, x if y is None else y, max(1, rows), max(1, columns)
-        # zeros: the padding takes no part, but it is multiplied
-        self.values = x.rows.new_zeros(min(self.rows, self.x.size) * padded(min(self.columns, self.y.size)))
+        self.values = x.rows.new_empty(min(self.rows, self.x.size) * padded(min(self.columns, self.y.size)))
         self.held: tuple[slice, slice] | None = None
 
     def spoil(self) -> None:
@@ -124,6 +123,7 @@ class Products:
         products = self.values[: rows * padded(columns)].view(rows, padded(columns))
         if self.held != (x, y):
             put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
+            products[:, columns:] = 0  # takes no part, but is multiplied
             self.held = x, y
         return Tile(x, y, products)
 
@@ -366,19 +366,26 @@ class Epilogue(Pairs):
         for tile in products.tiles():
             self.run("rows", tile, None, None, stats)
             if gradient is not None:
-                ones = stats.new_ones(self.form.sums)
-                grad_terms = ones if self.factors is None else self.factors[tile.x, None] * ones
-                coefs[tile.x] = self.form.coefs(stats[tile.x], grad_terms)
+                coefs[tile.x] = self.coefs_of_sum(stats, tile.x)
                 self.run("weights", tile, coefs, None, None)
                 gradient.add(tile, twice=True)
                 products.spoil()
         if gradient is not None:
             gradient.write()
 
+    def coefs_of_sum(self, stats: Tensor, rows: slice) -> Tensor:
+        """Coefficients of some rows for the gradient of the summed terms."""
+        ones = stats.new_ones(self.form.sums)
+        return self.form.coefs(stats[rows], ones if self.factors is None else self.factors[rows, None] * ones)
+
     def backward(self, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         """Fill the gradients from coefficients [A, n]."""
-        x_coefs, y_coefs = self.with_columns(coefs)
         products = square_tiles(self.x, self.y) if self.square else panels(self.x, self.other)
+        self.gradients(products, coefs, grad_x, grad_y)
+
+    def gradients(self, products: Products, coefs: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """Fill the gradients, with weights in place of the products."""
+        x_coefs, y_coefs = self.with_columns(coefs)
         gradient = SecondProduct(self, self.differences, grad_x, grad_y)
         for tile in products.tiles(self.symmetric, self.near):
             twice = not self.symmetric or tile.x != tile.y

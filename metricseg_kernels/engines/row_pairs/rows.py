@@ -7,14 +7,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.checks import accumulator
+
+class Labeled(NamedTuple):
+    """One side of the pairs in the caller's order."""
+
+    labels: Tensor  # [N] uint8, int32 or int64, any values
+    ids: Tensor | None  # [N] likewise
+    weights: Tensor | None = None  # [N], of the rows as columns
+    factors: Tensor | None = None  # [N], of the terms of the rows
+
+
+class Sorted(NamedTuple):
+    """Where rows go: the fields of `Rows` but the features."""
+
+    order: Tensor
+    groups: Tensor
+    ids: Tensor | None
+    weights: Tensor | None = None
+    factors: Tensor | None = None
 
 
 class Rows(NamedTuple):
     """One side of the pairs, as the kernels take it.
 
-    Row r of a kernel's work is row order[r] of `features`. `groups` are the labels as dense ranks, rising with r; -1,
-    for rows that take no part, comes first. `ids` are dense ranks too.
+    Row r of a kernel's work is row order[r] of `features`. `groups` stand for the labels: equal for equal labels of
+    both sides, rising with the label and with r; -1, for rows that take no part, comes first. So do `ids` for ids.
     """
 
     features: Tensor  # [N, D], untouched
@@ -40,32 +57,24 @@ def log_range(weights: Tensor) -> Tensor:
     return torch.where(weights > 0, weights, 1.0).log().abs().amax()
 
 
-def sort_rows(
-    features: list[Tensor],
-    labels: list[Tensor],
-    ids: list[Tensor] | None,
-    ignore_index: int,
-    weights: Tensor | None = None,
-    factors: Tensor | None = None,
-) -> list[Rows]:
-    """The sides of the pairs, one or two, whose labels and ids are compared across.
+def sort_rows(sides: list[Labeled], ignore_index: int, out: list[Sorted]) -> None:
+    """Sort one or two sides, whose labels and ids are compared across; groups and ids are dense ranks.
 
-    weights: of the rows of the last side, as columns; of two sides, a row of weight 0 takes no part. factors: of the
-    terms of the rows of the first side.
+    Of two sides, a row of the second whose weight is 0 takes no part.
     """
-    # as int64: in the dtype of the labels, an ignore_index beyond it would wrap
-    groups = [
-        torch.where(label.long() == ignore_index, -1, rank)
-        for label, rank in zip(labels, dense_ranks(*labels), strict=True)
-    ]
-    if weights is not None and len(groups) > 1:
-        groups[1] = torch.where(weights == 0, -1, groups[1])
-    orders = [group.argsort(stable=True) for group in groups]
-    ranked = [None] * len(groups) if ids is None else [r[o] for r, o in zip(dense_ranks(*ids), orders, strict=True)]
-    rows = [Rows(f, o, g[o], i) for f, o, g, i in zip(features, orders, groups, ranked, strict=True)]
-    dtype = accumulator(features[0].dtype)
-    if weights is not None:
-        rows[-1] = rows[-1]._replace(weights=weights.to(dtype)[orders[-1]])
-    if factors is not None:
-        rows[0] = rows[0]._replace(factors=factors.to(dtype)[orders[0]])
-    return rows
+    labels, ids = [side.labels for side in sides], [side.ids for side in sides if side.ids is not None]
+    ranked_ids = dense_ranks(*ids) if ids else None
+    for i, (side, rank, rows) in enumerate(zip(sides, dense_ranks(*labels), out, strict=True)):
+        # as int64: in the dtype of the labels, an ignore_index beyond it would wrap
+        absent = side.labels.long() == ignore_index
+        if i == 1 and side.weights is not None:
+            absent |= side.weights == 0
+        group = torch.where(absent, -1, rank)
+        order = rows.order.copy_(group.argsort(stable=True))
+        rows.groups.copy_(group[order])
+        if rows.ids is not None and ranked_ids is not None:
+            rows.ids.copy_(ranked_ids[i][order])
+        if rows.weights is not None and side.weights is not None:
+            rows.weights.copy_(side.weights[order])
+        if rows.factors is not None and side.factors is not None:
+            rows.factors.copy_(side.factors[order])

@@ -6,111 +6,40 @@ architecture: they do not depend on the number of multiprocessors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ...core.checks import accumulator
-from ...core.triton import FUSED, TYPES, asynchronous, constant
-from .rows import Rows, log_range
+from ...core.triton import FUSED, constant, on_device_of
+from . import rows as plain
+from .form import Form
+from .rows import Labeled, Rows, Sorted
+from .triton_config import SCAN, LaunchConfig, make_config
 from .triton_kernels.kernels import gradient, stats, symmetric_stats
-from .triton_kernels.tiles import find_alive, gather_rows
+from .triton_kernels.rows import Backward, RowKind, Terms, add_shares, finish, make_coefs
+from .triton_kernels.sides import Layout, gather_rows, survey
+from .triton_kernels.sort import Keys
+from .triton_kernels.sort import sort_rows as sort_kernel
+from .triton_kernels.tiles import Earlier
 
-SCAN = 1024  # tiles that a program inspects at once to find its spans
+SORTED_BY_COMPARISON = 16_384  # rows of both sides at most
 PROGRAMS = 512
 SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
 SPREAD = 60.0  # largest range of exponents for which one bound serves all rows
-# fp16 weights are scaled so that the largest is close to the end of the range, since most are as small as 1 / M
-FP16_TOP = 2.0**14
-
-
-class TileShape(NamedTuple):
-    """A row of the launch table: for at most `depth` columns, BM x BN tiles, whole rows or chunks of them.
-
-    A tile of S takes BM BN / (32 warps) registers of a thread, the accumulators of the gradient
-    BM D / (32 warps). Shared memory holds `stages` tiles of Y and one of X. BN divides BM.
-    """
-
-    depth: int
-    rows: int
-    columns: int
-    chunk: int  # 0: whole rows, as blocks
-    slice: int  # columns of the gradient per program, if rows go in chunks
-    warps: int
-    stages: int
-    registers: int | None = None  # a thread at most; ptxas may spill for more programs on a multiprocessor if not told
-
-
-ANY = 1 << 31
-# (kind of product, whether with a second one): shapes by depth. "sync" is for targets before sm_90, whose tensor cores
-# take their left operand from registers. Three stages, so that a tile is copied while another is multiplied: the
-# compiler waits for all copies of two. Rows in chunks copy ahead within a tile only.
-SHAPES: dict[tuple[str, bool], tuple[TileShape, ...]] = {
-    ("half", False): (TileShape(128, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
-                      TileShape(512, 128, 32, 0, 0, 8, 3), TileShape(ANY, 128, 128, 64, 0, 8, 3)),
-    ("half sync", False): (TileShape(128, 128, 128, 0, 0, 8, 3, registers=255),
-                           TileShape(256, 128, 64, 0, 0, 8, 3, registers=255),
-                           TileShape(512, 64, 32, 0, 0, 8, 3, registers=255), TileShape(ANY, 128, 64, 64, 0, 8, 3)),
-    ("half", True): (TileShape(64, 128, 128, 0, 0, 8, 3), TileShape(256, 128, 64, 0, 0, 8, 3),
-                     TileShape(ANY, 64, 64, 32, 256, 8, 3)),
-    ("half sync", True): (TileShape(128, 128, 64, 0, 0, 8, 3, registers=255), TileShape(256, 64, 64, 0, 0, 8, 3),
-                          TileShape(ANY, 64, 64, 64, 256, 8, 3)),
-    ("tf32", False): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 128, 32, 0, 0, 8, 3),
-                      TileShape(ANY, 128, 64, 32, 0, 8, 3)),
-    ("tf32 sync", False): (TileShape(128, 128, 64, 0, 0, 8, 3, registers=255), TileShape(256, 64, 32, 0, 0, 8, 3),
-                           TileShape(ANY, 128, 32, 32, 0, 8, 3)),
-    ("tf32", True): (TileShape(128, 128, 64, 0, 0, 8, 3), TileShape(256, 64, 32, 0, 0, 8, 3),
-                     TileShape(ANY, 64, 32, 32, 256, 8, 3)),
-    ("tf32 sync", True): (TileShape(64, 128, 64, 0, 0, 8, 3), TileShape(128, 64, 32, 0, 0, 8, 3, registers=255),
-                          TileShape(ANY, 64, 32, 32, 256, 8, 3)),
-    ("ieee", False): (TileShape(ANY, 128, 128, 16, 0, 8, 3),),
-    ("ieee", True): (TileShape(64, 64, 32, 16, 64, 8, 3), TileShape(128, 64, 32, 16, 128, 8, 3),
-                     TileShape(ANY, 64, 32, 16, 256, 8, 3)),
-    ("ieee sync", True): (TileShape(64, 64, 32, 16, 64, 8, 3), TileShape(128, 64, 32, 16, 128, 8, 3),
-                          TileShape(ANY, 32, 32, 16, 256, 8, 3)),
-    ("double", False): (TileShape(ANY, 32, 32, 16, 0, 4, 3),),
-    ("double", True): (TileShape(ANY, 32, 32, 16, 64, 4, 3),),
-}  # fmt: skip
-
-
-class Tile(NamedTuple):
-    """The compile-time side of a launch."""
-
-    BM: Any
-    BN: Any
-    KS: Any  # widths of the blocks of a row
-    WIDTH: Any  # of a row in memory
-    DEPTH: Any  # columns in use, rounded up to whole chunks
-    CHUNK: Any
-    SLICE: Any
-    SECOND: Any  # operand Y of W Y: the blocks of the first product, a "copy" of them, or a "load" of its own
-    SCAN: Any
-    PRECISION: Any
-    DTYPE: Any  # of the products' operands
-    ACC: Any
-
-
-class LaunchConfig(NamedTuple):
-    """Launch plan for products of some rows."""
-
-    tile: Tile
-    shape: TileShape
-    width: int
-    dtype: torch.dtype
-
-    @property
-    def options(self) -> dict[str, Any]:
-        shape = self.shape
-        return {"num_warps": shape.warps, "num_stages": shape.stages, "maxnreg": shape.registers, **FUSED}
+ROWS = 256  # that a program of the kernels in triton_kernels/rows.py takes
+FINISHED_BY_ONE_PROGRAM = 1024  # rows at most; the sum of more takes another launch
 
 
 class Side(NamedTuple):
     """One side of the pairs as the kernels take it: sorted rows, padded to R, a multiple of BM.
 
     Only tensors: Triton compiles a kernel anew for integers of another divisibility, and in a tuple it can't be told
-    otherwise.
+    otherwise. All but `data` are parts of two buffers, some elements longer than they are said to be.
     """
 
     data: Tensor  # [R, WIDTH]
@@ -121,93 +50,99 @@ class Side(NamedTuple):
     high: Tensor  # [tiles], greatest
     spans: Tensor  # [4], see `find_alive`
     weights: Tensor | None = None  # [R], of the rows as columns, 0 in the padding
-    coefs: Any = None  # tensors [R] by name, for an epilogue
+    coefs: Any = None  # tensors [R], for an epilogue
 
     @property
     def padded(self) -> int:
         return self.data.shape[0]
 
-    @property
-    def tiles(self) -> int:
-        return self.low.shape[0]
 
-
-def block_widths(depth: int) -> tuple[int, ...]:
-    """Powers of two from 16 to 128 that sum to at least `depth`, falling, the last three below 128: 96 -> 64, 32."""
-    whole, rest = divmod(max(triton.cdiv(depth, 16), 1), 8)
-    widths = [8] * whole
-    if rest:
-        tail: list[int] = []
-        while rest > sum(tail) and len(tail) < 2:
-            tail.append(1 << ((rest - sum(tail)).bit_length() - 1))
-        if rest > sum(tail):
-            tail.append(triton.next_power_of_2(rest - sum(tail)))
-        top = triton.next_power_of_2(rest)
-        widths += tail if sum(tail) < top else [top]
-    return tuple(16 * w for w in widths)
-
-
-def make_config(
-    features: Tensor, second_product: bool, distances: bool = False, weighted: bool = False
-) -> LaunchConfig:
-    """Launch plan for products of these rows.
-
-    distances: weights may be as large as 1 / d, so fp16 operands are kept as fp32, which tf32 products take exactly.
-    An epilogue of distances also takes more registers beside the gradient, so tiles are half as wide there. So does one
-    of weighted columns, if exact fp32 products leave it hardly any.
-    """
-    dtype, depth = features.dtype, features.shape[1]
-    if dtype == torch.float16 and distances:
-        dtype = torch.float32
-    precise = features.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    kind = {torch.float64: "double", torch.float32: "ieee" if precise else "tf32"}.get(dtype, "half")
-    shapes = SHAPES[kind, second_product]
-    if not asynchronous():
-        shapes = SHAPES.get((f"{kind} sync", second_product), shapes)
-    shape = next(s for s in shapes if depth <= s.depth)
-    crowded = distances if second_product else weighted and kind == "ieee"
-    if crowded:
-        shape = shape._replace(columns=max(shape.columns // 2, 32))
-    widths = () if shape.chunk else block_widths(depth)
-    width = sum(widths)
-    if shape.chunk:
-        unit = max(shape.chunk, shape.slice)
-        width = max(triton.cdiv(depth, unit), 1) * unit
-    depth = triton.cdiv(depth, shape.chunk or 1) * (shape.chunk or 1)
-    second = "load" if shape.chunk else ""
-    if kind == "tf32" and not shape.chunk:
-        second = "copy" if asynchronous() else "load"
-    constants = (shape.rows, shape.columns, widths, width, depth, shape.chunk, shape.slice, second, SCAN,
-                 "tf32" if kind == "tf32" else "ieee", TYPES[dtype], TYPES[accumulator(dtype)])  # fmt: skip
-    tile = Tile(*map(constant, constants))
-    return LaunchConfig(tile, shape, width, dtype)
-
-
-def make_side(rows: Rows, config: LaunchConfig) -> Side:
-    """The sorted and padded copy of one side."""
-    features, (count, depth) = rows.features, rows.features.shape
-    shape = config.shape
-    padded = max(triton.cdiv(count, shape.rows), 1) * shape.rows
-    tiles = padded // shape.columns
-    data = features.new_empty((padded, config.width), dtype=config.dtype)
-    squares = features.new_empty(padded, dtype=accumulator(features.dtype))
-    groups, low, high, spans = (features.new_empty(n, dtype=torch.int32) for n in (padded, tiles, tiles, 4))
-    ids = None if rows.ids is None else torch.nn.functional.pad(rows.ids, (0, padded - count), value=-1)
-    weights = None if rows.weights is None else torch.nn.functional.pad(rows.weights, (0, padded - count))
-    rounds = config.dtype == torch.float32 and config.tile.PRECISION.value == "tf32"
-    gather_rows[(tiles,)](
-        features, *features.stride(), rows.order, rows.groups, count, depth, data, squares, groups, low, high,
-        WIDTH=config.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(config.width)), ROUND=rounds,
-        UNIT_STRIDE=features.stride(1) == 1, num_warps=4, **FUSED,
+def sort_rows(sides: list[Labeled], ignore_index: int, out: list[Sorted]) -> None:
+    """See rows.py; groups and ids are the numbers of rows with a smaller label or id."""
+    counts = [side.labels.shape[0] for side in sides]
+    if sum(counts) > SORTED_BY_COMPARISON:
+        plain.sort_rows(sides, ignore_index, out)
+        return
+    if sum(counts) == 0:
+        return
+    sides = [Labeled._make(field if field is None else field.contiguous() for field in side) for side in sides]
+    x, y = sides[0], sides[-1]
+    keys = Keys(
+        BLOCK=8, CHUNK=128, LABEL=_comparable(x.labels, y.labels), ID=_comparable(x.ids, y.ids),
+        WITH_IDS=x.ids is not None, WEIGHTED=y.weights is not None, FACTORS=x.factors is not None, TWO=len(sides) > 1,
     )  # fmt: skip
-    find_alive[(1,)](low, high, tiles, spans, BLOCK=SCAN, num_warps=4, **FUSED)
-    return Side(data, squares, groups, ids, low, high, spans, weights)
+    with on_device_of(x.labels):
+        sort_kernel[(sum(triton.cdiv(count, keys.BLOCK) for count in counts),)](
+            x, y, out[0], out[-1], counts[0], counts[-1], ignore_index, Keys(*map(constant, keys)), num_warps=4,
+            maxnreg=168, **FUSED,
+        )  # fmt: skip
+
+
+def _comparable(*values: Tensor | None) -> Any:
+    """The dtype in which these integers are compared."""
+    return tl.int64 if any(v is not None and v.dtype == torch.int64 for v in values) else tl.int32
+
+
+class Sides(NamedTuple):
+    """Both sides, and what holds for all rows."""
+
+    x: Side
+    y: Side  # x for a set with itself
+    earlier: Earlier  # before the first phase
+
+
+def carve(like: Tensor, dtype: torch.dtype, sizes: list[int]) -> Iterator[Tensor]:
+    """Parts of one buffer, each of at least so many elements, aligned."""
+    whole = [triton.cdiv(size, 16) * 16 for size in sizes]
+    return iter(like.new_empty(sum(whole), dtype=dtype).split(whole))
+
+
+def make_sides(x: Rows, y: Rows | None, config: LaunchConfig, scale: float) -> Sides:
+    """Sorted and padded copies, and bounds for exponentials of scale <x, y>."""
+    given = [x] if y is None else [x, y]
+    shape, (features, with_ids, weighted) = config.shape, (x.features, x.ids is not None, given[-1].weights is not None)
+    counts = [side.features.shape[0] for side in given]
+    padded = [max(triton.cdiv(count, shape.rows), 1) * shape.rows for count in counts]
+    tiles = [rows // shape.columns for rows in padded]
+    integers, numbers = [1], [3]
+    for rows, n in zip(padded, tiles, strict=True):
+        integers += [rows, rows * with_ids, n, n, 4]
+        numbers += [rows, 3 * n]
+    ints = carve(features, torch.int32, integers)
+    floats = carve(features, accumulator(features.dtype), [*numbers, padded[-1] * weighted])
+    earlier = Earlier(fixed=next(ints), bounds=next(floats))
+    made, tops = [], []
+    for rows in padded:
+        data = features.new_empty((rows, config.width), dtype=config.dtype)
+        groups, ids, low, high, spans = (next(ints) for _ in range(5))
+        made.append(Side(data, next(floats), groups, ids if with_ids else None, low, high, spans))
+        tops.append(next(floats))
+    if weighted:
+        made[-1] = made[-1]._replace(weights=next(floats))
+    strides = [side.features.stride() for side in given]
+    layout = Layout(
+        WIDTH=config.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(config.width)),
+        ROUND=config.dtype == torch.float32 and config.tile.PRECISION.value == "tf32",
+        UNIT_STRIDE=all(stride[1] == 1 for stride in strides), WITH_IDS=with_ids, WEIGHTED=weighted, TWO=y is not None,
+    )  # fmt: skip
+    layout = Layout(*map(constant, layout))
+    rows = [side._replace(factors=None) for side in given]
+    gather_rows[(sum(tiles),)](
+        rows[0], rows[-1], made[0], made[-1], (tops[0], tops[-1]), *strides[0], *strides[-1], counts[0], counts[-1],
+        features.shape[1], tiles[0], tiles[-1], layout, num_warps=4, **FUSED,
+    )  # fmt: skip
+    survey[(1,)](
+        made[0], made[-1], (tops[0], tops[-1]), earlier, tiles[0], tiles[-1], scale, layout, SPREAD=SPREAD, BLOCK=SCAN,
+        num_warps=4, **FUSED,
+    )  # fmt: skip
+    return Sides(made[0], made[-1], earlier)
 
 
 def parts_of(side: Side, other: Side, config: LaunchConfig, programs: int) -> int:
     """Number of parts, of at least two tiles each, that the walk over `other` is cut into to reach so many programs."""
-    blocks = side.padded // config.shape.rows * (config.width // (config.shape.slice or config.width))
-    return max(1, min(triton.cdiv(programs, blocks), other.tiles // 2))
+    shape = config.shape
+    blocks = side.padded // shape.rows * (config.width // (shape.slice or config.width))
+    return max(1, min(triton.cdiv(programs, blocks), other.padded // shape.columns // 2))
 
 
 class Kind(NamedTuple):
@@ -231,6 +166,9 @@ class Kind(NamedTuple):
     TERMS: Any = None
     WEIGHTS: Any = None
     DISTANCES: Any = None
+    SYMMETRIC: Any = None  # whether an earlier phase visited each pair of a set with itself once
+    LATER: Any = None  # whether there is an earlier phase
+    LOAD: Any = None
     BY_ROW: Any = None  # which side's rows have coefficients, in `gradient`
     BY_COLUMN: Any = None
 
@@ -248,8 +186,19 @@ class Phase(NamedTuple):
     positives: bool = True  # which pairs count
     negatives: bool = True
     twin: bool = False  # whether there is a variant with one bound
+    load: Any = None  # of a second phase: (earlier, parts, programs, r, padded, numbers, kind) -> coefs of rows
     coefs: Any = None  # (live [BM], numbers) -> coefs of rows
     terms: Any = None  # (s, pairs, coefs) -> [BM, BN]; 0 for rows that are not live
+
+
+class RowForm(NamedTuple):
+    """Formulas of rows, @triton.jit functions."""
+
+    fields: int  # number of coefs
+    load: Any  # (earlier, parts, programs, last, last_parts, r, padded, numbers, kind) -> statistics of rows
+    terms: Any  # (statistics, numbers) -> (terms, counts)
+    coefs: Any  # (fields of statistics, grad_terms, numbers) -> coefs, a NamedTuple
+    largest: Any  # (fields of statistics, coefs, largest weight) -> bound of |W|, for rows kept in float16
 
 
 class Gradient(NamedTuple):
@@ -260,105 +209,129 @@ class Gradient(NamedTuple):
     distances: bool = False  # the gradient is sum_j W_ij (x_i - y_j), not sum_j W_ij y_j
 
 
+class Passed(NamedTuple):
+    """A phase that has run."""
+
+    earlier: Earlier
+    parts: int = 0
+    programs: int = 0
+
+
 class Epilogue:
     """Launches of a form on two sides, or on one against itself; a family derives a class per form.
 
-    If |<x, y>| <= `bound` for all pairs, and twice that stays in fp32's range (`fixed`, a flag on the device; set for
+    If |<x, y>| <= bound for all pairs, and twice that stays in fp32's range (`fixed`, a flag on the device; set for
     unit norm and temperature >= 1 / 30), exponentials are exp(scale (<x, y> - bound)): no running maximum, no
     rescaling, and one exponential serves both rows of a pair. Both variants are launched; the one that the flag rules
     out returns at once. Weights of the columns take their share of the range.
     """
 
+    phases: tuple[Phase, ...]  # one or two
     gradient: ClassVar[Gradient]
-    proportional: ClassVar[tuple[str, ...]] = ()  # coefficients that W is proportional to
+    rows: RowForm
 
-    def __init__(self, x: Rows, y: Rows | None, second_product: bool, numbers: tuple[float, ...], constants: Any,
-                 scale: float = 1.0) -> None:  # fmt: skip
+    def __init__(self, x: Rows, y: Rows | None, form: Form, second_product: bool, numbers: tuple[float, ...],
+                 constants: Any, scale: float = 1.0) -> None:  # fmt: skip
         """Take at most three numbers of the form, and its compile-time constants as a NamedTuple."""
-        self.numbers = (*numbers, 0.0, 0.0)[:3]
+        self.form, self.numbers = form, (*numbers, 0.0, 0.0)[:3]
         self.constants = constants._make(map(constant, constants))
-        weighted = (x if y is None else y).weights is not None
-        self.config = make_config(x.features, second_product, self.gradient.distances, weighted)
-        self.x = make_side(x, self.config)
-        self.y = self.x if y is None else make_side(y, self.config)
+        self.weighted = (x if y is None else y).weights is not None
+        self.config = make_config(x.features, second_product, self.gradient.distances, self.weighted)
+        self.x, self.y, self.earlier = make_sides(x, y, self.config, scale)
+        self.count, self.factors = x.features.shape[0], x.factors
         self.orders = x.order, x.order if y is None else y.order
-        # |<x, y>| <= |x|max |y|max
-        self.bound = self.x.squares.amax().sqrt() * self.y.squares.amax().sqrt()
-        spread = 2 * scale * self.bound
-        if self.y.weights is not None:
-            spread = spread + log_range(self.y.weights)
-        self.fixed = (spread <= SPREAD).int()
+        self.symmetric = y is None and self.phases[0].terms is not None
 
-    def row_stats(self) -> Any:
-        """Statistics [R] of the rows of x, by name."""
-        raise NotImplementedError
+    def forward(self, reduce: bool, terms: Tensor, counts: Tensor, stats: Tensor) -> None:
+        """See the family's op.py."""
+        passed = Passed(self.earlier)
+        for phase in self.phases[:-1]:
+            passed = self.run(phase, passed)
+        last = self.run(self.phases[-1], passed)
+        steps = 1 if self.count > FINISHED_BY_ONE_PROGRAM else FINISHED_BY_ONE_PROGRAM // ROWS
+        programs = max(triton.cdiv(self.count, ROWS * steps), 1)
+        parted = reduce and programs > 1
+        out = terms.new_empty((programs, self.form.sums)) if parted else terms
+        finish[(programs,)](
+            Terms(last.earlier.parts, self.orders[0], self.factors, out, counts, stats), passed.earlier, self.count,
+            self.x.padded, last.parts, passed.parts, passed.programs, *self.numbers,
+            self._row_kind(steps, reduce, LOAD=self.rows.load, TERMS=self.rows.terms),
+            num_warps=8, **FUSED,
+        )  # fmt: skip
+        if parted:
+            torch.sum(out, 0, out=terms)
 
-    def row_coefs(self, coefs: Any) -> Any:
-        """Coefficients [rows] of the rows of x by name, as `weights` takes them."""
-        return coefs
+    def backward(self, grad_terms: Tensor, stats: Tensor, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
+        """See the family's op.py."""
+        x = self.x._replace(coefs=self.coefs(grad_terms, stats))
+        if grad_x is not None:
+            self._add_gradient(x, x if self.x is self.y else self.y, self.orders[0], grad_x)
+        if grad_y is not None:
+            self._add_gradient(self.y, x, self.orders[1], grad_y)
 
-    def largest(self, coefs: Any) -> Tensor:
-        """Bound of |W|, for rows kept in float16."""
-        return torch.stack([getattr(coefs, name).abs().amax() for name in self.proportional]).amax()
-
-    def sums(self, phase: Phase, before: Any = ()) -> Tensor:
-        """Sums [n, parts, R] of a phase; `before`: tensors [R] of earlier phases, the coefs of its rows."""
+    def run(self, phase: Phase, passed: Passed) -> Passed:
+        """Sums of a phase: [parts, n, R], and for a set with itself [programs, R], right if `fixed`."""
+        earlier, padded = passed.earlier, self.x.padded
+        symmetric = self.symmetric and phase.terms is not None
         parts = parts_of(self.x, self.y, self.config, PROGRAMS)
-        out = self.x.squares.new_empty((parts, len(phase.Sums._fields), self.x.padded))
-        for fixed in (True, False) if phase.twin and not self._symmetric(phase) else (False,):
+        out = self.x.squares.new_empty((parts, len(phase.Sums._fields), padded))
+        for fixed in (True, False) if phase.twin and not symmetric else (False,):
             kind = self._kind(
-                TWIN=phase.twin, FIXED=fixed, POSITIVES=phase.positives, NEGATIVES=phase.negatives, START=phase.start,
-                ADD=phase.add,
+                TWIN=phase.twin, FIXED=fixed, POSITIVES=phase.positives, NEGATIVES=phase.negatives,
+                LATER=phase.load is not None, LOAD=phase.load, START=phase.start, ADD=phase.add,
             )  # fmt: skip
-            stats[(self.x.padded // self.config.shape.rows, parts)](
-                self.x, self.y, before, out, self.bound, self.fixed, *self.numbers, kind,
-                self.config.tile, parts, **self.config.options,
+            stats[(padded // self.config.shape.rows, parts)](
+                self.x, self.y, earlier, out, parts, passed.parts, passed.programs, *self.numbers, kind,
+                self.config.tile, **self.config.options,
             )  # fmt: skip
-        return out.transpose(0, 1)
-
-    def totals(self, phase: Phase, before: Any = ()) -> Any:
-        """Sums [R] of a phase over all parts."""
-        return phase.Sums(*self.sums(phase, before).sum(1))
-
-    def symmetric_sums(self, phase: Phase) -> Tensor | None:
-        """Sums [R] of a phase's terms, right if `fixed`; None for two sets."""
-        if not self._symmetric(phase):
-            return None
-        blocks = self.x.padded // self.config.shape.rows
+        if not symmetric:
+            return Passed(Earlier(earlier.bounds, earlier.fixed, out), parts)
+        blocks = padded // self.config.shape.rows
         programs = min(SYMMETRIC_PROGRAMS, blocks * (blocks // 2 + 1))
-        out = self.x.squares.new_zeros((programs, self.x.padded))
+        sums = self.x.squares.new_empty((programs, padded))
         kind = self._kind(
             TWIN=True, FIXED=True, POSITIVES=phase.positives, NEGATIVES=True, COEFS=phase.coefs, TERMS=phase.terms
         )
         symmetric_stats[(programs,)](
-            self.x, out, self.x.padded, self.bound, self.fixed, *self.numbers, kind, self.config.tile,
-            **self.config.options,
+            self.x, earlier, sums, padded, *self.numbers, kind, self.config.tile, **self.config.options
+        )
+        return Passed(Earlier(earlier.bounds, earlier.fixed, out, sums), parts, programs)
+
+    def coefs(self, grad_terms: Tensor, stats: Tensor) -> tuple[Tensor, ...]:
+        """Coefficients [R] of the rows of x."""
+        padded, fields = self.x.padded, self.rows.fields
+        coefs = self.x.squares.new_empty((fields, padded))
+        programs = triton.cdiv(padded, ROWS)
+        half = self.config.dtype == torch.float16
+        io = Backward(
+            stats, grad_terms, self.orders[0], self.factors, coefs,
+            self.x.squares.new_empty(programs) if half else None,
         )  # fmt: skip
-        return out.sum(0)
+        strides = (0, *grad_terms.stride())[-2:]
+        functions = {"COEFS": self.rows.coefs, "LARGEST": self.rows.largest}
+        for scaling in ("measure", "apply") if half else ("",):
+            make_coefs[(programs,)](
+                io, self.earlier.bounds, self.count, padded, *strides, *self.numbers,
+                self._row_kind(1, False, SCALING=constant(scaling), **functions),
+                num_warps=8, **FUSED,
+            )  # fmt: skip
+        return coefs.unbind(0)
 
-    def gradients(self, coefs: Any, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-        """Fill what is given, from the coefficients [rows] of the rows of x."""
-        unit = self.x.squares.new_ones(())
-        if self.config.dtype == torch.float16 and coefs[0].numel():
-            unit = FP16_TOP / self.largest(coefs).clamp(min=1e-30)
-            coefs = coefs._replace(**{name: getattr(coefs, name) * unit for name in self.proportional})
-        coefs = self.row_coefs(coefs)
-        padding = (0, self.x.padded - coefs[0].shape[0])
-        x = self.x._replace(coefs=coefs._make(torch.nn.functional.pad(torch.stack(coefs), padding).unbind(0)))
-        if grad_x is not None:
-            self._add_gradient(x, x if self.x is self.y else self.y, self.orders[0], unit, grad_x)
-        if grad_y is not None:
-            self._add_gradient(self.y, x, self.orders[1], unit, grad_y)
-
-    def _symmetric(self, phase: Phase) -> bool:
-        return self.x is self.y and phase.terms is not None and phase.negatives
+    def _row_kind(self, steps: int, reduce: bool, **functions: Any) -> RowKind:
+        constants = {
+            "BLOCK": ROWS, "STEPS": steps, "SYMMETRIC": self.symmetric, "FACTORS": self.factors is not None,
+            "REDUCE": reduce, "SUMS": self.form.sums, "FIELDS": len(self.form.Stats._fields),
+        }  # fmt: skip
+        return RowKind(FORM=self.constants, **{n: constant(v) for n, v in constants.items()}, **functions)
 
     def _kind(self, **fields: Any) -> Kind:
         with_ids = self.x.ids is not None
-        fields.update(SELF=self.x is self.y or with_ids, WITH_IDS=with_ids, WEIGHTED=self.y.weights is not None)
+        fields.update(
+            SELF=self.x is self.y or with_ids, WITH_IDS=with_ids, WEIGHTED=self.weighted, SYMMETRIC=self.symmetric
+        )
         return Kind(FORM=self.constants, **{n: constant(v) if isinstance(v, bool) else v for n, v in fields.items()})
 
-    def _add_gradient(self, x: Side, y: Side, order: Tensor, unit: Tensor, out: Tensor) -> None:
+    def _add_gradient(self, x: Side, y: Side, order: Tensor, out: Tensor) -> None:
         """The gradient of the rows of x, from the coefficients of either side."""
         if out.numel() == 0:
             return
@@ -368,7 +341,7 @@ class Epilogue:
         # Unaligned rows can't be stored in wide words; elements one by one take more registers than there are.
         shares = out
         if parts > 1 or depth < width or not out.is_contiguous():
-            shares = out.new_empty((parts * rows, width), dtype=out.dtype if parts == 1 else x.squares.dtype)
+            shares = out.new_empty((parts, rows, width), dtype=out.dtype if parts == 1 else x.squares.dtype)
         form = self.gradient
         for fixed in (True, False) if form.twin else (False,):
             kind = self._kind(
@@ -376,8 +349,11 @@ class Epilogue:
                 DISTANCES=form.distances, BY_ROW=x.coefs is not None, BY_COLUMN=y.coefs is not None,
             )  # fmt: skip
             gradient[grid](
-                x, y, order, shares, rows, self.bound, self.fixed, unit, *self.numbers, kind, self.config.tile, parts,
+                x, y, self.earlier, order, shares, rows, parts, *self.numbers, kind, self.config.tile,
                 **self.config.options,
             )  # fmt: skip
         if shares is not out:
-            out.copy_(shares.view(parts, rows, width)[..., :depth].sum(0) if parts > 1 else shares[:, :depth])
+            block = min(128, triton.next_power_of_2(depth))
+            add_shares[(triton.cdiv(rows, 8), triton.cdiv(depth, block))](
+                shares, out, rows, depth, parts, *out.stride(), WIDTH=width, ROWS=8, BLOCK=block, num_warps=4, **FUSED
+            )

@@ -47,7 +47,7 @@ BAD = [
     *((f"pull-{m}", SIMILARITY, (X, W), {"pull_labels": LABELS, "metric": m}, ValueError, f"pull_labels needs.*'cosine', got '{m}'")
       for m in ("dot", "euclidean")),
     ("backend", SIMILARITY, (X, W), {"backend": "gpu"}, ValueError, "backend must be one of.*'gpu'"),
-    ("backend-elsewhere", SIMILARITY, (X, W), {"backend": "cuda"}, RuntimeError, "backend 'cuda' can't run here: centers has no cuda"),
+    ("backend-elsewhere", SIMILARITY, (X, W), {"backend": "cuda"}, RuntimeError, "backend 'cuda' can't run here: it runs on cuda tensors"),
     ("pull-features", PULL, (X[0], W, LABELS), {}, ValueError, r"features must be \[B, C, h, w\]"),
     ("pull-labels-rank", PULL, (X, W, LOGITS), {}, ValueError, r"labels must be \[B, h, w\], got shape \(2, 6, 3, 5\)"),
     ("pull-labels-size", PULL, (X, W, LABELS[:1]), {}, ValueError, r"^labels \(1, 3, 5\) and features \(2, 4, 3, 5\) differ"),

@@ -111,7 +111,7 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
     torch.library.opcheck(forward.default, (features, weights, bias, None, *given[1:]))
     logits, target, norms = forward(features, weights, bias, *given)
     grad_target = None if labels is None else torch.rand_like(target)
-    keeps = backends.has("centers", backend, "KEEPS_LOGITS")
+    keeps = backends.capability("centers", backend, "KEEPS_LOGITS")
     kept = (logits, target if target.numel() else None) if keeps else (None, None)
     saved = (features, weights, labels, norms if norms.numel() else None, *given[1:4], *kept)
     grad_logits, expanded = torch.rand_like(logits), torch.ones((), device=device).expand(logits.shape)

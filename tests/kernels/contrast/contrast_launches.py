@@ -35,8 +35,45 @@ def calls() -> Iterator[Call]:
     yield make_call(256, "bf16", "negatives", "two", wanted="contrast", rows=1024, columns=BANK)
     yield make_call(256, "bf16", "margin", "one", rows=32_768)
     yield make_call(130, "bf16", "negatives", "one", strided=True)
+    for form in FORMS:  # so few that one program adds up the terms
+        yield make_call(256, "fp32", form, "one", rows=1024)
+    for dtype in ("fp64", "tf32", "bf16"):
+        yield make_call(256, dtype, "negatives", "one", rows=1024, weighted=True)
+    yield make_call(256, "bf16", "negatives", "two", rows=1024, wanted="anchors")
     for depth, dtype, form, sets in WEIGHTED:
         yield make_call(depth, dtype, form, sets, ids=form == "all", weighted=True)
+    for dtypes in (
+        (torch.uint8,), (torch.int32, torch.int64), (torch.uint8, torch.uint8), (torch.uint8, torch.int32),
+        (torch.int64,),
+    ):  # fmt: skip
+        for acc in (torch.float32, torch.float64):
+            names = "-".join(str(dtype).removeprefix("torch.") for dtype in (*dtypes, acc))
+            yield Call(f"sort-{names}", partial(launch_sort, dtypes, acc))
+            yield Call(f"mean-{names}", partial(launch_mean, acc, len(dtypes)))
+
+
+def launch_sort(dtypes: tuple[torch.dtype, ...], acc: torch.dtype) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+    from metricseg_kernels.engines.row_pairs.rows import Labeled, Sorted
+
+    sides = [Labeled(torch.empty(ROWS, dtype=d, device="meta"), None) for d in dtypes]
+    out = [Sorted(*(torch.empty(ROWS, dtype=d, device="meta") for d in (torch.int64, torch.int32)), None)] * len(sides)
+    contrast.sort_rows_kernel(sides, 255, out)
+    numbers = torch.empty(ROWS, dtype=acc, device="meta")
+    sides = [side._replace(ids=side.labels) for side in sides]
+    out = [rows._replace(ids=rows.groups) for rows in out]
+    sides[-1], out[-1] = sides[-1]._replace(weights=numbers), out[-1]._replace(weights=numbers)
+    sides[0], out[0] = sides[0]._replace(factors=numbers), out[0]._replace(factors=numbers)
+    contrast.sort_rows_kernel(sides, 255, out)
+
+
+def launch_mean(acc: torch.dtype, sums: int) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+
+    terms, counts = torch.empty(sums, dtype=acc, device="meta"), torch.empty((ROWS, sums), dtype=acc, device="meta")
+    for weights in (None, counts[:, 0].contiguous()):
+        out = (terms[0], terms.double(), terms)
+        contrast.contrast_mean_kernel(terms, counts, weights, weights is not None or sums == 1, *out)
 
 
 def make_call(depth: int, dtype: str, form: str, sets: str, wanted: str = "both", ids: bool = False, rows: int = ROWS,
@@ -68,12 +105,11 @@ def launch(
     if weighted:
         weights = torch.empty(rows if y is None else y.groups.shape[0], dtype=acc, device="meta")
         x, y = (x._replace(weights=weights), None) if y is None else (x, y._replace(weights=weights))
-    stats, coefs = (
-        torch.empty((rows, len(kept._fields)), dtype=acc, device="meta") for kept in (chosen.Stats, chosen.Coefs)
-    )
-    contrast.contrast_fwd_kernel(x, y, chosen, stats, None, None)
+    stats = torch.empty((rows, len(chosen.Stats._fields)), dtype=acc, device="meta")
+    total, each = (torch.empty((*size, chosen.sums), dtype=acc, device="meta") for size in ((), (rows,)))
+    contrast.contrast_fwd_kernel(x, y, chosen, True, total, each, stats, None, None)
     gradients = [torch.empty(s.features.shape, dtype=dtype, device="meta") for s in (x, y) if s is not None]
     grad_x, grad_y = (*gradients, None)[:2]
     contrast.contrast_bwd_kernel(
-        x, y, chosen, coefs, None if wanted == "contrast" else grad_x, None if wanted == "anchors" else grad_y
+        total, stats, x, y, chosen, None if wanted == "contrast" else grad_x, None if wanted == "anchors" else grad_y
     )

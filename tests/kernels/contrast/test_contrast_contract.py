@@ -5,7 +5,20 @@ from __future__ import annotations
 import contrast_cases
 import pytest
 import torch
-from contrast_cases import CASE_PARAMS, FORMS, NAMED, Case, Sets, call, double, learning, loss_and_grads, make, options
+from contrast_cases import (
+    CASE_PARAMS,
+    FORMS,
+    NAMED,
+    Case,
+    Sets,
+    call,
+    double,
+    learning,
+    loss_and_grads,
+    make,
+    options,
+    slow_on_host,
+)
 from guard import Guarded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +27,7 @@ from torch import Tensor
 
 import metricseg_kernels as mk
 from metricseg_kernels.contrast import forms, op
-from metricseg_kernels.engines.row_pairs.rows import dense_ranks, sort_rows
+from metricseg_kernels.engines.row_pairs.rows import dense_ranks
 
 FAMILY = "contrast"
 ALONE = Case("alone", 7, 3, classes=3, labels="some", temperature=0.5, margin=1.3)
@@ -36,8 +49,8 @@ def test_gradcheck(form: str, case: Case, backend: str, device: str) -> None:
         def loss(x: Tensor, y: Tensor | None = None, kwargs=kwargs) -> Tensor:
             return call(form, sets._replace(anchors=x, contrast=y), **kwargs)
 
-        # interpreted, a random projection of the Jacobian: its elements stand against the reference's in test_contrast.py
-        assert torch.autograd.gradcheck(loss, features, fast_mode=backend == "triton")
+        # on the host, a random projection of the Jacobian: its elements stand against the reference's in test_contrast.py
+        assert torch.autograd.gradcheck(loss, features, fast_mode=slow_on_host(backend, device))
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -59,12 +72,21 @@ def test_backward_twice_gives_the_same(backend: str, device: str) -> None:
             assert torch.equal(first, second)
 
 
-def arguments(sets: Sets, form: str) -> tuple:
+@pytest.mark.kernels
+def test_opcheck_of_the_order(backend: str, device: str) -> None:
+    weights = torch.rand(40, device=device)
+    labels = [torch.arange(n, device=device) % 5 for n in (30, 40)]
+    for ids in ([], labels):
+        given = (labels, ids, weights, None, 0, torch.float32, backend)
+        torch.library.opcheck(torch.ops.metricseg.sort_rows.default, given)
+
+
+def arguments(sets: Sets, form: str, backend: str) -> tuple:
     """(the two sides, the form and its numbers) as the private ops take them."""
     features = [t for t in (sets.anchors, sets.contrast) if t is not None]
     labels = [t for t in (sets.anchor_labels, sets.contrast_labels) if t is not None]
     ids = [t for t in (sets.anchor_ids, sets.contrast_ids) if t is not None]
-    sides = op.flat(sort_rows(features, labels, ids or None, -1))
+    sides = op.flat(op.sort_rows(features, labels, ids, -1, backend))
     chosen = forms.FORMS[form](0.5, 1.5) if form != "margin" else forms.Margin(1.3, 0.2, 2, False)
     return (*sides, *chosen.pack())
 
@@ -74,7 +96,7 @@ def arguments(sets: Sets, form: str) -> tuple:
 @pytest.mark.kernels
 def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     sets = learning(make(case, device=device))
-    given = arguments(sets, form)
+    given = arguments(sets, form, backend)
     forward, backward = torch.ops.metricseg.contrast_loss_fwd.default, torch.ops.metricseg.contrast_loss_bwd.default
     for reduce in (True, False):
         torch.library.opcheck(forward, (*given, reduce, False, False, backend))
@@ -82,7 +104,8 @@ def test_opcheck(form: str, case: Case, backend: str, device: str) -> None:
     if two and op.gradient_in_forward(backend, sets.anchors, sets.contrast, forms.FORMS[form]):
         torch.library.opcheck(forward, (*given, True, True, True, backend))
         torch.library.opcheck(forward, (given[0].detach(), *given[1:], True, False, True, backend))
-    _, _, stats, _, _ = forward(*given, True, False, False, backend)
+    terms, counts, stats, _, _ = forward(*given, True, False, False, backend)
+    torch.library.opcheck(torch.ops.metricseg.contrast_mean.default, (terms, counts, None, form != "margin", backend))
     sides = [t.detach() if isinstance(t, Tensor) else t for t in given]
     sums = forms.FORMS[form].sums
     expanded = torch.ones((), device=device).expand(case.rows, sums)

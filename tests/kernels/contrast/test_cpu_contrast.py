@@ -11,6 +11,7 @@ from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, l
 from widths import by_width, run_at
 
 import metricseg_kernels as mk
+from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
 from metricseg_kernels.engines.row_pairs import cpu as panels
 
@@ -31,6 +32,7 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
     if case.columns is None and sorted_bytes == 0:
         pytest.skip("a set with itself is always sorted")
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(cpu, "ITSELF_IN_FORWARD", 16)
     monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
@@ -42,6 +44,7 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
 def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums, and then the gradient, from the tiles on and above the diagonal; positives from those with any."""
     monkeypatch.setattr(panels, "BLOCK", 16)
+    monkeypatch.setattr(cpu, "ITSELF_IN_FORWARD", 16)
     monkeypatch.setattr(panels, "SMALL", 16)
     formed: list[tuple[int, int]] = []
     tile = panels.Products.tile
@@ -58,6 +61,20 @@ def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPat
     formed.clear()
     loss.backward()
     assert formed == upper
+
+
+def test_a_set_of_one_tile_forms_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward makes the gradient from the products at hand."""
+    formed: list[int] = []
+    put_product = panels.put_product
+    monkeypatch.setattr(panels, "put_product", lambda x, y, out: formed.append(len(x)) or put_product(x, y, out))
+    x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1)
+    for temperature in (0.1, 0.001):  # one bound for all rows, or complete rows
+        mk.pixel_contrast_loss(
+            x.requires_grad_(), torch.arange(160) % 10, temperature=temperature, backend="cpu"
+        ).backward()
+        assert formed == [160]
+        formed.clear()
 
 
 @pytest.mark.parametrize("columns", [None, 190], ids=["self", "two-sets"])

@@ -14,7 +14,6 @@ from tolerances import FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from torch import Tensor
 
 from metricseg_kernels.contrast import forms, op, reference
-from metricseg_kernels.engines.row_pairs.rows import sort_rows
 
 FAMILY = "contrast"
 # rows that take no part, without positives, without negatives; a bound too large for one exponent
@@ -41,7 +40,7 @@ def nca(case: Case, sets: Sets, backend: str, reduce: bool) -> tuple[Tensor, Ten
             strict=True,
         )
     )
-    sides = op.flat(sort_rows(features, labels, ids or None, ignored))
+    sides = op.flat(op.sort_rows(features, labels, ids, ignored, backend))
     form = forms.Nca(case.temperature)
     terms, counts, *_ = torch.ops.metricseg.contrast_loss_fwd(*sides, *form.pack(), reduce, False, False, backend)
     return terms[..., 0], counts[:, 0]

@@ -107,9 +107,17 @@ def require(family: str) -> ModuleType:
     return load(family)
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType) -> str:
-    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in random order."""
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType, through: ModuleType | None = None
+) -> str:
+    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in random order.
+
+    through: the backend's module, if its functions take other arguments than the raw kernels that they call.
+    """
     elsewhere, why_not_elsewhere, shimmed = op.kernels, backends.why_not, kernels(module)
+    if through is not None:
+        monkeypatch.setattr(through, "ops", shimmed)
+        shimmed = through
     monkeypatch.setattr(op, "kernels", lambda name: shimmed if name == "cuda" else elsewhere(name))
     monkeypatch.setattr(
         backends, "why_not", lambda family, name, *of: None if name == "cuda" else why_not_elsewhere(family, name, *of)

@@ -39,10 +39,10 @@ def wanted(fixed, kind):
 
 
 @triton.jit
-def load_numbers(bound, a, b, c, kind, tile):
+def load_numbers(bounds, a, b, c, kind, tile):
     """Numbers of a launch; the bound only if FIXED."""
     constants = (tl.full((), a, tile.ACC), tl.full((), b, tile.ACC), tl.full((), c, tile.ACC))
-    return Numbers(tl.load(bound) if kind.FIXED else tl.full((), 0.0, tile.ACC), constants)
+    return Numbers(tl.load(bounds) if kind.FIXED else tl.full((), 0.0, tile.ACC), constants)
 
 
 @triton.jit
@@ -51,17 +51,21 @@ def add_stats(s, blocks, pairs, state, tile):
     return pairs.kind.ADD(s, pairs, state)
 
 
-@triton.jit(do_not_specialize=["parts"])
-def stats(x, y, before, out, bound, fixed, a: tl.float64, b: tl.float64, c: tl.float64, kind, tile, parts):
-    """A phase of the sums of BM rows over one part of Y: out [parts, n, R]; before: [R] each, of an earlier phase."""
-    if wanted(fixed, kind):
+@triton.jit(do_not_specialize=["parts", "earlier_parts", "earlier_programs"])
+def stats(x, y, earlier, out, parts, earlier_parts, earlier_programs, a: tl.float64, b: tl.float64, c: tl.float64,
+          kind, tile):  # fmt: skip
+    """A phase of the sums of BM rows over one part of Y: out [parts, n, R]."""
+    if wanted(earlier.fixed, kind):
         r = tl.program_id(0) * tile.BM + tl.arange(0, tile.BM)
-        group = load_groups(x, r)
-        row = Row(group, load_ids(x, r, kind.WITH_IDS), load_fields(before, r), tl.load(x.squares + r), r)
-        rows = load_rows(x, r, tile)
-        numbers = load_numbers(bound, a, b, c, kind, tile)
-        part = tl.program_id(1)
         padded = tl.num_programs(0) * tile.BM
+        numbers = load_numbers(earlier.bounds, a, b, c, kind, tile)
+        coefs = ()
+        if kind.LATER:
+            coefs = kind.LOAD(earlier, earlier_parts, earlier_programs, r, padded, numbers, kind)
+        group = load_groups(x, r)
+        row = Row(group, load_ids(x, r, kind.WITH_IDS), coefs, tl.load(x.squares + r), r)
+        rows = load_rows(x, r, tile)
+        part = tl.program_id(1)
         start = kind.START(tl.zeros((tile.BM,), tile.ACC), numbers, kind)
         state = walk_part(rows, row, y, part, parts, start, kind, numbers, tile, add_stats)
         for i in tl.static_range(len(state)):
@@ -83,24 +87,28 @@ def add_both_ways(s, blocks, pairs, state, tile):
 
 
 @triton.jit(do_not_specialize=["padded"])
-def symmetric_stats(x, out, padded, bound, fixed, a: tl.float64, b: tl.float64, c: tl.float64, kind, tile):
+def symmetric_stats(x, earlier, out, padded, a: tl.float64, b: tl.float64, c: tl.float64, kind, tile):
     """Sums of symmetric terms over negatives, or over all pairs, of a set with itself, each pair of blocks once.
 
     Block i is paired with the blocks at distances 0 to half way around. A program takes an even share of these pairs,
-    row by row, and adds the sums of both blocks to its own row of out [programs, R], zero before. Additions to an
-    element are ordered by the barrier, so the sums are deterministic.
+    row by row, and adds the sums of both blocks to its own row of out [programs, R]. Additions to an element are
+    ordered by the barrier, so the sums are deterministic.
     """
-    if wanted(fixed, kind):
+    if wanted(earlier.fixed, kind):
         RATIO: tl.constexpr = tile.BM // tile.BN
         program, programs = tl.program_id(0), tl.num_programs(0)
         sums = out + program.to(tl.int64) * padded
+        for begin in range(0, padded, tile.SCAN):
+            r = begin + tl.arange(0, tile.SCAN)
+            tl.store(sums + r, tl.zeros((tile.SCAN,), tile.ACC), mask=r < padded)
+        tl.debug_barrier()
         first = tl.load(x.spans) // RATIO
         last = tl.cdiv(tl.load(x.spans + 1), RATIO)
         blocks = last - first
         far = blocks // 2 + 1
         pairs = blocks.to(tl.int64) * far
         begin, end = pairs * program // programs, pairs * (program + 1) // programs
-        numbers = load_numbers(bound, a, b, c, kind, tile)
+        numbers = load_numbers(earlier.bounds, a, b, c, kind, tile)
         for index in range((begin // far).to(tl.int32), tl.cdiv(end, far).to(tl.int32)):
             near = tl.maximum(begin - tl.cast(index, tl.int64) * far, 0).to(tl.int32)
             until = tl.minimum(end - tl.cast(index, tl.int64) * far, far).to(tl.int32)
@@ -145,10 +153,9 @@ def add_gradient(s, blocks, pairs, state, tile):
 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
-def gradient(x, y, order, out, rows, bound, fixed, unit, a: tl.float64, b: tl.float64, c: tl.float64, kind, tile,
-             parts):  # fmt: skip
+def gradient(x, y, earlier, order, out, rows, parts, a: tl.float64, b: tl.float64, c: tl.float64, kind, tile):
     """One part's share of the gradient of BM rows, or of a slice of its columns: out [parts, rows, WIDTH], unsorted."""
-    if wanted(fixed, kind):
+    if wanted(earlier.fixed, kind):
         r = tl.program_id(0) * tile.BM + tl.arange(0, tile.BM)
         group = load_groups(x, r)
         x_rows = load_rows(x, r, tile)
@@ -157,14 +164,14 @@ def gradient(x, y, order, out, rows, bound, fixed, unit, a: tl.float64, b: tl.fl
             coefs = load_fields(x.coefs, r)
         weights = load_weights(x, r, kind.WEIGHTED and kind.BY_COLUMN)
         row = Row(group, load_ids(x, r, kind.WITH_IDS), coefs, tl.load(x.squares + r), weights)
-        numbers = load_numbers(bound, a, b, c, kind, tile)
+        numbers = load_numbers(earlier.bounds, a, b, c, kind, tile)
         part = tl.program_id(2)
         state = (tl.zeros((tile.BM,), tile.ACC), no_sums(tile))
         total, sums = walk_part(x_rows, row, y, part, parts, state, kind, numbers, tile, add_gradient)
         known = r < rows
         r_out = part.to(tl.int64) * rows + tl.load(order + r, mask=known, other=0)
         p_rows = out + r_out[:, None] * tile.WIDTH
-        factor = 1.0 / tl.load(unit)
+        factor = 1.0 / tl.load(earlier.bounds + 2)
         begin = tl.program_id(1) * tile.SLICE
         tl.debug_barrier()  # keeps the compiler from holding the rows of X in registers during the walk
         for i in tl.static_range(len(sums)):

@@ -1,7 +1,7 @@
 """Stream of X Y^T tiles, each passed to an epilogue.
 
-A program keeps BM rows of X and walks over tiles of BN rows of Y. Both sides are copies that `gather_rows` makes, so
-that loads in the walk are unmasked and 16 bytes wide. The copy moves A D elements; the walk reads A M D / BM of them,
+A program keeps BM rows of X and walks over tiles of BN rows of Y. Both sides are copies (sides.py), so that loads in
+the walk are unmasked and 16 bytes wide. The copy moves A D elements; the walk reads A M D / BM of them,
 mostly from L2. A row is a tuple of blocks, whose widths are powers of two that sum to the padded D.
 Wide rows, and products without tensor cores, go in chunks of D in an inner loop. See docs/kernels/contrast.md.
 """
@@ -31,6 +31,15 @@ class Numbers(NamedTuple):
     constants: Any  # three of the form
 
 
+class Earlier(NamedTuple):
+    """What a launch finds: bounds of all rows, and the sums of an earlier phase."""
+
+    bounds: Any  # [3]: of |<x, y>|, of the weights, and the unit of W
+    fixed: Any  # [1], whether one bound serves all rows
+    parts: Any = None  # [parts, n, R]
+    sums: Any = None  # [programs, R], of a set with itself if `fixed`
+
+
 class Pairs(NamedTuple):
     """One tile of pairs, as the functions of a form take it beside the products."""
 
@@ -40,32 +49,6 @@ class Pairs(NamedTuple):
     numbers: Any  # Numbers
     kind: Any  # Kind, see ../triton.py
     MASKED: Any  # whether there may be other pairs than negatives
-
-
-@triton.jit(do_not_specialize=["s_d", "rows"])
-def gather_rows(features, s_row, s_d: tl.int64, order, groups, rows, D, data, squares, padded_groups, low, high,
-                WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ROUND: tl.constexpr,
-                UNIT_STRIDE: tl.constexpr):  # fmt: skip
-    """One tile of ROWS rows: data [R, WIDTH], squared norms [R], groups [R], least and greatest group [tiles]."""
-    r = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
-    group = tl.load(groups + r, mask=r < rows, other=-1)
-    known = group >= 0  # a row that takes no part is zeros here, whatever it holds
-    p_rows = features + tl.load(order + r, mask=known, other=0).to(tl.int64)[:, None] * s_row
-    total = tl.zeros((ROWS,), squares.dtype.element_ty)
-    for begin in range(0, WIDTH, BLOCK):
-        d = begin + tl.arange(0, BLOCK)
-        offsets = d if UNIT_STRIDE else d.to(tl.int64) * s_d
-        x = tl.load(p_rows + offsets[None, :], mask=known[:, None] & (d < D)[None, :], other=0.0)
-        x = x.to(data.dtype.element_ty)
-        if ROUND:
-            x = round_to_tf32(x)
-        tl.store(data + r.to(tl.int64)[:, None] * WIDTH + d[None, :], x, mask=(d < WIDTH)[None, :])
-        wide = x.to(total.dtype)
-        total += tl.sum(wide * wide, 1)
-    tl.store(squares + r, total)
-    tl.store(padded_groups + r, group)
-    tl.store(low + tl.program_id(0), tl.min(group, 0))
-    tl.store(high + tl.program_id(0), tl.max(group, 0))
 
 
 @triton.jit
@@ -143,30 +126,6 @@ def counted(pairs):
         return positive
     else:
         return negative
-
-
-@triton.jit(do_not_specialize=["tiles"])
-def find_alive(low, high, tiles, spans, BLOCK: tl.constexpr):
-    """spans [4]: tiles [0, 1) hold a row that takes part; of those, tiles [2, 3) hold only rows that do."""
-    first, last = tiles, 0
-    full, full_end, fulls = tiles, 0, 0
-    for begin in range(0, tiles, BLOCK):
-        t = begin + tl.arange(0, BLOCK)
-        some = tl.load(high + t, mask=t < tiles, other=-1) >= 0
-        every = tl.load(low + t, mask=t < tiles, other=-1) >= 0
-        first = tl.minimum(first, tl.min(tl.where(some, t, tiles), 0))
-        last = tl.maximum(last, tl.max(tl.where(some, t + 1, 0), 0))
-        full = tl.minimum(full, tl.min(tl.where(every, t, tiles), 0))
-        full_end = tl.maximum(full_end, tl.max(tl.where(every, t + 1, 0), 0))
-        fulls += tl.sum(every.to(tl.int32), 0)
-    first = tl.minimum(first, last)
-    # a span with a hole is dropped: then all its tiles are masked
-    if fulls == 0 or fulls < full_end - full:
-        full, full_end = first, first
-    tl.store(spans, first)
-    tl.store(spans + 1, last)
-    tl.store(spans + 2, full)
-    tl.store(spans + 3, full_end)
 
 
 @triton.jit
@@ -339,3 +298,19 @@ def add_product(w, blocks, y, columns, sums, tile):
         added += (tl.dot(w, block, sums[i], input_precision=tile.PRECISION, out_dtype=tile.ACC),)
         begin += sums[i].shape[1]
     return added
+
+
+@triton.jit
+def sum_parts(p_parts, parts, FIELDS: tl.constexpr, padded, r):
+    """Sums of each field of rows r over all parts [parts, FIELDS, R]."""
+    totals = ()
+    for _ in tl.static_range(FIELDS):
+        totals += (tl.zeros(r.shape, p_parts.dtype.element_ty),)
+    for begin in range(0, parts, 8):
+        part = begin + tl.arange(0, 8)[:, None]
+        sums = ()
+        for i in tl.static_range(FIELDS):
+            p_rows = p_parts + (part * FIELDS + i).to(tl.int64) * padded + r[None, :]
+            sums += (totals[i] + tl.sum(tl.load(p_rows, mask=part < parts, other=0.0), 0),)
+        totals = sums
+    return totals

@@ -1,0 +1,119 @@
+// Raw kernels of the centers family on CUDA tensors: checks, then the launches of run.cuh on the stream of torch. The
+// caller (metricseg_kernels/centers/op.py) has checked the arguments of the user and allocated the outputs.
+
+#include "../common/cuda/launch.h"
+#include "../common/host/checks.h"
+#include "../common/host/library.h"
+#include "arguments.h"
+#include "run.cuh"
+
+namespace metricseg::centers {
+namespace {
+
+constexpr int64_t kMostPixels = int64_t(1) << 30;  // of an image
+
+void check_features(const Tensor& x, int64_t classes) {
+  STD_TORCH_CHECK(x.dim() == 4 && is_floating(type_of(x)), "metricseg: features must be [B, C, h, w], floating");
+  STD_TORCH_CHECK(x.size(2) * x.size(3) < kMostPixels && x.size(1) < kMostPixels && classes < kMostPixels,
+                  "metricseg: 2^30 pixels of an image, channels or classes");
+}
+
+void check_labels(const Optional& labels, const Tensor& x) {
+  if (!labels) return;
+  STD_TORCH_CHECK(!is_floating(type_of(*labels)), "metricseg: labels must be integers");
+  check_tensor(labels, {x.size(0), x.size(2), x.size(3)}, x, labels->scalar_type(), "labels", false);
+}
+
+void check_logits(const Optional& logits, const Tensor& x, int64_t classes, const char* name) {
+  if (!logits) return;
+  STD_TORCH_CHECK(is_floating(type_of(*logits)) && accumulator_of(*logits) == accumulator_of(x), "metricseg: ", name,
+                  " has the wrong dtype");
+  check_tensor(logits, {x.size(0), classes, x.size(2), x.size(3)}, x, logits->scalar_type(), name, false);
+}
+
+template <bool backward>
+void run_similarity(const SimilarityArguments<Tensor>& a) {
+  const Tensor &x = a.features, &weights = a.weights;
+  STD_TORCH_CHECK(weights.dim() == 3, "metricseg: weights must be [1 or B, K, C]");
+  const int64_t K = weights.size(1), groups = weights.size(0);
+  check_features(x, K);
+  const int64_t B = x.size(0), C = x.size(1), h = x.size(2), w = x.size(3);
+  STD_TORCH_CHECK(groups == 1 || groups == B, "metricseg: weights of neither one nor all images");
+  const ScalarType type = x.scalar_type(), sum = accumulator_of(x);
+  check_tensor(weights, {groups, K, C}, x, sum, "weights");
+  check_labels(a.labels, x);
+  STD_TORCH_CHECK(!a.bias || a.bias->size(0) == 1 || a.bias->size(0) == B, "metricseg: bias has the wrong shape");
+  if (a.bias) check_tensor(a.bias, {a.bias->size(0), K}, x, sum, "bias");
+  STD_TORCH_CHECK((a.metric == "cosine") == a.norms.has_value() && (backward || a.labels || !a.target_similarity),
+                  "metricseg: norms of another metric, or target_similarity without labels");
+  check_tensor(a.logits, {B, K, h, w}, x, type, "logits");
+  check_tensor(a.target_similarity, {B, h, w}, x, sum, "target_similarity");
+  check_tensor(a.norms, {B, h, w}, x, sum, "norms");
+  if (backward) {
+    STD_TORCH_CHECK(a.grad_logits && (a.metric != "cosine" || a.logits), "metricseg: backward needs logits");
+    STD_TORCH_CHECK(!a.grad_target_similarity || (a.labels && a.target_similarity),
+                    "metricseg: a gradient of target_similarity, which was not kept");
+  } else {
+    STD_TORCH_CHECK(a.logits && (!a.labels || a.target_similarity), "metricseg: no output");
+  }
+  check_tensor(a.grad_logits, {B, K, h, w}, x, type, "grad_logits", false);
+  check_tensor(a.grad_target_similarity, {B, h, w}, x, sum, "grad_target_similarity", false);
+  check_tensor(a.grad_features, {B, C, h, w}, x, type, "grad_features", false);
+  check_tensor(a.grad_weights, {groups, K, C}, x, sum, "grad_weights");
+  CudaDevice device(x);
+  dispatch_accumulator(type_of(x), [&](auto zero) {
+    const auto params = a.template params<decltype(zero)>();
+    backward ? similarity_bwd(device, params) : similarity_fwd(device, params);
+  });
+}
+
+template <bool backward>
+void run_soft(const SoftSumsArguments<Tensor>& a) {
+  const Tensor& x = a.features;
+  STD_TORCH_CHECK(a.sums.dim() == 3, "metricseg: sums must be [B, K, C]");
+  const int64_t K = a.sums.size(1);
+  check_features(x, K);
+  check_logits(a.logits, x, K, "logits");
+  check_tensor(a.sums, {x.size(0), K, x.size(1)}, x, accumulator_of(x), "sums");
+  check_tensor(a.mass, {x.size(0), K}, x, accumulator_of(x), "mass");
+  check_tensor(a.grad_features, {x.size(0), x.size(1), x.size(2), x.size(3)}, x, x.scalar_type(), "grad_features",
+               false);
+  check_logits(a.grad_logits, x, K, "grad_logits");
+  CudaDevice device(x);
+  dispatch_accumulator(type_of(x), [&](auto zero) {
+    const auto params = a.template params<decltype(zero)>();
+    backward ? soft_sums_bwd(device, params) : soft_sums_fwd(device, params);
+  });
+}
+
+template <bool backward>
+void run_hard(const HardSumsArguments<Tensor>& a) {
+  const Tensor& x = a.features;
+  STD_TORCH_CHECK(a.sums.dim() == 3, "metricseg: sums must be [B, K, C]");
+  const int64_t B = x.size(0), K = a.sums.size(1);
+  check_features(x, K);
+  STD_TORCH_CHECK(B * x.size(2) * x.size(3) < int64_t(1) << 32 && B * K < int64_t(1) << 31,
+                  "metricseg: 2^32 pixels, or 2^31 classes of all images");
+  check_labels(a.labels, x);
+  check_tensor(a.sums, {B, K, x.size(1)}, x, accumulator_of(x), "sums");
+  check_tensor(a.mass, {B, K}, x, accumulator_of(x), "mass");
+  CudaDevice device(x);
+  dispatch_accumulator(type_of(x), [&](auto zero) {
+    const auto params = a.template params<decltype(zero)>();
+    backward ? label_sums_bwd(device, params) : label_sums_fwd(device, params);
+  });
+}
+
+}  // namespace
+}  // namespace metricseg::centers
+
+METRICSEG_LIBRARY_IMPL(CUDA, m) {
+  using namespace metricseg::centers;
+  using metricseg::Tensor;
+  m.impl("pixel_similarity_fwd_kernel", TORCH_BOX((&similarity_fwd_kernel<Tensor, run_similarity<false>>)));
+  m.impl("pixel_similarity_bwd_kernel", TORCH_BOX((&similarity_bwd_kernel<Tensor, run_similarity<true>>)));
+  m.impl("soft_class_sums_fwd_kernel", TORCH_BOX((&soft_sums_fwd_kernel<Tensor, run_soft<false>>)));
+  m.impl("soft_class_sums_bwd_kernel", TORCH_BOX((&soft_sums_bwd_kernel<Tensor, run_soft<true>>)));
+  m.impl("hard_class_sums_fwd_kernel", TORCH_BOX((&hard_sums_fwd_kernel<Tensor, run_hard<false>>)));
+  m.impl("hard_class_sums_bwd_kernel", TORCH_BOX((&hard_sums_bwd_kernel<Tensor, run_hard<true>>)));
+}

@@ -1,0 +1,200 @@
+// Operands of the products: rows, padded to whole tiles, and A [K, N], which is r G or the softmax of logits, rounded
+// once and with rows of whole 16-byte vectors; beside it one number for each pixel. A block of `weigh` takes 128 pixels
+// and walks over all classes, its warps taking every eighth. Derivation: docs/kernels/centers.md.
+#pragma once
+
+#include "project.cuh"
+
+namespace metricseg::centers {
+
+constexpr int kWeighWarps = kProductThreads / kWarp, kLanePixels = kPixels / kWarp;
+
+template <typename T>
+struct RowsParams {
+  const T* from;  // [images, M, J] with these strides
+  int64_t image, row, column;
+  int64_t rows, columns, padded_rows, padded_columns;  // M, J
+  int64_t count;                                       // of the padded values of all images
+};
+
+template <typename Kind>
+__global__ void __launch_bounds__(kProductThreads) rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
+  const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x;
+  if (i >= p.count) return;
+  const int64_t column = i % p.padded_columns, row = i / p.padded_columns % p.padded_rows;
+  const int64_t image = i / p.padded_columns / p.padded_rows;
+  const bool known = row < p.rows && column < p.columns;
+  to[i] = Kind::round(known ? p.from[image * p.image + row * p.row + column * p.column] : typename Kind::Sum(0));
+}
+
+template <typename T>
+struct WeighParams {
+  View from;  // [B, K, h, w]: gradient of logits, or logits
+  int64_t batch, classes;
+  int tiles;      // of an image
+  void* a;        // [B, K, stride] operands, or null
+  int64_t stride;
+  // gradient of logits
+  Map logits;      // [B, K, h, w] contiguous, or absent
+  const T* norms;  // [B, h w] or null
+  Map labels;      // with the gradient of target_similarity, or absent
+  int64_t ignore_index;
+  View grad_target;
+  const T* target_similarity;
+  T square, eps;
+  T* along;  // [B, h w]: the part of dx = t - along x along x; or null
+  // softmax
+  T* lse;   // [B, h w]
+  T* mass;  // [B, tiles, K], or null
+};
+
+// The label of a pixel whose target_similarity has a gradient, or a negative number.
+template <typename T>
+__device__ __forceinline__ int64_t own_label(const WeighParams<T>& p, int64_t image, int64_t n) {
+  const int64_t label = label_at(p.labels, image, n / p.from.width, n % p.from.width);
+  return class_of(label, p.classes, p.ignore_index);
+}
+
+template <typename T>
+__device__ __forceinline__ T own_gradient(const WeighParams<T>& p, int64_t image, int64_t n) {
+  return p.grad_target.map.template as<const T>()[image * p.grad_target.map.b + p.grad_target.offset(n)];
+}
+
+// A = r G; along = r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k G_k
+template <typename Kind>
+__global__ void __launch_bounds__(kProductThreads) weigh_gradient_kernel(WeighParams<typename Kind::Sum> p) {
+  using T = typename Kind::Sum;
+  __shared__ T shares[kWeighWarps][kPixels];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t image = blockIdx.x / p.tiles, first = blockIdx.x % p.tiles * int64_t(kPixels), pixels = p.from.pixels;
+  with_storage<T>(p.from.map, [&](auto* data) {
+    const auto* const logits = reinterpret_cast<decltype(data)>(p.logits.data);
+    T factors[kLanePixels], along[kLanePixels] = {};
+    int64_t offsets[kLanePixels];
+#pragma unroll
+    for (int v = 0; v < kLanePixels; ++v) {
+      const int64_t n = first + v * kWarp + lane;
+      const bool known = n < pixels;
+      factors[v] = known && p.norms ? inverse(p.norms[image * pixels + n], p.eps) : T(1);
+      offsets[v] = known ? image * p.from.map.b + p.from.offset(n) : -1;
+    }
+#pragma unroll 2
+    for (int64_t k = warp; k < p.classes; k += kWeighWarps) {
+      auto* const a = static_cast<typename Kind::Operand*>(p.a) + (image * p.classes + k) * p.stride + first + lane;
+      T values[kLanePixels], others[kLanePixels];
+#pragma unroll
+      for (int v = 0; v < kLanePixels; ++v) {
+        const bool known = offsets[v] >= 0;
+        values[v] = known ? widen<T>(data[offsets[v] + k * p.from.map.k]) : T(0);
+        others[v] = T(1);
+        if (known && logits) others[v] = widen<T>(logits[(image * p.classes + k) * pixels + first + v * kWarp + lane]);
+      }
+#pragma unroll
+      for (int v = 0; v < kLanePixels; ++v) {
+        along[v] += values[v] * others[v];
+        if (p.a && offsets[v] >= 0) a[v * kWarp] = Kind::round(values[v] * factors[v]);
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < kLanePixels; ++v) shares[warp][v * kWarp + lane] = along[v];
+  });
+  __syncthreads();
+  const int64_t n = first + threadIdx.x, place = image * pixels + n;
+  if (!p.along || threadIdx.x >= kPixels || n >= pixels) return;
+  T sum = 0;
+  for (int i = 0; i < kWeighWarps; ++i) sum += shares[i][threadIdx.x];
+  if (!p.norms) {
+    p.along[place] = 2 * p.square * sum;
+    return;
+  }
+  const T norm = p.norms[place], r = inverse(norm, p.eps);
+  if (p.labels && own_label(p, image, n) >= 0) sum += own_gradient(p, image, n) * p.target_similarity[place];
+  p.along[place] = norm < p.eps ? T(0) : r * (r * sum);  // a norm below the least is a constant
+}
+
+// A = r (G + O) at the labels
+template <typename Kind>
+__global__ void __launch_bounds__(kProductThreads) add_own_kernel(WeighParams<typename Kind::Sum> p) {
+  using T = typename Kind::Sum;
+  const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x, pixels = p.from.pixels;
+  if (i >= p.batch * pixels) return;
+  const int64_t image = i / pixels, n = i % pixels, label = own_label(p, image, n);
+  if (label < 0) return;
+  const T g = load_float<T>(p.from.map, image * p.from.map.b + label * p.from.map.k + p.from.offset(n));
+  const T r = p.norms ? inverse(p.norms[i], p.eps) : T(1);
+  auto* const a = static_cast<typename Kind::Operand*>(p.a) + (image * p.classes + label) * p.stride;
+  a[n] = Kind::round(r * (g + own_gradient(p, image, n)));
+}
+
+// lse = log sum_k exp(logits_k), A = exp(logits - lse), mass = sum over the block's pixels
+template <typename Kind>
+__global__ void __launch_bounds__(kProductThreads) weigh_soft_kernel(WeighParams<typename Kind::Sum> p) {
+  using T = typename Kind::Sum;
+  __shared__ T shares[2][kWeighWarps][kPixels];
+  auto* const tops = shares[0];
+  auto* const totals = shares[1];
+  const T least = -std::numeric_limits<T>::infinity();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t image = blockIdx.x / p.tiles, first = blockIdx.x % p.tiles * int64_t(kPixels), pixels = p.from.pixels;
+  with_storage<T>(p.from.map, [&](auto* data) {
+    T lse[kLanePixels], totals_here[kLanePixels] = {};  // lse: first the maximum
+    int64_t offsets[kLanePixels];
+#pragma unroll
+    for (int v = 0; v < kLanePixels; ++v) {
+      const int64_t n = first + v * kWarp + lane;
+      offsets[v] = n < pixels ? image * p.from.map.b + p.from.offset(n) : -1;
+      lse[v] = least;
+    }
+    const auto add = [&](T& top, T& total, T other, T count) {  // count exp(other) joins total exp(top)
+      const T before = top;
+      top = other > top ? other : top;
+      const T shift = top == least ? T(0) : top;
+      total = total * exp_nonpositive(before - shift) + count * exp_nonpositive(other - shift);
+    };
+    const auto load = [&](int64_t k, T(&values)[kLanePixels]) {
+#pragma unroll
+      for (int v = 0; v < kLanePixels; ++v) {
+        values[v] = offsets[v] >= 0 ? widen<T>(data[offsets[v] + k * p.from.map.k]) : T(0);
+      }
+    };
+#pragma unroll 2
+    for (int64_t k = warp; k < p.classes; k += kWeighWarps) {
+      T values[kLanePixels];
+      load(k, values);
+#pragma unroll
+      for (int v = 0; v < kLanePixels; ++v) add(lse[v], totals_here[v], values[v], T(1));
+    }
+#pragma unroll
+    for (int v = 0; v < kLanePixels; ++v) {
+      tops[warp][v * kWarp + lane] = lse[v];
+      totals[warp][v * kWarp + lane] = totals_here[v];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int v = 0; v < kLanePixels; ++v) {
+      const int at = v * kWarp + lane;
+      T top = tops[0][at], total = totals[0][at];
+      for (int i = 1; i < kWeighWarps; ++i) add(top, total, tops[i][at], totals[i][at]);
+      lse[v] = std::log(total) + top;  // if all logits are -inf the softmax is NaN, as in PyTorch
+      if (warp == 0 && offsets[v] >= 0) p.lse[image * pixels + first + at] = lse[v];
+    }
+#pragma unroll 2
+    for (int64_t k = warp; k < p.classes && p.a; k += kWeighWarps) {
+      auto* const a = static_cast<typename Kind::Operand*>(p.a) + (image * p.classes + k) * p.stride + first + lane;
+      T values[kLanePixels], sum = 0;
+      load(k, values);
+#pragma unroll
+      for (int v = 0; v < kLanePixels; ++v) {
+        const T member = exp_nonpositive(values[v] - lse[v]);
+        if (offsets[v] < 0) continue;
+        sum += member;
+        a[v * kWarp] = Kind::round(member);
+      }
+      if (!p.mass) continue;
+      sum = group_sum(sum, kWarp);
+      if (lane == 0) p.mass[blockIdx.x * p.classes + k] = sum;
+    }
+  });
+}
+
+}  // namespace metricseg::centers

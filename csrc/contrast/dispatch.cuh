@@ -1,0 +1,23 @@
+// The kind of products of a call: tensor cores, in fp16 unless weights may leave its range, or exact ones.
+#pragma once
+
+#include "run.cuh"
+
+namespace metricseg::contrast {
+
+// f(P): distances, and columns with weights, make weights of any size, so fp16 rows go as fp32, which tf32 holds exactly.
+template <typename T, typename F>
+void dispatch_products(const ContrastParams<T>& p, const F& f) {
+  if constexpr (sizeof(T) == 8) {
+    f(Exact<double>());
+  } else {
+    const Type type = p.x.features.type;
+    const bool wide = p.form == Form::margin || p.x.weights || p.y.weights;
+    if (type == Type::bf16) return f(TensorCores<__nv_bfloat16>());
+    if (type == Type::f16 && !wide) return f(TensorCores<__half>());
+    if (type == Type::f16 || !p.exact) return f(TensorCores<float>());
+    f(Exact<float>());
+  }
+}
+
+}  // namespace metricseg::contrast

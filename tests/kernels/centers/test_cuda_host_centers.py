@@ -1,0 +1,193 @@
+"""The CUDA kernels of the centers family on the host: tests of every backend, and what only a shim can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import cuda_host
+import pytest
+import test_centers
+import torch
+from centers_cases import JOBS, NAMED, Case, against_reference, double, make, run
+from cuda_host.fixtures import *  # noqa: F403
+from test_centers import (  # noqa: F401
+    FAMILY,
+    test_absent_classes,
+    test_every_label_dtype_is_the_same,
+    test_magnitudes_at_the_ends_of_fp16,
+    test_pull_is_what_its_similarity_pass_gives,
+)
+from test_centers_bad_input import (  # noqa: F401
+    test_a_bad_pixel_in_class_centers,
+    test_an_ignored_label_that_is_a_class,
+    test_label_255_is_out_of_range_where_it_is_not_ignored,
+    test_logits_of_minus_infinity_are_no_members,
+    test_nothing_labelled_is_zero_with_zero_gradient,
+    test_zero_norm_is_like_nothing,
+)
+from test_centers_bad_input import test_a_bad_pixel_keeps_to_itself as check_bad_pixel
+from test_centers_contract import (  # noqa: F401
+    OWN,
+    SHARED,
+    test_gradients_have_the_memory_format_of_their_inputs,
+    test_loss_scaling_survives_half_precision,
+)
+from test_centers_contract import test_gradcheck as check_gradients
+from test_centers_contract import test_margins_and_poison as check_margins
+from tolerances import assert_as_good
+
+import metricseg_kernels as mk
+
+# more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
+TILES = Case("tiles", (2, 10, 16), 136, 37, label_dtype=torch.uint8)
+LAST = TILES._replace(id="last", layout="nhwc", centers="own")
+ODD = Case("odd", (1, 9, 17), 130, 33)
+BLOCKS = Case("blocks", (1, 3, 5), 9, 163)
+BY_DTYPE = {
+    torch.float64: (NAMED["eleven-classes"], NAMED["one-column"], NAMED["no-pixels-own"], NAMED["no-channels"]),
+    torch.float32: (NAMED["primes"], NAMED["row-slice"], NAMED["channel-slice"], NAMED["no-images"], ODD),
+    torch.bfloat16: (TILES, LAST, BLOCKS, NAMED["expanded"], NAMED["one-class"]),
+    torch.float16: (NAMED["powers-of-two"], NAMED["channels-last-own"], NAMED["huge"]),
+}
+IN_TF32 = [NAMED["powers-of-two"], NAMED["channels-last-own"], NAMED["primes"], BLOCKS]
+
+
+@pytest.fixture(autouse=True)
+def exact(shim: ModuleType) -> Iterator[None]:
+    """Exact products of fp32 maps, as PyTorch has them if not told otherwise."""
+    shim.set_exact(True)
+    yield
+    shim.set_exact(True)
+
+
+@pytest.mark.parametrize("dtype", BY_DTYPE, ids=str)
+@pytest.mark.parametrize("name", ["pulled", "soft", "hard"])
+def test_values_and_gradients(name: str, dtype: torch.dtype, backend: str) -> None:
+    for case in BY_DTYPE[dtype]:
+        outputs, grads = against_reference(name, case, dtype, backend, "cpu", shared=name != "pulled")
+        assert all(t.isfinite().all() for t in outputs + grads)
+
+
+@pytest.mark.parametrize("name", ["dot", "euclidean", "pull", "soft-area"])
+def test_other_forms(name: str, backend: str) -> None:
+    for case, dtype in ((NAMED["strided"], torch.float32), (LAST, torch.bfloat16)):
+        against_reference(name, case, dtype, backend, "cpu")
+
+
+@pytest.mark.parametrize("name", ["cosine", "soft"])
+def test_tf32(name: str, shim: ModuleType, backend: str) -> None:
+    """fp32 maps with the mantissa of fp16: at most twice its error; and as good as fp32 if all factors have it."""
+    for case in IN_TF32:
+        inputs = make(case)
+        (truth,), true_grads = run(JOBS[name], double(inputs), case, backend="reference")
+        (plain,), plain_grads = run(JOBS[name], make(case, torch.float16), case, backend="reference")
+        shim.set_exact(False)
+        (ours,), grads = run(JOBS[name], inputs, case, backend=backend)
+        shim.set_exact(True)
+        (same,), _ = run(JOBS[name], inputs, case, backend=backend)
+        assert not torch.equal(ours, same)
+        for got, simple, right in zip((ours, *grads), (plain, *plain_grads), (truth, *true_grads), strict=True):
+            assert_as_good(got, simple, right, torch.float16)
+
+
+def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
+    """Integers up to 64: products and sums are exact."""
+    for layout in ("nchw", "nhwc"):
+        inputs = make(ODD._replace(layout=layout, channels=136))
+        inputs = inputs._replace(features=(8 * inputs.features).round(), centers=(8 * inputs.centers).round())
+        results = []
+        for exact in (True, False):
+            shim.set_exact(exact)
+            x, w = inputs.features.detach().requires_grad_(), inputs.centers.detach().requires_grad_()
+            logits = mk.center_similarity(x, w, metric="dot", scale=1.0, backend=backend)
+            upstream = (8 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))).round()
+            results.append([logits.detach(), *torch.autograd.grad(logits, (x, w), upstream)])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_gradcheck(name: str, backend: str) -> None:
+    check_gradients(name, OWN if name in ("pulled", "soft", "euclidean") else SHARED, backend, "cpu")
+
+
+@pytest.mark.parametrize(
+    "case, dtype", [(BLOCKS, torch.bfloat16), (NAMED["channels-last-own"], torch.float32), (NAMED["row-slice"], torch.bfloat16)],
+    ids=lambda x: getattr(x, "id", None),
+)  # fmt: skip
+def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, monkeypatch) -> None:
+    check_margins(case, dtype, backend, "cpu", monkeypatch)
+
+
+def test_a_bad_pixel_keeps_to_itself(backend: str) -> None:
+    for name, value in (("pulled", torch.nan), ("euclidean", torch.nan), ("cosine", torch.inf)):
+        check_bad_pixel(name, "nchw", value, backend, "cpu")
+
+
+def test_upstream_gradient_of_any_stride(backend: str) -> None:
+    for make_upstream in (
+        lambda t: torch.ones(()).expand(t.shape),
+        lambda t: torch.rand((*t.shape[:-1], 3 * t.shape[-1]))[..., ::3],
+        lambda t: torch.rand(t.shape).movedim(1, -1).contiguous().movedim(-1, 1),
+    ):
+        test_centers.test_upstream_gradient_of_any_stride(make_upstream, backend, "cpu")
+
+
+def test_another_dtype_of_centers_and_logits(backend: str) -> None:
+    test_centers.test_centers_and_logits_of_another_dtype(torch.bfloat16, backend, "cpu")
+
+
+def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> None:
+    """In whatever order blocks, warps and lanes run."""
+    for name, case, dtype in (("pulled", TILES, torch.bfloat16), ("soft", BLOCKS, torch.float32), ("hard", ODD, torch.float32)):  # fmt: skip
+        runs = []
+        for seed in (0, 1):
+            shim.configure(2, cuda_host.SHARED, seed)
+            runs.append(run(JOBS[name], make(case, dtype), case, backend=backend))
+        assert all(torch.equal(a, b) for a, b in zip(runs[0][0] + runs[0][1], runs[1][0] + runs[1][1], strict=True))
+
+
+@pytest.mark.parametrize("barrier", [0, 1, 2, 3, 4])
+def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:
+    """So the tests above show that none is missing."""
+    case = NAMED["primes"]
+    for name in ("cosine", "soft"):
+        shim.lose_barrier(barrier)
+        with pytest.raises(RuntimeError, match="race in shared memory: thread"):
+            run(JOBS[name], make(case, torch.bfloat16), case, backend=backend)
+
+
+ASAN_SCRIPT = """
+rng = np.random.default_rng(0)
+def values(*shape, dtype):
+    x = rng.standard_normal(shape)
+    return (x.astype("f4").view("u4") >> 16).astype("u2") if dtype == "u2" else x.astype(dtype)
+for B, C, h, w, K, dtype, acc in [(2, 5, 7, 11, 19, "f4", "f4"), (1, 136, 4, 40, 37, "u2", "f4"),
+                                  (1, 8, 1, 1, 163, "f2", "f4"), (2, 33, 3, 7, 3, "f8", "f8"), (0, 3, 4, 4, 2, "f4", "f4"),
+                                  (1, 0, 4, 4, 2, "f4", "f4"), (2, 24, 5, 6, 34, "u2", "f4"), (1, 9, 1, 130, 2, "u2", "f4")]:
+    x = values(B, C, h, w, dtype=dtype)
+    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    labels = rng.integers(-1, K + 1, (B, h, w))
+    pixels = lambda: np.empty((B, h, w), acc)
+    for exact in (True, False):
+        m.set_exact(exact)
+        for metric, map, groups in (("cosine", x, 1), ("euclidean", last, B)):
+            weights, logits, grad = values(groups, K, C, dtype=acc), values(B, K, h, w, dtype=dtype), np.empty_like(map)
+            bias, norms, target = (None, pixels(), pixels()) if metric == "cosine" else (values(groups, K, dtype=acc), None, None)
+            some = labels if target is not None else None
+            m.similarity_fwd_kernel(map, weights, bias, some, metric, 2.0, 255, logits, target, norms)
+            grad_target = None if target is None else values(B, h, w, dtype=acc)
+            m.similarity_bwd_kernel(values(B, K, h, w, dtype=dtype), grad_target, map, weights, some, norms, metric, 2.0,
+                                    255, logits, target, grad, np.empty_like(weights))
+            for assignment in (values(B, K, h, w, dtype=dtype), labels):
+                sums, mass = np.empty((B, K, C), acc), np.empty((B, K), acc)
+                m.class_sums_fwd_kernel(map, assignment, 255, sums, mass)
+                to = np.empty_like(assignment) if assignment.ndim == 4 else None
+                m.class_sums_bwd_kernel(sums, mass, map, assignment, 255, grad, to)
+print("clean")
+"""
+
+
+@pytest.mark.slow
+def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
+    cuda_host.run_sanitized("centers", ASAN_SCRIPT)

@@ -1,0 +1,144 @@
+"""Launches on a GPU of small calls: there the host decides, and each launch costs it several microseconds.
+
+Operators of ATen that launch a kernel are counted as a profile of the CPU shows them, those inside another operator
+not; launches of Triton kernels are counted, not run. Counts that rise are a regression; those that fall belong here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import metricseg_kernels as mk
+from metricseg_kernels.core import checks
+
+# forward, backward: operators of ATen and launches of Triton kernels, at most
+COUNTS = {
+    "contrast": ((0, 8), (1, 6)),
+    "contrast, ids": ((0, 8), (1, 6)),
+    "contrast, all": ((0, 8), (1, 6)),
+    "contrast, weights": ((0, 8), (1, 6)),
+    "contrast, bank": ((0, 8), (1, 6)),
+    "margin": ((0, 6), (1, 5)),
+    "nca": ((27, 7), (1, 7)),
+    "cosine centers": ((9, 1), (18, 2)),
+    "centers with pull": ((33, 2), (32, 3)),
+    "soft class sums": ((4, 2), (6, 3)),
+    "hard class sums": ((16, 1), (7, 1)),
+    "focal": ((4, 2), (2, 0)),
+    "cross-entropy": ((4, 2), (2, 0)),
+    "OHEM": ((7, 9), (2, 0)),
+    "anchors": ((4, 5), None),
+    "refine": ((0, 1), (2, 5)),
+    "top-k": ((0, 2), None),
+}
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
+VIEWS = {"_reshape_alias", "_unsafe_view", "contiguous", "detach", "detach_", "lift_fresh", "reshape", "to"}
+
+
+def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]]:
+    """Return (what requires a gradient, calls by name)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def classes(*shape: int) -> Tensor:
+        return torch.randint(19, shape, generator=generator)
+
+    def rows(count: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.randn(count, 256, generator=generator), dim=1)
+
+    def maps(channels: int) -> Tensor:
+        return torch.randn(2, channels, 32, 64, generator=generator).requires_grad_()
+
+    anchors, labels, bank, bank_labels = rows(1024).requires_grad_(), classes(1024), rows(4096), classes(4096)
+    weights, bank_weights = (torch.rand(count, generator=generator) + 0.5 for count in (1024, 4096))
+    prototypes, prototype_labels = rows(300).requires_grad_(), classes(300)
+    logits, features, centers = maps(19), maps(256), rows(19).requires_grad_()
+    target, cells, seed = classes(2, 128, 256), classes(2, 32, 64), torch.tensor(1)
+    offsets, neighbors = (torch.randn(2, k, 128, 256, generator=generator).requires_grad_() for k in (2, 9))
+    contrast, learned = mk.pixel_contrast_loss, [anchors, prototypes, logits, features, centers, offsets, neighbors]
+    return learned, {
+        "contrast": lambda: contrast(anchors, labels, backend="triton"),
+        "contrast, ids": lambda: contrast(anchors, labels, anchor_ids=labels, backend="triton"),
+        "contrast, all": lambda: contrast(anchors, labels, denominator="all", backend="triton"),
+        "contrast, weights": lambda: contrast(
+            anchors, labels, bank, bank_labels, anchor_weights=weights, contrast_weights=bank_weights, backend="triton"
+        ),
+        "contrast, bank": lambda: contrast(anchors, labels, bank, bank_labels, backend="triton"),
+        "margin": lambda: mk.margin_contrast_loss(anchors, labels, backend="triton"),
+        "nca": lambda: mk.prototype_nca_loss(
+            anchors, labels, labels, prototypes, prototype_labels, backend="triton"
+        ),
+        "cosine centers": lambda: mk.center_similarity(features, centers, backend="triton"),
+        "centers with pull": lambda: mk.center_similarity(features, centers, pull_labels=cells, backend="triton"),
+        "soft class sums": lambda: mk.class_centers(features, logits, backend="triton"),
+        "hard class sums": lambda: mk.class_centers(features, cells, num_classes=19, backend="triton"),
+        "focal": lambda: mk.focal_loss(logits, target, backend="triton"),
+        "cross-entropy": lambda: mk.cross_entropy(logits, target, backend="triton"),
+        "OHEM": lambda: mk.ohem_cross_entropy(logits, target, min_kept=1000, backend="triton"),
+        "anchors": lambda: mk.sample_anchors(cells, cells.flip(0), seed=seed, backend="triton").index,
+        "refine": lambda: mk.refine_upsample(features, offsets, neighbors, backend="triton"),
+        "top-k": lambda: mk.topk_similarity(anchors.detach(), bank, 15, backend="triton")[0],
+    }  # fmt: skip
+
+
+def launching(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+    """Whether an operator of ATen launches a kernel on a GPU."""
+    if event.cpu_children:
+        return any(map(launching, event.cpu_children))
+    name = event.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name, None)
+    views = packet is not None and all(getattr(packet, overload).is_view for overload in packet.overloads())
+    return name != event.name and not views and name not in ALLOCATIONS | VIEWS
+
+
+def outermost(events: list[torch.autograd.profiler_util.FunctionEvent]) -> Iterator[str]:
+    """Names of the operators of ATen that launch kernels, and are not part of another."""
+    for event in events:
+        if not event.name.startswith("aten::"):
+            yield from outermost(event.cpu_children)
+        elif launching(event):
+            yield event.name.removeprefix("aten::")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the Triton kernels that a test asked for; none runs."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("counted without a device")
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    names: list[str] = []
+    monkeypatch.setattr(checks, "validates", lambda device: False)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda self, *_, **__: names.append(self.fn.__name__))
+    return names
+
+
+def test_small_calls_launch_no_more_than_this(launched: list[str]) -> None:
+    def count(step: Callable[[], Any]) -> tuple[Any, tuple[int, int], str]:
+        launched.clear()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = step()
+        operators = list(outermost([e for e in profile.events() if e.cpu_parent is None]))
+        return out, (len(operators), len(launched)), f"{dict(Counter(operators))} {launched}"
+
+    def backward(out: Tensor | tuple[Tensor, ...]) -> Callable[[], Any]:
+        upstream = torch.utils._pytree.tree_map(torch.ones_like, out)
+        return lambda: torch.autograd.grad(out, learned, upstream, allow_unused=True)
+
+    more = []
+    learned, calls = make_calls()
+    for name, call in calls.items():
+        forward, back = COUNTS[name]
+        out, *found = count(call)
+        counts = [("forward", forward, *found)]
+        if back is not None:
+            counts.append(("backward", back, *count(backward(out))[1:]))
+        for which, most, found, details in counts:
+            if found[0] > most[0] or found[1] > most[1]:
+                more.append(f"{name} {which}: {found}, not {most}: {details}")
+    assert not more, "\n".join(more)

@@ -1,0 +1,41 @@
+// The CUDA kernels of the contrast family behind numpy arrays: the same launches as csrc/contrast/cuda.cu, run by the
+// shim.
+#include "host.h"
+#include "tensor_cores.h"
+
+#include "../../../csrc/contrast/arguments.h"
+#include "../../../csrc/contrast/dispatch.cuh"
+
+using namespace metricseg;
+using namespace metricseg::contrast;
+
+template <bool backward>
+static void run(const ContrastArguments<py::array>& a) {
+  dispatch_accumulator(type_of(*a.x.features), [&](auto zero) {
+    auto p = a.template params<decltype(zero)>();
+    if (backward) p.reduce = rank_of(a.terms) == 1;
+    dispatch_products(p, [&](auto products) {
+      HostDevice device;
+      Contrast<decltype(products), HostDevice> contrast(device, p, backward);
+      backward ? contrast.backward() : contrast.forward();
+    });
+  });
+}
+
+static void run_sort(const SortArguments<py::array>& a) {
+  HostDevice device;
+  dispatch_accumulator(a.accumulator(), [&](auto zero) { sort_rows(device, a.template params<decltype(zero)>()); });
+}
+
+static void run_mean(const MeanArguments<py::array>& a) {
+  HostDevice device;
+  dispatch_accumulator(type_of(a.terms), [&](auto zero) { mean(device, a.template params<decltype(zero)>()); });
+}
+
+PYBIND11_MODULE(contrast, m) {
+  define_switches(m);
+  m.def("sort_rows_kernel", sort_rows_kernel<py::array, run_sort>);
+  m.def("contrast_mean_kernel", contrast_mean_kernel<py::array, run_mean>);
+  m.def("contrast_fwd_kernel", contrast_fwd_kernel<py::array, run<false>>);
+  m.def("contrast_bwd_kernel", contrast_bwd_kernel<py::array, run<true>>);
+}
