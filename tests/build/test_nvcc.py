@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import cuda_budgets
 import pytest
-from cuda_sources import USES, Usage, compile_family, find_nvcc
+from cuda_sources import USES, Usage, compile_family, find_nvcc, version_of
 
 pytestmark = pytest.mark.slow  # minutes of compilation
 REGISTER_FILE = 65536
@@ -31,9 +31,11 @@ def test_no_kernel_spills(family: str, usages: Callable[[str], list[Usage]]) -> 
 
 @pytest.mark.parametrize("family", USES)
 def test_no_kernel_outgrows_its_record(family: str, usages: Callable[[str], list[Usage]]) -> None:
-    """Against docs/kernels/budgets.md; `python -m cuda_budgets FAMILY` writes what a change is meant to need."""
+    """Against docs/kernels/budgets.md, if another version of nvcc is here only that no kernel is missing there."""
     found, recorded = cuda_budgets.by_kernel(usages(family)), cuda_budgets.recorded(family)
-    assert found.keys() == recorded.keys()
+    assert found.keys() == recorded.keys(), f"python -m cuda_budgets {family} records what its kernels need"
+    if version_of(str(find_nvcc())) != cuda_budgets.recorded_version():
+        return
     grown = {k: (u.registers, recorded[k]) for k, u in found.items() if u.registers > recorded[k][0] + GRACE}
     grown |= {k: (u.shared, recorded[k]) for k, u in found.items() if u.shared > recorded[k][1]}
     assert not grown

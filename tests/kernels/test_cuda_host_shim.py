@@ -43,6 +43,7 @@ FAULTS = {
     "misaligned_copy_wrong": "cp.async: an address is not 16-byte aligned",
     "misaligned_matrix_wrong": "ldmatrix: a row is not 16-byte aligned",
     "misaligned_vector_wrong": r"Vec.* is misaligned: address \d+ is no multiple of 16, at ",
+    "misaligned_value_wrong": r"a value of 8 bytes is misaligned: address \d+ is no multiple of 8, at ",
     "misaligned_store_wrong": r"Vec.* is misaligned: address \d+ is no multiple of 16, at ",
 }
 LINES = {  # of the access that is reported
@@ -51,6 +52,7 @@ LINES = {  # of the access that is reported
     "read_beside_atomics_wrong": "atomicAdd(&count, 1);",
     "two_blocks_write_wrong": "out[at] = in[at];",
     "misaligned_vector_wrong": "const auto whole = *reinterpret_cast<const Vec<float>*>(in + (right ? 4 : 5) * threadIdx.x);",
+    "misaligned_value_wrong": "out[threadIdx.x] = static_cast<float>(values[threadIdx.x]);",
     "misaligned_store_wrong": "*reinterpret_cast<Vec<float>*>(out + (right ? 4 : 5) * threadIdx.x) = whole;",
 }
 
@@ -59,7 +61,7 @@ LINES = {  # of the access that is reported
 def planted() -> ctypes.CDLL:
     if (reason := cuda_host.why_not()) is not None:
         pytest.skip(reason)
-    library = ctypes.CDLL(str(cuda_host.build("planted")))
+    library = ctypes.CDLL(str(cuda_host.build("planted", more="-fsanitize=alignment")))
     for name in ("run_planted", "launch_nothing", "run_product"):
         getattr(library, name).restype = ctypes.c_char_p
     return library

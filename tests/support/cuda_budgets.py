@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuda_sources import USES, Usage, compile_family, find_nvcc
+from cuda_sources import USES, Usage, compile_family, find_nvcc, version_of
 from places import ROOT
 
 PAGE = ROOT / "docs" / "kernels" / "budgets.md"
@@ -51,10 +51,20 @@ class Launch(NamedTuple):
     smem: int
 
 
+def shorten(kernel: str) -> str:
+    """A kernel as the compiler prints it, without parameters and namespaces."""
+    depth = 0
+    for i, character in enumerate(kernel):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            kernel = kernel[:i]
+            break
+    return re.sub(r"\b\w+::|^void ", "", kernel).replace(" >", ">")
+
+
 def readable(names: list[str]) -> list[str]:
-    """Names of kernels without their parameters and namespaces."""
-    result = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True)
-    return [re.sub(r"\b(metricseg::)?\w+::|^void ", "", line).replace(" >", ">") for line in result.stdout.splitlines()]
+    result = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True)
+    return [shorten(line) for line in result.stdout.splitlines()]
 
 
 def by_kernel(usages: list[Usage]) -> dict[tuple[str, str], Usage]:
@@ -68,6 +78,11 @@ def recorded(family: str) -> dict[tuple[str, str], tuple[int, int]]:
     section = re.search(rf"^## {family}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     rows = re.findall(r"^\| `(.+?)` \| (\d+) \| (\d+) \| (\d+) ", section[1] if section else "", re.MULTILINE)
     return {(name, f"sm_{sm}"): (int(registers), int(static)) for name, sm, registers, static in rows}
+
+
+def recorded_version() -> str:
+    found = re.search(r"by nvcc (\S+)\.\n", PAGE.read_text())
+    return found[1] if found else ""
 
 
 def resident_warps(device: Device, registers: int, threads: int, smem: int) -> int:
@@ -165,111 +180,35 @@ def find_cuobjdump(nvcc: str) -> str | None:
 # --- launches ---
 
 
-def call_focal() -> None:
-    import torch
-
-    import metricseg_kernels as mk
-    from benchmarks.harness.shapes import GPU
-
-    for shape in GPU.main:
-        x = torch.zeros(shape.batch, shape.classes, *shape.cells, dtype=getattr(torch, shape.dtype), requires_grad=True)
-        labels = torch.zeros(shape.batch, *shape.labels, dtype=torch.uint8)
-        for loss in (mk.focal_loss, mk.sigmoid_focal_loss):
-            loss(x, labels, backend="cuda")
-    mk.ohem_cross_entropy(x, labels, backend="cuda")
-
-
-def call_anchors() -> None:
-    import torch
-
-    import metricseg_kernels as mk
-    from benchmarks.harness.shapes import ANCHORS_GPU
-
-    for shape in ANCHORS_GPU:
-        labels = torch.zeros(shape.batch, *shape.cells, dtype=torch.long)
-        mk.sample_anchors(labels, labels, max_samples=1024, num_classes=shape.classes, seed=1, backend="cuda")
-        x = torch.zeros(
-            shape.batch, shape.channels, *shape.cells, dtype=getattr(torch, shape.dtype), requires_grad=True
-        )
-        mk.gather_pixels(x, torch.arange(1024), backend="cuda").sum().backward()
-
-
-def call_segments() -> None:
-    import torch
-
-    import metricseg_kernels as mk
-    from benchmarks.harness.shapes import CLUSTERS_GPU
-
-    for shape in CLUSTERS_GPU:
-        x = torch.zeros(
-            shape.batch, shape.channels, *shape.cells, dtype=getattr(torch, shape.dtype), requires_grad=True
-        )
-        ids = torch.zeros(shape.batch, *shape.cells, dtype=torch.long)
-        mk.spherical_kmeans(x, grid=(5, 5), iterations=1, backend="cuda")
-        mk.split_by_label(ids, ids, capacity=shape.batch * 25 * shape.classes, backend="cuda")
-        mk.segment_mean(x, ids, shape.batch * 25, backend="cuda").sum().backward()
-
-
-def call_refine() -> None:
-    import torch
-
-    import metricseg_kernels as mk
-    from benchmarks.harness.shapes import REFINED_GPU
-
-    for shape in REFINED_GPU:
-        x = torch.zeros(
-            shape.batch, shape.channels, *shape.cells, dtype=getattr(torch, shape.dtype), requires_grad=True
-        )
-        offsets = torch.zeros(shape.batch, 2, *shape.labels, requires_grad=True)
-        neighbors = torch.zeros(shape.batch, 9, *shape.labels, requires_grad=True)
-        mk.refine_upsample(x, offsets, neighbors, backend="cuda").sum().backward()
-
-
-def call_retrieval() -> None:
-    import torch
-
-    import metricseg_kernels as mk
-    from benchmarks.harness.shapes import BANKS
-
-    for shape in BANKS:
-        sizes, dtype = ((n, shape.channels) for n in (shape.queries, shape.rows)), getattr(torch, shape.dtype)
-        queries, bank = (torch.zeros(size, dtype=dtype) for size in sizes)
-        mk.topk_similarity(queries, bank, shape.k, backend="cuda")
-
-
-CALLS: dict[str, Callable[[], None]] = {
-    "focal": call_focal, "anchors": call_anchors, "segments": call_segments, "refine": call_refine,
-    "retrieval": call_retrieval,
-}  # fmt: skip
-
-
 def zeroed(allocate: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments, **options: allocate(*arguments, **options).zero_()
 
 
 def launches(family: str, device: Device) -> dict[str, Launch]:
     """Of each kernel, the launch with most shared memory among those that the calls of a family make."""
+    import cuda_calls
     import cuda_host
     import pytest
     import torch
 
-    if family not in CALLS or cuda_host.why_not() is not None:
-        return {}
+    if (why := cuda_host.why_not()) is not None:
+        raise RuntimeError(why)
     module = cuda_host.load(family)
     with pytest.MonkeyPatch.context() as patch:
-        cuda_host.stand_in(patch, importlib.import_module(f"metricseg_kernels.{family}.op"), module)
+        op = importlib.import_module(f"metricseg_kernels.{family}.op")
+        through = importlib.import_module(f"metricseg_kernels.{family}.cuda") if family == "contrast" else None
+        cuda_host.stand_in(patch, op, module, through)
         module.configure(device.multiprocessors, device.smem - 1024 - 4096, 0)
         module.record(True)
         for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
             patch.setattr(owner, name, zeroed(getattr(owner, name)))  # no kernel fills them
-        CALLS[family]()
+        cuda_calls.CALLS[family]()
         found = module.recorded()
         module.record(False)
     most: dict[str, Launch] = {}
     for kernel, *launch in sorted(found, key=lambda launch: (launch[3], launch[1])):
-        most[kernel.split("(")[0]] = Launch(*launch)
-    names = [re.sub(r"\bmetricseg::|\b\w+::|^void ", "", kernel).replace(" >", ">") for kernel in most]
-    return dict(zip(names, most.values(), strict=True))
+        most[shorten(kernel)] = Launch(*launch)
+    return most
 
 
 # --- the page ---
@@ -277,8 +216,9 @@ def launches(family: str, device: Device) -> dict[str, Launch]:
 INTRO = """\
 # Budgets of the CUDA kernels
 
-Written by `python -m cuda_budgets` from the output of ptxas and the disassembly. `tests/build/test_nvcc.py` holds
-registers and static shared memory against it. The rest is an estimate of what binds a kernel, not a measurement.
+Written by `python -m cuda_budgets` from the output of ptxas and the disassembly, by nvcc {version}.
+`tests/build/test_nvcc.py` holds registers and static shared memory of that version against it. The rest is an estimate
+of what binds a kernel, not a measurement.
 
 - registers, static: registers of a thread, bytes of static shared memory of a block.
 - threads, blocks, dynamic: the launch with most dynamic shared memory, in bytes, at the benchmarks' shapes for a GPU.
@@ -345,8 +285,8 @@ def main() -> int:
     for family in tqdm(families, unit="family"):
         table = [list(HEAD), ["---"] * len(HEAD), *rows(family, nvcc, cuobjdump)]
         sections[family] = "\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + "\n"
-    text = INTRO + "\n" + "".join(f"## {family}\n{sections[family]}" for family in sorted(sections))
-    PAGE.write_text(text.rstrip() + "\n")
+    tables = "".join(f"## {family}\n{sections[family]}" for family in sorted(sections))
+    PAGE.write_text(f"{INTRO.format(version=version_of(nvcc))}\n{tables.rstrip()}\n")
     return 0
 
 

@@ -27,6 +27,12 @@ def find_nvcc() -> str | None:
     return next((p for p in places if os.path.exists(p)), shutil.which("nvcc"))
 
 
+def version_of(nvcc: str) -> str:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else "unknown"
+
+
 # What a family's run.cuh offers, called once for every type that it is shipped for.
 USES = {
     "focal": """

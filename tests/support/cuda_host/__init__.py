@@ -24,10 +24,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 SHARED = 160 << 10  # bytes a block may have on sm_80, less a little
 FLAGS = "-std=c++17 -fPIC -fvisibility=hidden"
-WATCHED = (
-    "-O1 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fsanitize=thread,alignment"  # their library: races.h, fibers.h
-)
-SANITIZED = "-O0 -g1 -fsanitize=address -fno-omit-frame-pointer"
+WATCHED = "-O1 -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -fsanitize=thread"  # races.h is its library
+SANITIZED = "-O0 -g1 -fsanitize=address,alignment -fno-omit-frame-pointer"  # fibers.h is that of the second
 NINJA = """\
 rule cxx
   command = {compiler} {flags} -MMD -MF $out.d -c $in -o $out
@@ -50,8 +48,8 @@ def why_not() -> str | None:
     return None
 
 
-def build(family: str, sanitize: bool = False) -> Path:
-    """The compiled module of an op family, rebuilt where a source changed."""
+def build(family: str, sanitize: bool = False, more: str = "") -> Path:
+    """The compiled module of an op family, rebuilt where a source changed; with more flags of the compiler."""
     import ninja
     import pybind11
 
@@ -59,7 +57,7 @@ def build(family: str, sanitize: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / f"{family}{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = f"-I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
-    flags = f"{FLAGS} {SANITIZED if sanitize else WATCHED} {includes}"
+    flags = f"{FLAGS} {SANITIZED if sanitize else WATCHED} {more} {includes}"
     text = NINJA.format(compiler="g++", flags=flags, link="-fsanitize=address" if sanitize else "", output=output,
                         object=folder / f"{family}.o", source=HERE / f"{family}.cpp")  # fmt: skip
     command = [str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(folder), "-f", f"{family}.ninja"]
@@ -110,7 +108,7 @@ def require(family: str) -> ModuleType:
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, op: ModuleType, module: ModuleType, through: ModuleType | None = None
 ) -> str:
-    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in their order.
+    """Backend "cuda", the kernels of its `op` replaced by the module's: two multiprocessors, threads in random order.
 
     through: the backend's module, if its functions take other arguments than the raw kernels that they call.
     """
@@ -122,7 +120,7 @@ def stand_in(
     monkeypatch.setattr(
         backends, "why_not", lambda family, name, *of: None if name == "cuda" else why_not_elsewhere(family, name, *of)
     )
-    module.configure(2, SHARED, 0)
+    module.configure(2, SHARED, 1)
     module.lose_barrier(-1)
     return "cuda"
 

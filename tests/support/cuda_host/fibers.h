@@ -81,7 +81,6 @@ struct Block {
   std::unique_ptr<std::byte[]> shared;
   Words exchanged[kWarp];  // what the lanes of the warp have offered
   std::exception_ptr error;
-  std::string misaligned;  // the first misaligned access
   const void* host_stack = nullptr;
   size_t host_stack_size = 0;
 };
@@ -307,7 +306,7 @@ void launch(Kernel kernel, dim3 grid, int threads, int64_t shared_bytes, Argumen
     if (block.fibers.size() < static_cast<size_t>(threads)) block.fibers = std::vector<Fiber>(threads);
     block.first = block.fibers.data();
     block.body = [&] { kernel(arguments...); };
-    block.misaligned.clear();
+    misaligned.clear();
     METRICSEG_RACES(races.begin_launch();)
     std::vector<unsigned> order(blocks);
     put_in_order(order.data(), order.size());
@@ -320,7 +319,7 @@ void launch(Kernel kernel, dim3 grid, int threads, int64_t shared_bytes, Argumen
       run_block(threads, b);
     }
     METRICSEG_RACES(if (!races.found.empty()) throw std::logic_error(races.found);)
-    if (!block.misaligned.empty()) throw std::logic_error(block.misaligned);
+    if (!misaligned.empty()) throw std::logic_error(misaligned);
   } catch (const std::logic_error& error) {
     throw std::logic_error(error.what() + (", in kernel " + line_at(code, true)));
   }
@@ -346,13 +345,10 @@ struct MetricsegMismatch {
   unsigned char log_alignment, kind;
 };
 extern "C" METRICSEG_UNWATCHED void __ubsan_handle_type_mismatch_v1(const MetricsegMismatch* m, const void* at) {
-  auto& found = cuda_host::block.misaligned;
-  if (!cuda_host::in_kernel || !found.empty()) return;
+  if (!cuda_host::in_kernel || !cuda_host::misaligned.empty()) return;
   METRICSEG_RACES(cuda_host::races.active = false;)
   const std::string file = m->file;
-  found = "a " + std::string(m->type->name) + " is misaligned: address " +
-          std::to_string(reinterpret_cast<uintptr_t>(at)) + " is no multiple of " +
-          std::to_string(1 << m->log_alignment) + ", at " + file.substr(file.rfind('/') + 1) + ":" +
-          std::to_string(m->line);
+  cuda_host::report_misaligned(m->type->name, at, 1 << m->log_alignment,
+                               file.substr(file.rfind('/') + 1) + ":" + std::to_string(m->line));
   METRICSEG_RACES(cuda_host::races.active = true;)
 }

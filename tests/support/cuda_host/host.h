@@ -28,11 +28,14 @@ struct HostDevice {
   DeviceLimits limits() const { return device; }
   template <typename T>
   T* scratch(int64_t count) {
+    if (cuda_host::only_record) return nullptr;
     scratches.emplace_back(count * sizeof(T), std::byte{0xff});
     cuda_host::remember(scratches.back().data(), count * sizeof(T), "scratch " + std::to_string(scratches.size() - 1));
     return reinterpret_cast<T*>(scratches.back().data());
   }
-  void clear(void* data, int64_t bytes) { std::memset(data, 0, bytes); }
+  void clear(void* data, int64_t bytes) {
+    if (!cuda_host::only_record) std::memset(data, 0, bytes);
+  }
   template <typename Kernel, typename... Arguments>
   void launch(Kernel kernel, int64_t blocks, int threads, int64_t smem, Arguments... arguments) {
     if (smem > device.smem) throw std::logic_error("more shared memory asked for than a block may have");

@@ -101,4 +101,12 @@ inline std::string element_at(const void* address, unsigned size) {
   return "in no array of the call";
 }
 
+// The first misaligned access of a launch.
+inline std::string misaligned;
+
+inline void report_misaligned(const std::string& what, const void* at, unsigned alignment, const std::string& line) {
+  misaligned = what + " is misaligned: address " + std::to_string(reinterpret_cast<uintptr_t>(at)) +
+               " is no multiple of " + std::to_string(alignment) + ", at " + line;
+}
+
 }  // namespace cuda_host

@@ -232,6 +232,13 @@ __global__ void misaligned_store(const float* in, float* out) {
   *reinterpret_cast<Vec<float>*>(out + (right ? 4 : 5) * threadIdx.x) = whole;
 }
 
+// Found by the hook of -fsanitize=thread alone.
+template <bool right>
+__attribute__((no_sanitize("alignment"))) __global__ void misaligned_value(const float* in, float* out) {
+  const auto* const values = reinterpret_cast<const double*>(in + (right ? 2 : 1));
+  out[threadIdx.x] = static_cast<float>(values[threadIdx.x]);
+}
+
 __global__ void nothing(float*) {}
 
 // --- products ---
@@ -295,6 +302,7 @@ const std::map<std::string, Planted> planted = {
     PLANT(misaligned_matrix),
     PLANT(misaligned_vector),
     PLANT(misaligned_store),
+    PLANT(misaligned_value),
     {"copies_right", {copies<Slip::none>}},
     {"copies_no_wait", {copies<Slip::no_wait>}},
     {"copies_too_few", {copies<Slip::too_few>}},
