@@ -107,7 +107,8 @@ void sum_pixels(Device& device, SumsParams<T> p, int64_t groups, T* to) {
   const int64_t wanted = slots / others >= 4 ? slots / others : ceil_div(4 * slots, others);
   p.parts = static_cast<int>(std::max<int64_t>(std::min(wanted, all), 1));
   p.out = p.parts == 1 ? to : device.template scratch<T>(groups * p.parts * count);
-  device.launch(sums_kernel<Kind, MT, Spreads>, others * p.parts, kProductThreads, Tile::kSmem, p);
+  p.stages = Tile::smem(Tile::kStages) <= device.limits().smem ? Tile::kStages : 2;
+  device.launch(sums_kernel<Kind, MT, Spreads>, others * p.parts, kProductThreads, Tile::smem(p.stages), p);
   if (p.parts > 1) join_parts(device, p.out, groups, p.parts, count, to);
 }
 
@@ -207,7 +208,7 @@ bool sum_and_spread(Device& device, const SimilarityParams<T>& s, const WeighPar
     bool taken = false;
     dispatch_rows<Kind>(make_row_blocks<Kind>(s.classes), [&](auto mt) {
       constexpr int kTiles = decltype(mt)::value;
-      if (SumsTile<Kind, kTiles, true>::kSmem > device.limits().smem) return;
+      if (SumsTile<Kind, kTiles, true>::smem(2) > device.limits().smem) return;
       taken = true;
       const int64_t padded = int64_t(p.chunks) * kChannels;
       p.weights = make_rows<Kind, T>(

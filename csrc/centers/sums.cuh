@@ -22,9 +22,11 @@ struct SumsTile {
       kDepth * kChannelStride > kChannels* kStride ? kDepth * kChannelStride : kChannels * kStride;
   static constexpr int kNumbers = 3 * kDepth * 4 / kSize;  // of the pixels: along, own, labels; 4 bytes each
   static constexpr int kStage = kRowValues + kChannelValues + (Spreads ? kNumbers : 0);
-  static constexpr int kStages = Spreads ? 2 : 3;
+  static constexpr int kStages = Spreads ? 2 : 3;  // at most
   static constexpr int kWeightStride = kRows + 16 / kSize;
-  static constexpr int64_t kSmem = (int64_t(kStages) * kStage + (Spreads ? kChannels * kWeightStride : 0)) * kSize;
+  static constexpr int64_t smem(int stages) {
+    return (int64_t(stages) * kStage + (Spreads ? kChannels * kWeightStride : 0)) * kSize;
+  }
   static constexpr int kBlocks = MT == 1 ? 2 : 1;  // of a multiprocessor
   // T: 32 pixels of a warp, MTs times 16 channels
   static constexpr int kPixelWarps = kDepth / 32 > 0 ? kDepth / 32 : 1;
@@ -37,6 +39,7 @@ struct SumsParams {
   int64_t images;  // of a group
   int64_t classes, channels;
   int block_rows, blocks, chunks, parts, tiles;  // of classes, of channels, of a group, of an image
+  int stages;                                    // of the pipeline, 2 or 3
   T* out;                                        // [groups, parts, K, C]
   // T
   const void* weights;   // [1 or groups, 128 chunks, block_rows] operands
@@ -89,14 +92,12 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
   const int64_t all = p.images * p.tiles;
   const int64_t begin = all * part / p.parts, end = all * (part + 1) / p.parts;
   const bool last = p.x.lasts && p.x.map.type == kTypeOf<Operand>;  // tiles of x are [pixels, channels]
-  const auto stage_of = [&](int64_t tile) {
-    return smem + static_cast<int>(tile - begin) % Tile::kStages * Tile::kStage;
-  };
+  const auto stage_of = [&](int64_t tile) { return smem + static_cast<int>(tile - begin) % p.stages * Tile::kStage; };
   const auto place_of = [&](int64_t tile) {
     return Place{group * p.images + tile / p.tiles, int64_t(chunk) * kChannels, p.channels,
                  tile % p.tiles * Tile::kDepth, kChannels};
   };
-  Operand* const weights = smem + Tile::kStages * Tile::kStage;
+  Operand* const weights = smem + Tile::kStages * Tile::kStage;  // Spreads only: all stages are there
   const auto load = [&](int64_t tile) {
     if (tile < end) {
       Operand* const stage = stage_of(tile);
@@ -136,12 +137,16 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
   const int warp = threadIdx.x / kWarp, column = warp % kPixelWarps * kWarp, upper = warp / kPixelWarps;
   const int count = (p.block_rows / 16 + 1 - upper) / 2;  // of every other 16 rows
   T sums[MT][4][4] = {};
-  for (int s = 0; s < Tile::kStages - 1; ++s) load(begin + s);
+  for (int s = 0; s < p.stages - 1; ++s) load(begin + s);
 #pragma unroll 1
   for (int64_t tile = begin; tile < end; ++tile) {
-    wait_copies<Tile::kStages - 2>();
+    if (p.stages == 2) {
+      wait_copies<0>();
+    } else {
+      wait_copies<1>();
+    }
     __syncthreads();
-    load(tile + Tile::kStages - 1);
+    load(tile + p.stages - 1);
     Operand* const a = stage_of(tile);
     Operand* const x = a + Tile::kRowValues;
     const Operand* const own = a + upper * 16 * Tile::kStride;

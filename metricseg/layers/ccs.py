@@ -52,7 +52,7 @@ class CCSLayer(nn.Module):
         margin: cosine up to which two centers have no push.
         ignore_index: label of pixels that take no part; None for no label. "auto" is 255 if that is no class, and
             None if there are more than 255 classes.
-        backend: of the kernels: "reference", "cpu", "triton", or None for the first that can run.
+        backend: of the kernels: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Raises ValueError for an argument out of range, named with its value.
 

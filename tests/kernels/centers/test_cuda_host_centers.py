@@ -106,6 +106,12 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_little_shared_memory(shim: ModuleType, backend: str) -> None:
+    """That of sm_86 and sm_89: fewer stages, and S and T apart."""
+    shim.configure(2, 95 << 10, 0)
+    against_reference("pulled", TILES, torch.bfloat16, backend, "cpu")
+
+
 @pytest.mark.parametrize("name", ["pulled", "euclidean", "soft", "hard"])
 def test_gradcheck(name: str, backend: str) -> None:
     check_gradients(name, OWN if name == "euclidean" else SHARED, backend, "cpu")
