@@ -90,8 +90,8 @@ def _transformed() -> bool:
 
 
 def has(family: str, backend: str, capability: str) -> bool:
-    """A flag of a backend module of a family, such as KEEPS_LOGITS; absent, it is off."""
-    return bool(getattr(kernels(family, backend), capability, False))
+    """A flag that stands in every backend module of a family, such as KEEPS_LOGITS."""
+    return bool(getattr(kernels(family, backend), capability))
 
 
 def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None) -> str:
