@@ -140,9 +140,20 @@ def test_folding(metric: str, backend: str, device: str) -> None:
     for ours, plain, exact in zip(*results, strict=True):
         error, allowed = ((found - exact).abs().amax(1) for found in (ours, plain))
         assert (error <= 2 * allowed + FLOORS[torch.float32] * exact.abs().amax(1)).all()
-    if metric == "cosine":
-        fold = torch.ops.metricseg.fold_centers_fwd.default
-        torch.library.opcheck(fold, (centers.detach().requires_grad_(), metric, 3.0, backend))
+
+
+@pytest.mark.kernels
+def test_opcheck_of_folding(backend: str, device: str) -> None:
+    if not backends.has("centers", backend, "FOLDS"):
+        pytest.skip("folds by operators of PyTorch")
+    forward, backward = torch.ops.metricseg.fold_centers_fwd.default, torch.ops.metricseg.fold_centers_bwd.default
+    for metric in ("cosine", "euclidean"):
+        centers = torch.rand(6, 33, device=device)
+        torch.library.opcheck(forward, (centers.clone().requires_grad_(), metric, 3.0, backend))
+        grads = forward(centers, metric, 3.0, backend)
+        torch.library.opcheck(
+            backward, (grads[0], grads[1] if metric == "euclidean" else None, centers, metric, 3.0, backend)
+        )
 
 
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["nchw", "nhwc"])
