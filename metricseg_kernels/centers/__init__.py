@@ -13,7 +13,8 @@ from ..core.labels import MOST_CLASSES, IgnoreIndex, check_labels, is_bad, resol
 from ..core.library import ops
 from ..core.product import product
 from ..core.unit import unit
-from . import op, reference
+from . import reference
+from .folding import fold
 
 METRICS = ("cosine", "dot", "euclidean")
 AVERAGES = ("mass", "area")
@@ -274,7 +275,7 @@ def _similarity(
     if chosen == "reference":
         logits, target_similarity = reference.similarity(features, centers, metric, scale, labels, ignored)
     else:
-        weights, bias = op.folded(centers, metric, scale)
+        weights, bias = fold(centers, metric, scale, chosen)
         logits, target_similarity, _ = ops.center_similarity_fwd(
             features, weights, bias, labels, metric, scale, ignored, chosen
         )

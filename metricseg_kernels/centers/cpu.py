@@ -9,6 +9,7 @@ from ..core.unit import EPS
 from ..engines.pixel_rows.cpu import label_sums_bwd, label_sums_fwd
 from .op import SimilarityGradInputs, SimilarityInputs
 
+FOLDS = False
 KEEPS_LOGITS = False
 
 define_kernel(

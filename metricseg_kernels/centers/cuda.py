@@ -9,6 +9,7 @@ from ..core.library import define_kernel, ops
 from ..core.unit import EPS
 from .op import SimilarityGradInputs, SimilarityInputs
 
+FOLDS = False
 KEEPS_LOGITS = True
 
 define_kernel(

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..core.triton import FUSED, on_device_of
+from ..core.unit import EPS
 from ..engines.pixel_rows.triton import Rows, View, make_launch, make_rows, make_view, widen
 from .op import SimilarityGradInputs, SimilarityInputs
 from .triton_kernels import (
     along_pixels,
+    fold_bwd,
+    fold_fwd,
     gradients,
     log_sums,
     similarity,
@@ -22,6 +25,7 @@ from .triton_kernels import (
     spread,
 )
 
+FOLDS = True
 KEEPS_LOGITS = True
 # Pixels of a program that walks over their classes and no channels, by accumulator.
 PIXELS = {torch.float32: 128, torch.float64: 64}
@@ -188,3 +192,29 @@ def _gradients(
         torch.sum(shares, 1, out=sums)
     if mass is not None and masses is not None:
         torch.sum(masses, 1, out=mass)
+
+
+def fold_centers_fwd_kernel(centers: Tensor, metric: str, scale: float, weights: Tensor, bias: Tensor) -> None:
+    """See folding.py."""
+    rows = weights.shape[0] * weights.shape[1]
+    if rows:
+        with on_device_of(centers):
+            fold_fwd[(rows,)](centers, weights, bias, weights.shape[2], scale, **_fold_options(metric, centers))
+
+
+def fold_centers_bwd_kernel(
+    grad_weights: Tensor, grad_bias: Tensor | None, centers: Tensor, metric: str, scale: float, grad: Tensor
+) -> None:
+    """See folding.py."""
+    rows = grad_weights.shape[0] * grad_weights.shape[1]
+    if rows:
+        with on_device_of(centers):
+            fold_bwd[(rows,)](
+                grad_weights, grad_bias, centers, grad, centers.shape[-1], scale, WITH_BIAS=grad_bias is not None,
+                **_fold_options(metric, centers),
+            )  # fmt: skip
+
+
+def _fold_options(metric: str, centers: Tensor) -> dict[str, Any]:
+    block = triton.next_power_of_2(max(centers.shape[-1], 1))
+    return {"METRIC": metric, "LEAST": EPS, "BLOCK": block, "num_warps": min(max(block // 256, 1), 8), **FUSED}

@@ -3,6 +3,7 @@
 `similarity`, `soft_gradient`: P with an epilogue; all classes of a pixel, or a block of them, are in registers.
 `gradients`: S and T in one walk over a range of pixels; sums go to rows [parts, K, C], added in a fixed order.
 `spread`: T in a walk over K, if K has more than one block.
+`fold_fwd`, `fold_bwd`: a program takes a center [C]; formulas: `op.folded`.
 `along_pixels`, `log_sums`: one number for each pixel, from inputs as small as the logits.
 Features are read once, and L2 serves the other reads. Bytes, operations and derivation: docs/kernels/centers.md.
 """
@@ -10,7 +11,7 @@ Features are read once, and L2 serves the other reads. Bytes, operations and der
 import triton
 import triton.language as tl
 
-from ..core.triton_kernels import exp
+from ..core.triton_kernels import divide, exp, root
 from ..engines.pixel_rows.triton_kernels import (
     VARYING,
     class_blocks,
@@ -288,3 +289,57 @@ def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, 
         for i in tl.static_range(len(ks)):
             weights, m = moves[i]
             store_tile(grad, b, ks[i], n, rows.K, N, weights * (m - mean[None, :]))
+
+
+@triton.jit
+def load_center(centers, channels, ACC: tl.constexpr, BLOCK: tl.constexpr):
+    """(channels [BLOCK], whether there are such, the center)."""
+    d = tl.arange(0, BLOCK)
+    p_center = centers + tl.program_id(0).to(tl.int64) * channels
+    return d, d < channels, tl.load(p_center + d, mask=d < channels, other=0.0).to(ACC)
+
+
+@triton.jit(do_not_specialize=["channels"])
+def fold_fwd(centers, weights, bias, channels, scale: tl.float64, METRIC: tl.constexpr, LEAST: tl.constexpr,
+             BLOCK: tl.constexpr):  # fmt: skip
+    """weights [K, C], and bias [K] of "euclidean"."""
+    ACC: tl.constexpr = weights.dtype.element_ty
+    d, known, x = load_center(centers, channels, ACC, BLOCK)
+    s = tl.full((), scale, ACC)
+    if METRIC == "cosine":
+        square = tl.sum(x * x, 0)
+        norm = tl.maximum(root(square), tl.full((), LEAST, ACC))
+        w = s * tl.where(square == 0.0, 0.0, divide(x, tl.broadcast_to(norm, x.shape)))
+    elif METRIC == "dot":
+        w = s * x
+    else:
+        w = 2.0 * s * x
+        tl.store(bias + tl.program_id(0), -s * tl.sum(x * x, 0))
+    tl.store(weights + tl.program_id(0).to(tl.int64) * channels + d, w, mask=known)
+
+
+@triton.jit(do_not_specialize=["channels"])
+def fold_bwd(grad_weights, grad_bias, centers, grad, channels, scale: tl.float64, METRIC: tl.constexpr,
+             LEAST: tl.constexpr, WITH_BIAS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The gradient of centers [K, C]."""
+    ACC: tl.constexpr = grad_weights.dtype.element_ty
+    d, known, x = load_center(centers, channels, ACC, BLOCK)
+    offset = tl.program_id(0).to(tl.int64) * channels
+    g = tl.load(grad_weights + offset + d, mask=known, other=0.0)
+    s = tl.full((), scale, ACC)
+    if METRIC == "cosine":
+        # s (g - u <u, g>) / |x|,  u = x / |x|; of a norm below LEAST, s g / LEAST; of 0, 0
+        square = tl.sum(x * x, 0)
+        norm = root(square)
+        least = tl.maximum(norm, tl.full((), LEAST, ACC))
+        u = divide(x, tl.broadcast_to(least, x.shape))
+        along = tl.where(norm < LEAST, 0.0, tl.sum(u * g, 0))
+        value = tl.where(square == 0.0, 0.0, s * divide(g - u * along, tl.broadcast_to(least, x.shape)))
+    elif METRIC == "dot":
+        value = s * g
+    else:
+        value = g
+        if WITH_BIAS:
+            value -= x * tl.load(grad_bias + tl.program_id(0))
+        value *= 2.0 * s
+    tl.store(grad + offset + d, value.to(grad.dtype.element_ty), mask=known)

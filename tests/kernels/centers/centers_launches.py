@@ -62,12 +62,15 @@ def launch_similarity(
     scale: float = 15.0,
     ignore_index: int = 255,
 ) -> None:
-    from metricseg_kernels.centers import op
+    from metricseg_kernels.centers import folding, op
 
     (batch, height, width), storage = size, ARITHMETIC[dtype][0]
     features = make_maps((batch, channels, height, width), storage, layout)
     images = (batch,) if centers == "own" else ()
-    weights, bias = op.folded(make_maps((*images, classes, channels), storage), metric, scale)
+    given = make_maps((*images, classes, channels), storage)
+    weights, bias = folding._forward(given, metric, scale, "triton")
+    folding._backward(weights, bias if metric == "euclidean" else None, given, metric, scale, "triton")
+    bias = bias if metric == "euclidean" else None
     pull = None if labels is None else make_maps(size, getattr(torch, labels))
     scalars = (metric, scale, ignore_index)
     outputs = op._similarity(features, weights, bias, pull, *scalars, "triton")

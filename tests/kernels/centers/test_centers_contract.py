@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 import metricseg_kernels as mk
-from metricseg_kernels.centers import op
+from metricseg_kernels.centers import folding, op
 from metricseg_kernels.core import backends
 
 FAMILY = "centers"
@@ -117,6 +118,42 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
     grad_logits, expanded = torch.rand_like(logits), torch.ones((), device=device).expand(logits.shape)
     for grad, wanted in ((grad_logits, (True, True)), (expanded, (True, False)), (expanded, (False, True))):
         torch.library.opcheck(backward.default, (grad, grad_target, *saved, *wanted, backend))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_folding(metric: str, backend: str, device: str) -> None:
+    """Centers of any norm and stride have the weights and the gradient of plain PyTorch."""
+    if not backends.has("centers", backend, "FOLDS"):
+        pytest.skip("folds by operators of PyTorch")
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([1.0, 0.0, 1e-13, 1e-30, 1e10, 3.0])
+    centers = (torch.randn(33, 6, generator=generator) * scales).t().to(device)  # [6, 33], strided
+    results = []
+    for dtype, fold in ((torch.float32, partial(folding.fold, backend=backend)), (torch.float32, op.folded),
+                        (torch.float64, op.folded)):  # fmt: skip
+        leaf = centers.to(dtype).requires_grad_()
+        parts = [part for part in fold(leaf, metric, 3.0) if part is not None]
+        upstream = [torch.linspace(-1, 1, w.numel(), dtype=dtype, device=device).view(w.shape) for w in parts]
+        values = [*parts, *torch.autograd.grad(parts, leaf, upstream)]
+        results.append([value.detach().double().view(6, -1) for value in values])
+    for ours, plain, exact in zip(*results, strict=True):
+        error, allowed = ((found - exact).abs().amax(1) for found in (ours, plain))
+        assert (error <= 2 * allowed + FLOORS[torch.float32] * exact.abs().amax(1)).all()
+
+
+@pytest.mark.kernels
+def test_opcheck_of_folding(backend: str, device: str) -> None:
+    if not backends.has("centers", backend, "FOLDS"):
+        pytest.skip("folds by operators of PyTorch")
+    forward, backward = torch.ops.metricseg.fold_centers_fwd.default, torch.ops.metricseg.fold_centers_bwd.default
+    for metric in ("cosine", "euclidean"):
+        centers = torch.rand(6, 33, device=device)
+        torch.library.opcheck(forward, (centers.clone().requires_grad_(), metric, 3.0, backend))
+        grads = forward(centers, metric, 3.0, backend)
+        torch.library.opcheck(
+            backward, (grads[0], grads[1] if metric == "euclidean" else None, centers, metric, 3.0, backend)
+        )
 
 
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["nchw", "nhwc"])
