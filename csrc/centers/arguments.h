@@ -111,8 +111,22 @@ template <typename Tensor, void (*run)(const SimilarityArguments<Tensor>&)>
 void similarity_fwd_kernel(Tensor features, Tensor weights, std::optional<Tensor> bias, std::optional<Tensor> labels,
                            std::string metric, double scale, int64_t ignore_index, double eps, bool exact,
                            Tensor logits, std::optional<Tensor> target_similarity, std::optional<Tensor> norms) {
-  run({{}, {}, features, weights, bias, labels, metric, scale, ignore_index, eps, exact, logits, target_similarity,
-       norms, {}, {}});
+  run({{},
+       {},
+       features,
+       weights,
+       bias,
+       labels,
+       metric,
+       scale,
+       ignore_index,
+       eps,
+       exact,
+       logits,
+       target_similarity,
+       norms,
+       {},
+       {}});
 }
 
 template <typename Tensor, void (*run)(const SimilarityArguments<Tensor>&)>
@@ -121,8 +135,22 @@ void similarity_bwd_kernel(Tensor grad_logits, std::optional<Tensor> grad_target
                            std::string metric, double scale, int64_t ignore_index, double eps, bool exact,
                            std::optional<Tensor> logits, std::optional<Tensor> target_similarity,
                            std::optional<Tensor> grad_features, std::optional<Tensor> grad_weights) {
-  run({grad_logits, grad_target_similarity, features, weights, {}, labels, metric, scale, ignore_index, eps, exact,
-       logits, target_similarity, norms, grad_features, grad_weights});
+  run({grad_logits,
+       grad_target_similarity,
+       features,
+       weights,
+       {},
+       labels,
+       metric,
+       scale,
+       ignore_index,
+       eps,
+       exact,
+       logits,
+       target_similarity,
+       norms,
+       grad_features,
+       grad_weights});
 }
 
 template <typename Tensor, void (*run)(const SoftSumsArguments<Tensor>&)>

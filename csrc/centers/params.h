@@ -15,9 +15,9 @@ struct SimilarityParams {
   Map labels;             // [B, h, w] or absent
   int64_t ignore_index;
   bool cosine;
-  T square;   // factor of |x|^2 in "euclidean", else 0
-  T eps;      // least norm
-  bool exact; // fp32 products of fp32 features, not tf32
+  T square;              // factor of |x|^2 in "euclidean", else 0
+  T eps;                 // least norm
+  bool exact;            // fp32 products of fp32 features, not tf32
   Map logits;            // [B, K, h, w]; backward: absent if not "cosine"
   T* target_similarity;  // [B, h, w] or absent
   T* norms;              // [B, h, w], "cosine" only
@@ -39,10 +39,10 @@ struct SoftSumsParams {
   Map features;  // [B, C, h, w]
   Map logits;    // [B, K, h, w]
   bool exact;
-  T* sums;             // [B, K, C]; backward: their gradient
-  T* mass;             // [B, K]; backward: their gradient
-  Map grad_features;   // [B, C, h, w] or absent
-  Map grad_logits;     // [B, K, h, w] or absent
+  T* sums;            // [B, K, C]; backward: their gradient
+  T* mass;            // [B, K]; backward: their gradient
+  Map grad_features;  // [B, C, h, w] or absent
+  Map grad_logits;    // [B, K, h, w] or absent
 
   int64_t pixels() const { return height * width; }
 };

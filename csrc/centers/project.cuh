@@ -22,8 +22,8 @@ struct ProjectTile {
   // strides in shared memory: loads of fragments meet no bank twice
   static constexpr int kRowStride = kDepth + 16 / kSize, kPixelStride = kPixels + (kSize == 8 ? 2 : 8);
   static constexpr int kRowValues = kRows * kRowStride;
-  static constexpr int kPixelValues = kPixels * kRowStride > kDepth * kPixelStride ? kPixels * kRowStride
-                                                                                   : kDepth * kPixelStride;
+  static constexpr int kPixelValues =
+      kPixels * kRowStride > kDepth* kPixelStride ? kPixels * kRowStride : kDepth * kPixelStride;
   static constexpr int kStage = kRowValues + kPixelValues;
   static constexpr int kStages = MT == 1 ? 4 : 3;
   static constexpr int64_t kSmem = int64_t(kStages) * kStage * kSize;
@@ -35,8 +35,8 @@ enum class Epilogue { similarity, spread, soft_shares, soft, soft_of_shares };
 template <typename T>
 struct ProjectParams {
   Epilogue epilogue;
-  View x;            // [B, J, h, w]
-  const void* rows;  // [1 or B, padded M, padded J] operands
+  View x;                                  // [B, J, h, w]
+  const void* rows;                        // [1 or B, padded M, padded J] operands
   int64_t row_image, depth, padded_depth;  // stride of an image; J
   int64_t row_count;                       // M
   int block_rows, blocks, tiles;
@@ -52,9 +52,10 @@ struct ProjectParams {
   T* norms;
   View input;  // [B, M, h, w] or absent: features of spread, logits of soft
   // spread: out = product - along features
-  const T* along;  // [B, h w] or absent, with the features
+  const T* along;  // [B, number_stride] or absent, with the features
+  int64_t number_stride;
   // soft
-  const T* lse;        // [B, h w]
+  const T* lse;        // [B, number_stride]
   const T* grad_mass;  // [B, M]
   T* shares;           // [blocks, B, h w] of sum_k M_k m_k
   int64_t all_pixels;  // B h w
@@ -76,8 +77,13 @@ struct ProjectPlace {
   template <typename T>
   static __device__ __forceinline__ ProjectPlace of(const ProjectParams<T>& p, int index) {
     const int block = index % p.blocks, tile = index / p.blocks, warp = threadIdx.x / kWarp, upper = warp / kPixelWarps;
-    return {tile / p.tiles, tile % p.tiles * kPixels, block, block * p.block_rows, upper,
-            (p.block_rows / 16 + 1 - upper) / 2, warp % kPixelWarps * kWarp};
+    return {tile / p.tiles,
+            tile % p.tiles * kPixels,
+            block,
+            block * p.block_rows,
+            upper,
+            (p.block_rows / 16 + 1 - upper) / 2,
+            warp % kPixelWarps * kWarp};
   }
 };
 
@@ -159,7 +165,7 @@ __device__ __forceinline__ Columns<T> make_columns(const ProjectParams<T>& p, co
     }
   } else {
     const T* const numbers = p.epilogue == Epilogue::spread ? p.along : p.lse;
-    factor = numbers && n < pixels ? numbers[place] : T(0);
+    factor = numbers && n < pixels ? numbers[at.image * p.number_stride + n] : T(0);
     if (p.epilogue == Epilogue::soft_of_shares && n < pixels) {
       for (int i = 0; i < p.blocks; ++i) shift += p.shares[i * p.all_pixels + place];
     }
@@ -244,8 +250,8 @@ __global__ void __launch_bounds__(kProductThreads, (ProjectTile<Kind, MT>::kBloc
   auto* const smem = shared_memory<Operand>();
   const int index = static_cast<int>(blockIdx.x);
   const ProjectPlace at = ProjectPlace::of(p, index);
-  const auto* const rows = static_cast<const Operand*>(p.rows) + at.image * p.row_image +
-                           int64_t(at.block) * p.block_rows * p.padded_depth;
+  const auto* const rows =
+      static_cast<const Operand*>(p.rows) + at.image * p.row_image + int64_t(at.block) * p.block_rows * p.padded_depth;
   const int chunks = static_cast<int>(p.padded_depth / Tile::kDepth);
   const bool last = p.x.lasts && p.x.map.type == kTypeOf<Operand>;  // tiles of x are [pixels, depth]
   const auto stage_of = [&](int chunk) { return smem + chunk % Tile::kStages * Tile::kStage; };
@@ -282,19 +288,19 @@ __global__ void __launch_bounds__(kProductThreads, (ProjectTile<Kind, MT>::kBloc
     const Operand* const b = a + Tile::kRowValues;
     const Operand* const own = a + at.warp_row * 16 * Tile::kRowStride;
     if (last) {
-      multiply_tiles<Kind, true, Tile::kDepth, 32>(sums, own, Tile::kRowStride, b + at.column * Tile::kRowStride,
-                                                   Tile::kRowStride, at.tiles);
+      multiply_tiles<Kind, true, 32>(sums, own, Tile::kRowStride, b + at.column * Tile::kRowStride, Tile::kRowStride,
+                                     at.tiles, Tile::kDepth);
     } else {
-      multiply_tiles<Kind, false, Tile::kDepth, 32>(sums, own, Tile::kRowStride, b + at.column, Tile::kPixelStride,
-                                                    at.tiles);
+      multiply_tiles<Kind, false, 32>(sums, own, Tile::kRowStride, b + at.column, Tile::kPixelStride, at.tiles,
+                                      Tile::kDepth);
     }
     if (!squared) continue;
-#pragma unroll
+#pragma unroll 4
     for (int row = 0; row < Tile::kDepth; row += kGroups) {
 #pragma unroll
       for (int i = 0; i < kShared; ++i) {
-        const int place = last ? (column + i) * Tile::kRowStride + row + group
-                               : (row + group) * Tile::kPixelStride + column + i;
+        const int place =
+            last ? (column + i) * Tile::kRowStride + row + group : (row + group) * Tile::kPixelStride + column + i;
         const T value = widen<T>(b[place]);
         squares[i] += value * value;
       }

@@ -18,7 +18,8 @@ struct RowsParams {
 };
 
 template <typename Kind>
-__global__ void __launch_bounds__(kProductThreads) rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
+__global__ void __launch_bounds__(kProductThreads)
+    rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
   const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x;
   if (i >= p.count) return;
   const int64_t column = i % p.padded_columns, row = i / p.padded_columns % p.padded_rows;
@@ -31,9 +32,9 @@ template <typename T>
 struct WeighParams {
   View from;  // [B, K, h, w]: gradient of logits, or logits
   int64_t batch, classes;
-  int tiles;      // of an image
-  void* a;        // [B, K, stride] operands, or null
-  int64_t stride;
+  int tiles;       // of an image
+  void* a;         // [B, K, stride] operands, or null
+  int64_t stride;  // of pixels: a multiple of 16 bytes
   // gradient of logits
   Map logits;      // [B, K, h, w] contiguous, or absent
   const T* norms;  // [B, h w] or null
@@ -42,9 +43,11 @@ struct WeighParams {
   View grad_target;
   const T* target_similarity;
   T square, eps;
-  T* along;  // [B, h w]: the part of dx = t - along x along x; or null
+  T* along;         // [B, stride]: the part of dx = t - along x along x; or null
+  T* own;           // [B, stride]: r O; or null
+  int* own_labels;  // [B, stride]: of own, negative for none
   // softmax
-  T* lse;   // [B, h w]
+  T* lse;   // [B, stride]
   T* mass;  // [B, tiles, K], or null
 };
 
@@ -99,17 +102,24 @@ __global__ void __launch_bounds__(kProductThreads) weigh_gradient_kernel(WeighPa
     for (int v = 0; v < kLanePixels; ++v) shares[warp][v * kWarp + lane] = along[v];
   });
   __syncthreads();
-  const int64_t n = first + threadIdx.x, place = image * pixels + n;
-  if (!p.along || threadIdx.x >= kPixels || n >= pixels) return;
+  const int64_t n = first + threadIdx.x, place = image * pixels + n, to = image * p.stride + n;
+  if (threadIdx.x >= kPixels || n >= pixels) return;
+  const T norm = p.norms ? p.norms[place] : T(1), r = p.norms ? inverse(norm, p.eps) : T(1);
+  const int64_t label = p.labels ? own_label(p, image, n) : kIgnored;
+  const T gradient = label >= 0 ? own_gradient(p, image, n) : T(0);
+  if (p.own) {
+    p.own[to] = r * gradient;
+    p.own_labels[to] = static_cast<int>(label);
+  }
+  if (!p.along) return;
   T sum = 0;
   for (int i = 0; i < kWeighWarps; ++i) sum += shares[i][threadIdx.x];
   if (!p.norms) {
-    p.along[place] = 2 * p.square * sum;
+    p.along[to] = 2 * p.square * sum;
     return;
   }
-  const T norm = p.norms[place], r = inverse(norm, p.eps);
-  if (p.labels && own_label(p, image, n) >= 0) sum += own_gradient(p, image, n) * p.target_similarity[place];
-  p.along[place] = norm < p.eps ? T(0) : r * (r * sum);  // a norm below the least is a constant
+  if (label >= 0) sum += gradient * p.target_similarity[place];
+  p.along[to] = norm < p.eps ? T(0) : r * (r * sum);  // a norm below the least is a constant
 }
 
 // A = r (G + O) at the labels
@@ -176,7 +186,7 @@ __global__ void __launch_bounds__(kProductThreads) weigh_soft_kernel(WeighParams
       T top = tops[0][at], total = totals[0][at];
       for (int i = 1; i < kWeighWarps; ++i) add(top, total, tops[i][at], totals[i][at]);
       lse[v] = std::log(total) + top;  // if all logits are -inf the softmax is NaN, as in PyTorch
-      if (warp == 0 && offsets[v] >= 0) p.lse[image * pixels + first + at] = lse[v];
+      if (warp == 0 && offsets[v] >= 0) p.lse[image * p.stride + first + at] = lse[v];
     }
 #pragma unroll 2
     for (int64_t k = warp; k < p.classes && p.a; k += kWeighWarps) {

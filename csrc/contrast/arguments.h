@@ -112,7 +112,27 @@ struct MeanArguments {
   }
 };
 
+template <typename Tensor>
+struct SetsArguments {
+  Tensor labels, segment_ids, prototype_labels;
+  int64_t ignore_index;
+  Tensor x, y, ids, places;
+
+  SetsParams params() const {
+    return {map_of(labels),          map_of(segment_ids),          map_of(prototype_labels),
+            size_of(labels, 0),      size_of(prototype_labels, 0), ignore_index,
+            data_of<int32_t>(x),     data_of<int32_t>(y),          data_of<int64_t>(ids),
+            data_of<int64_t>(places)};
+  }
+};
+
 // The ops, for TORCH_BOX and pybind11.
+template <typename Tensor, void (*run)(const SetsArguments<Tensor>&)>
+void prototype_sets_kernel(Tensor labels, Tensor segment_ids, Tensor prototype_labels, int64_t ignore_index, Tensor x,
+                           Tensor y, Tensor ids, Tensor places) {
+  run({labels, segment_ids, prototype_labels, ignore_index, x, y, ids, places});
+}
+
 template <typename Tensor, void (*run)(const SortArguments<Tensor>&)>
 void sort_rows_kernel(Tensor x_labels, std::optional<Tensor> x_ids, std::optional<Tensor> x_weights,
                       std::optional<Tensor> x_factors, std::optional<Tensor> y_labels, std::optional<Tensor> y_ids,

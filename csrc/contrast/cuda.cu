@@ -6,8 +6,17 @@
 #include "../common/host/library.h"
 #include "arguments.h"
 #include "dispatch.cuh"
+#include "sets.cuh"
 
 namespace metricseg::contrast {
+
+// products_*.cu
+extern template void launch<Exact<double>>(CudaDevice&, const ContrastParams<double>&, bool);
+extern template void launch<Exact<float>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<float>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<__nv_bfloat16>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<TensorCores<__half>>(CudaDevice&, const ContrastParams<float>&, bool);
+
 namespace {
 
 void check(const SideTensors<Tensor>& side, const Tensor& like, const char* name) {
@@ -41,10 +50,7 @@ void run(const ContrastArguments<Tensor>& a) {
   dispatch_accumulator(type_of(x), [&](auto zero) {
     auto p = a.template params<decltype(zero)>();
     p.reduce = reduced;
-    dispatch_products(p, [&](auto products) {
-      Contrast<decltype(products), CudaDevice> contrast(device, p, backward);
-      backward ? contrast.backward() : contrast.forward();
-    });
+    dispatch_products(p, [&](auto products) { launch<decltype(products)>(device, p, backward); });
   });
 }
 
@@ -71,6 +77,20 @@ void run_sort(const SortArguments<Tensor>& a) {
   dispatch_accumulator(type, [&](auto zero) { sort_rows(device, a.template params<decltype(zero)>()); });
 }
 
+void run_sets(const SetsArguments<Tensor>& a) {
+  const Tensor& labels = a.labels;
+  STD_TORCH_CHECK(labels.dim() == 1 && a.prototype_labels.dim() == 1, "metricseg: labels [N] and [P] are wanted");
+  const int64_t N = labels.size(0), P = a.prototype_labels.size(0);
+  check_tensor(a.segment_ids, {N}, labels, a.segment_ids.scalar_type(), "segment_ids", false);
+  check_tensor(a.prototype_labels, {P}, labels, a.prototype_labels.scalar_type(), "prototype_labels", false);
+  check_tensor(a.x, {N}, labels, ScalarType::Int, "x");
+  check_tensor(a.y, {P}, labels, ScalarType::Int, "y");
+  check_tensor(a.ids, {N}, labels, ScalarType::Long, "ids");
+  check_tensor(a.places, {P}, labels, ScalarType::Long, "places");
+  CudaDevice device(labels);
+  mark_sets(device, a.params());
+}
+
 void run_mean(const MeanArguments<Tensor>& a) {
   const Tensor &terms = a.terms, &counts = a.counts;
   STD_TORCH_CHECK(counts.dim() == 2, "metricseg: counts [A, n] are wanted");
@@ -94,6 +114,7 @@ METRICSEG_LIBRARY_IMPL(CUDA, m) {
   namespace contrast = metricseg::contrast;
   m.impl("contrast_fwd_kernel", TORCH_BOX((&contrast::contrast_fwd_kernel<Tensor, contrast::run<false>>)));
   m.impl("contrast_bwd_kernel", TORCH_BOX((&contrast::contrast_bwd_kernel<Tensor, contrast::run<true>>)));
+  m.impl("prototype_sets_kernel", TORCH_BOX((&contrast::prototype_sets_kernel<Tensor, contrast::run_sets>)));
   m.impl("sort_rows_kernel", TORCH_BOX((&contrast::sort_rows_kernel<Tensor, contrast::run_sort>)));
   m.impl("contrast_mean_kernel", TORCH_BOX((&contrast::contrast_mean_kernel<Tensor, contrast::run_mean>)));
 }

@@ -20,4 +20,11 @@ void dispatch_products(const ContrastParams<T>& p, const F& f) {
   }
 }
 
+// Forward or backward. Each kind of products has a file of its own (products_*.cu), so that they compile side by side.
+template <class P, class Device>
+void launch(Device& device, const ContrastParams<typename P::T>& p, bool backward) {
+  Contrast<P, Device> contrast(device, p, backward);
+  backward ? contrast.backward() : contrast.forward();
+}
+
 }  // namespace metricseg::contrast

@@ -33,4 +33,12 @@ struct MeanParams {
   T* divisors;     // [n]
 };
 
+// Pixels and prototypes of "nca", see contrast/sets.py.
+struct SetsParams {
+  Map labels, segment_ids, prototype_labels;  // [N], [N], [P]
+  int64_t pixels, count, ignore_index;
+  int32_t *x, *y;         // [N], [P]
+  int64_t *ids, *places;  // [N], [P]
+};
+
 }  // namespace metricseg::contrast

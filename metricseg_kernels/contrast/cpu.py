@@ -17,6 +17,7 @@ from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Rows, log_range, sort_rows
 from . import forms
 from .forms import LseCoefs, LseStats, MarginStats, Negatives, divide_terms, make_coefs, write_terms
+from .sets import mark_sets
 
 define_kernel(f"contrast_tile_kernel{TILE_KERNEL}")
 
@@ -143,4 +144,4 @@ def contrast_bwd_kernel(
     EPILOGUES[form.name](x, y, form).backward(make_coefs(form, x, stats, grad_terms), grad_x, grad_y)
 
 
-sort_rows_kernel, contrast_mean_kernel = sort_rows, divide_terms
+prototype_sets_kernel, sort_rows_kernel, contrast_mean_kernel = mark_sets, sort_rows, divide_terms

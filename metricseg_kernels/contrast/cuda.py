@@ -10,16 +10,22 @@ from ..engines.row_pairs import rows as plain
 from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Labeled, Rows, Sorted
 from .forms import FORMS, divide_terms
+from .sets import mark_sets
 
 GRADIENT_IN_FORWARD, ITSELF_IN_FORWARD = False, 0
 SORTED_BY_COMPARISON = 8_192  # rows of both sides at most
 MEAN_OF_ONE_BLOCK = 65_536  # rows at most
+COMPARISONS = 2**28  # of pixels with prototypes; more take operators of PyTorch
 SIDES = (
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, Tensor? x_weights, Tensor? x_factors, "
     "Tensor? y, Tensor? y_order, Tensor? y_groups, Tensor? y_ids, Tensor? y_weights, "
     "int form, float a, float b, float c, float d, bool exact"
 )
 
+define_kernel(
+    "prototype_sets_kernel(Tensor labels, Tensor segment_ids, Tensor prototype_labels, int ignore_index, "
+    "Tensor(a!) x, Tensor(b!) y, Tensor(c!) ids, Tensor(d!) places) -> ()"
+)
 define_kernel(
     "sort_rows_kernel(Tensor x_labels, Tensor? x_ids, Tensor? x_weights, Tensor? x_factors, Tensor? y_labels, "
     "Tensor? y_ids, Tensor? y_weights, int ignore_index, Tensor(a!) x_order, Tensor(b!) x_groups, "
@@ -34,6 +40,22 @@ define_kernel(f"contrast_fwd_kernel({SIDES}, bool reduce, Tensor(a!) terms, Tens
 define_kernel(
     f"contrast_bwd_kernel(Tensor grad_terms, Tensor stats, {SIDES}, Tensor(a!)? grad_x, Tensor(b!)? grad_y) -> ()"
 )
+
+
+def prototype_sets_kernel(
+    labels: Tensor,
+    segment_ids: Tensor,
+    prototype_labels: Tensor,
+    ignore_index: int,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    places: Tensor,
+) -> None:
+    """See op.py."""
+    few = (len(labels) + len(prototype_labels)) * len(prototype_labels) <= COMPARISONS
+    mark = ops.prototype_sets_kernel if few else mark_sets
+    mark(labels, segment_ids, prototype_labels, ignore_index, x, y, ids, places)
 
 
 def sort_rows_kernel(sides: list[Labeled], ignore_index: int, out: list[Sorted]) -> None:

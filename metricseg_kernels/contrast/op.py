@@ -2,11 +2,11 @@
 
 A form (forms.py) is an epilogue of one stream of tiles. Forward leaves its statistics of each row, in the order of the
 sorted rows, and terms of them. Backward recomputes the tiles. The functions of a backend fill what is not None:
+  prototype_sets_kernel(labels, segment_ids, prototype_labels, ignore_index, x, y, ids, places)
   sort_rows_kernel(sides, ignore_index, rows)
   contrast_fwd_kernel(x, y, form, reduce, terms, counts, stats, grad_x, grad_y)    gradients of the summed terms
   contrast_bwd_kernel(grad_terms, stats, x, y, form, grad_x, grad_y)
   contrast_mean_kernel(terms, counts, weights, by_row, loss, totals, divisors)
-See docs/kernels/contrast.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..core.library import define_op, ops
 from ..engines.row_pairs.form import Form
 from ..engines.row_pairs.rows import Labeled, Rows, Sorted
 from .forms import FORMS
+from .sets import mark_sets
 
 SIDES = (  # the fields of two Rows; without y, x is compared with itself
     "Tensor x, Tensor x_order, Tensor x_groups, Tensor? x_ids, Tensor? x_weights, Tensor? x_factors, "
@@ -110,6 +111,43 @@ def sort_rows(
         )
         for i, side in enumerate(features)
     ]
+
+
+def _set_labels(labels: Tensor, segment_ids: Tensor, prototype_labels: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    sizes = (
+        (labels, torch.int32),
+        (prototype_labels, torch.int32),
+        (labels, torch.int64),
+        (prototype_labels, torch.int64),
+    )
+    return tuple(side.new_empty(side.shape, dtype=dtype) for side, dtype in sizes)
+
+
+def _prototype_sets(
+    labels: Tensor, segment_ids: Tensor, prototype_labels: Tensor, ignore_index: int, backend: str
+) -> tuple[Tensor, ...]:
+    out = _set_labels(labels, segment_ids, prototype_labels)
+    kernels(backend).prototype_sets_kernel(labels, segment_ids, prototype_labels, ignore_index, *out)
+    return out
+
+
+define_op(
+    "prototype_sets(Tensor labels, Tensor segment_ids, Tensor prototype_labels, int ignore_index, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
+    _prototype_sets,
+    _set_labels,
+)
+
+
+def prototype_sets(
+    labels: Tensor, segment_ids: Tensor, prototype_labels: Tensor, ignore_index: int, backend: str
+) -> tuple[Tensor, ...]:
+    """Labels of pixels [N] and prototypes [P], -1 for those that take no part, and ids [N] and [P], int64."""
+    if backend == "reference":
+        out = _set_labels(labels, segment_ids, prototype_labels)
+        mark_sets(labels, segment_ids, prototype_labels, ignore_index, *out)
+        return out
+    return tuple(ops.prototype_sets(labels, segment_ids, prototype_labels, ignore_index, backend))
 
 
 # --- losses --------------------------------------------------------------------------------------------------------

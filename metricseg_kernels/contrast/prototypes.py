@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..engines.row_pairs.rows import dense_ranks
 from . import forms, op, reference
 from .arguments import (
     Sets,
@@ -20,7 +19,7 @@ from .arguments import (
 )
 
 REDUCTIONS = ("mean", "sum", "none")
-ABSENT = -1  # label of rows that take no part
+ABSENT = -1  # label of rows that take no part, in sets.py too
 
 
 def prototype_nca_loss(
@@ -81,9 +80,9 @@ def prototype_nca_loss(
     check_positive("concentration", concentration)
     checks.choice("reduction", reduction, REDUCTIONS)
     ignored = resolve_ignored(ignore_index, None)
-    sets = _sets(embeddings, labels, segment_ids, prototypes, prototype_labels, ignored)
     form = forms.Nca(1 / concentration)
     name = choose("contrast", embeddings.device, embeddings.dtype, backend)
+    sets = _sets(embeddings, labels, segment_ids, prototypes, prototype_labels, ignored, name)
     if name == "reference":
         x, y, which = reference_sides(sets, ABSENT)
         loss, counts = reference.nca_contrast(x, y, which, form.temperature)
@@ -101,20 +100,11 @@ def _sets(
     prototypes: Tensor,
     prototype_labels: Tensor | None,
     ignored: int,
+    backend: str,
 ) -> Sets:
     """Both sides, with ABSENT for rows that take no part, and equal ids where a pixel leaves a prototype out."""
-    segment_ids, places = segment_ids.long(), torch.arange(len(prototypes), device=prototypes.device)
     if labels is None or prototype_labels is None:
-        return Sets(embeddings, torch.where(segment_ids < 0, ABSENT, segment_ids), prototypes, places, None, None)
-    x, y = dense_ranks(labels, prototype_labels)
-    x = torch.where((labels.long() == ignored) | (segment_ids < 0), ABSENT, x)
-    y = torch.where((prototype_labels.long() == ignored) | (prototype_labels.long() < 0), ABSENT, y)
-    # its own prototype is left out if another has its label
-    alike = torch.zeros(len(x) + len(y), dtype=torch.long, device=y.device).index_add_(
-        0, y.clamp(min=0), (y >= 0).long()
-    )
-    has_own = (segment_ids >= 0) & (segment_ids < len(y))
-    if len(y):
-        has_own &= y[segment_ids.clamp(0, len(y) - 1)] == x
-    others = alike[x.clamp(min=0)] - has_own.long()
-    return Sets(embeddings, x, prototypes, y, torch.where(others > 0, segment_ids, -1), places)
+        places = torch.arange(len(prototypes), device=prototypes.device)
+        return Sets(embeddings, segment_ids.long().clamp(min=ABSENT), prototypes, places, None, None)
+    x, y, ids, places = op.prototype_sets(labels, segment_ids, prototype_labels, ignored, backend)
+    return Sets(embeddings, x, prototypes, y, ids, places)

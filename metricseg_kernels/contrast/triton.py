@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..core.triton import FUSED, on_device_of
@@ -15,10 +18,13 @@ from ..engines.row_pairs.rows import Rows
 from ..engines.row_pairs.triton import Epilogue, Gradient, Phase, RowForm, sort_rows
 from .forms import All, Margin, MarginCoefs, MarginStats, NcaCoefs, Negatives, divide_terms
 from .forms import Nca as NcaForm
+from .sets import mark_sets
 from .triton_kernels import margin, nca, softmax
 from .triton_kernels.mean import mean
+from .triton_kernels.prototypes import prototype_sets
 
 MEAN_OF_ONE_PROGRAM = 65_536  # rows at most
+COMPARISONS = 2**28  # of pixels with prototypes; more take operators of PyTorch
 GRADIENT_IN_FORWARD, ITSELF_IN_FORWARD = False, 0
 
 
@@ -102,6 +108,24 @@ def contrast_bwd_kernel(
     """See op.py."""
     with on_device_of(x.features):
         EPILOGUES[form.name](x, y, form, second_product=True).backward(grad_terms, stats, grad_x, grad_y)
+
+
+def prototype_sets_kernel(
+    labels: Tensor, segment_ids: Tensor, prototype_labels: Tensor, ignore_index: int, x: Tensor, y: Tensor, ids: Tensor,
+    places: Tensor,
+) -> None:  # fmt: skip
+    """See op.py."""
+    pixels, count = len(labels), len(prototype_labels)
+    if (pixels + count) * count > COMPARISONS:
+        mark_sets(labels, segment_ids, prototype_labels, ignore_index, x, y, ids, places)
+    elif pixels + count:
+        wide = torch.int64 in (labels.dtype, prototype_labels.dtype)
+        with on_device_of(labels):
+            prototype_sets[(triton.cdiv(pixels, 16) + triton.cdiv(count, 16),)](
+                labels.contiguous(), segment_ids.contiguous(), prototype_labels.contiguous(), x, y, ids, places, pixels,
+                count, ignore_index, KEY=tl.int64 if wide else tl.int32, BLOCK=16, CHUNK=64, num_warps=4, maxnreg=168,
+                **FUSED,
+            )  # fmt: skip
 
 
 def contrast_mean_kernel(

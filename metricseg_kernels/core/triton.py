@@ -28,6 +28,11 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; triton.cdiv takes the host longer."""
+    return -(-a // b)
+
+
 def constant(value: Any) -> Any:
     """A value, or each of a tuple, as compile-time."""
     return tuple(map(constant, value)) if isinstance(value, tuple) else tl.constexpr(value)

@@ -144,7 +144,8 @@ def focal_loss(
     if pixel_weight is not None:
         loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
     if reduction == "mean":
-        loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor)
+        whole = normalizer == "valid" or weight is None
+        loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor, whole)
     return (loss, Stats(totals[2], totals[0], argmax)) if argmax is not None else loss
 
 
@@ -355,9 +356,10 @@ def _weigh(loss: Tensor, weight: Tensor, ignored: Tensor, reduction: str) -> Ten
     return loss if reduction == "none" else loss.sum()
 
 
-def _mean(total: Tensor, count: Tensor, avg_factor: float | Tensor | None) -> Tensor:
+def _mean(total: Tensor, count: Tensor, avg_factor: float | Tensor | None, whole: bool = True) -> Tensor:
+    """whole: whether `count` is a number of pixels, not a sum of weights."""
     if avg_factor is None:
-        return total / torch.where(count > 0, count, 1.0).to(total.dtype)
+        return total / (count.clamp(min=1) if whole else torch.where(count > 0, count, 1.0)).to(total.dtype)
     if not isinstance(avg_factor, Tensor):
         return total / avg_factor if avg_factor else total * 0.0
     factor = avg_factor.reshape(()).to(total.dtype)

@@ -61,6 +61,16 @@ def test_products_fill_a_multiprocessor(family: str, kernel: str, usages: Callab
         assert u.shared <= 4096, u  # beside dynamic shared memory: csrc/common/cuda/launch.h
 
 
+def test_products_of_centers_keep_their_residence(usages: Callable[[str], list[Usage]]) -> None:
+    """Two blocks of 256 threads on a multiprocessor; one of the kernels that hold 160 classes and more in registers."""
+    found = [u for u in usages("centers") if re.search("project_kernel|sums_kernel", u.kernel)]
+    assert len(found) == 2 * (7 + 7 + 4)  # four kinds of products with 32 classes, three with 160; S and T
+    for u in found:
+        wide, exact = "Li5E" in u.kernel, "Exact" in u.kernel
+        alone = (wide and (exact or "sums_kernel" in u.kernel)) or "ExactId" in u.kernel
+        assert u.registers <= REGISTER_FILE // (256 * (1 if alone else 2)), u
+
+
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
     """Blocks of 128 threads on a multiprocessor: what launch_config.h's resident_blocks promises the launch geometry."""
     walks = {}

@@ -68,14 +68,14 @@ template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
     "centers": """
 template <typename T>
-void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q, LabelSumsParams<T> r) {
+void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q) {
   similarity_fwd(d, p);
   similarity_bwd(d, p);
   soft_sums_fwd(d, q);
   soft_sums_bwd(d, q);
 }
-template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>, LabelSumsParams<float>);
-template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>, LabelSumsParams<double>);
+template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>);
+template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>);
 """,
     "refine": """
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);

@@ -44,6 +44,12 @@ NOT_INTERPRETED = (
     "test_loss_and_gradients[[]triton-margin-weights*", "test_loss_per_anchor[[]triton-*-weights]",
     "test_weights_*[[]triton*", "test_*_with_weights[[]triton-[an]*-*", "test_half_precision_with_weights[[]triton-all]",
     "test_compile_with_weights[[]triton]", "test_same_bits_twice[[]triton-*-many-channels]", "test_an_*_is_its_values[[]triton-refine*",
+    "test_an_*_is_its_values[[]triton-contrast-two-sets-contrast*",
+    "test_an_*_is_its_values[[]triton-contrast-two-sets-anchor_*",
+    "test_an_incoming_gradient_is_its_values[[]triton-contrast*", "test_opcheck[[]triton-alone-negatives]",
+    "test_margins_and_poison[[]triton-two-sets]", "test_a_nan_row_that_is_ignored*[[]triton-negatives]",
+    "test_double_backward_says_what_to_do[[]triton-negatives]", "test_the_loss_is_the_published_one*[[]triton-all]",
+    "test_non_finite_features_return[[]triton-negatives-two-sets-*",
 )  # fmt: skip
 NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*",

@@ -143,13 +143,14 @@ struct Exact {
   }
 };
 
-// sums += A B of MT times 16 rows, Step rows apart, of which the first `count` are wanted, and 8 NT columns; Depth values
-// of the sum. A tile [rows, Depth]; B tile [Depth, 8 NT], or [8 NT, Depth] with Along.
-template <typename Kind, bool Along, int Depth, int Step, int MT, int NT>
+// sums += A B of MT times 16 rows, Step rows apart, of which the first `count` are wanted, and 8 NT columns; depth values
+// of the sum. A tile [rows, depth]; B tile [depth, 8 NT], or [8 NT, depth] with Along.
+template <typename Kind, bool Along, int Step, int MT, int NT>
 __device__ __forceinline__ void multiply_tiles(typename Kind::Sum (&sums)[MT][NT][4], const typename Kind::Operand* a,
-                                               int a_stride, const typename Kind::Operand* b, int b_stride, int count) {
+                                               int a_stride, const typename Kind::Operand* b, int b_stride, int count,
+                                               int depth) {
 #pragma unroll(Kind::kTensorCores ? 4 : 2)
-  for (int k = 0; k < Depth; k += Kind::kStep) {
+  for (int k = 0; k < depth; k += Kind::kStep) {
     typename Kind::B columns[NT];
 #pragma unroll
     for (int j = 0; j < NT; j += 2) {

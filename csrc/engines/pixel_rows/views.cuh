@@ -38,7 +38,9 @@ inline View make_view(const Map& map, int64_t batch, int64_t rows, int64_t heigh
 }
 
 template <typename T>
-constexpr Type kTypeOf = sizeof(T) == 8 ? Type::f64 : sizeof(T) == 4 ? Type::f32 : Type::bf16;
+constexpr Type kTypeOf = sizeof(T) == 8   ? Type::f64
+                         : sizeof(T) == 4 ? Type::f32
+                                          : Type::bf16;
 
 // A tile of an image: rows from first_row on, of all_rows, and pixels from first_pixel on.
 struct Place {
@@ -105,27 +107,16 @@ __device__ __forceinline__ void load_tile(const View& view, const Place& at, To*
     using Stored = std::remove_reference_t<decltype(*data)>;
     data += at.image * view.map.b;
     if (!std::is_same_v<Stored, To> && view.vectors) {
-      constexpr int kEach = 16 / sizeof(Stored), kPieces = Columns / kEach, kBatch = 2;
+      constexpr int kEach = 16 / sizeof(Stored), kPieces = Columns / kEach;
 #pragma unroll 1
-      for (int base = threadIdx.x; base < at.rows * kPieces; base += kBatch * kProductThreads) {
-        Vec<Stored> vectors[kBatch] = {};
+      for (int i = threadIdx.x; i < at.rows * kPieces; i += kProductThreads) {
+        const int row = i / kPieces, column = i % kPieces * kEach;
+        const int64_t k = at.first_row + row, n = at.first_pixel + column;
+        Vec<Stored> vector{};
+        if (k < at.all_rows && n < view.pixels)
+          vector = *reinterpret_cast<const Vec<Stored>*>(data + k * view.map.k + n);
 #pragma unroll
-        for (int q = 0; q < kBatch; ++q) {
-          const int i = base + q * kProductThreads, row = i / kPieces;
-          const int64_t k = at.first_row + row, n = at.first_pixel + i % kPieces * kEach;
-          if (row < at.rows && k < at.all_rows && n < view.pixels) {
-            vectors[q] = *reinterpret_cast<const Vec<Stored>*>(data + k * view.map.k + n);
-          }
-        }
-#pragma unroll
-        for (int q = 0; q < kBatch; ++q) {
-          const int i = base + q * kProductThreads, row = i / kPieces;
-          if (row >= at.rows) break;
-#pragma unroll
-          for (int v = 0; v < kEach; ++v) {
-            narrow(widen<T>(vectors[q].values[v]), to[row * Stride + i % kPieces * kEach + v]);
-          }
-        }
+        for (int v = 0; v < kEach; ++v) narrow(widen<T>(vector.values[v]), to[row * Stride + column + v]);
       }
       return;
     }
@@ -149,8 +140,8 @@ __device__ __forceinline__ void load_tile(const View& view, const Place& at, To*
 }
 
 // The values of a tile of the map = from[r * Stride + n].
-template <typename T, int Rows, int Columns, int Stride>
-__device__ __forceinline__ void store_tile(const View& view, const Place& at, const T* from) {
+template <typename T, int Rows, int Columns, int Stride, typename From>
+__device__ __forceinline__ void store_tile(const View& view, const Place& at, const From* from) {
   with_storage<T>(view.map, [&](auto* data) {
     using Stored = std::remove_reference_t<decltype(*data)>;
     data += at.image * view.map.b;
@@ -163,7 +154,7 @@ __device__ __forceinline__ void store_tile(const View& view, const Place& at, co
         if (k >= at.all_rows || n >= view.pixels) continue;
         Vec<Stored> vector;
 #pragma unroll
-        for (int v = 0; v < kEach; ++v) narrow(from[row * Stride + column + v], vector.values[v]);
+        for (int v = 0; v < kEach; ++v) narrow(widen<T>(from[row * Stride + column + v]), vector.values[v]);
         *reinterpret_cast<Vec<Stored>*>(data + k * view.map.k + n) = vector;
       }
       return;
@@ -171,9 +162,29 @@ __device__ __forceinline__ void store_tile(const View& view, const Place& at, co
     each_value<Rows, Columns, 1>(view, at, [&](auto place) {
       int row, column;
       const int64_t offset = place(0, row, column);
-      if (offset >= 0) narrow(from[row * Stride + column], data[offset]);
+      if (offset >= 0) narrow(widen<T>(from[row * Stride + column]), data[offset]);
     });
   });
+}
+
+// The values of a tile of the map, of the same type and with vectors of channels, = from[n * Stride + r].
+template <int Rows, int Columns, int Stride, typename From>
+__device__ __forceinline__ void store_transposed(const View& view, const Place& at, const From* from) {
+  constexpr int kEach = 16 / sizeof(From), kPieces = Rows / kEach;
+  From* const base = view.map.template as<From>() + at.image * view.map.b;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < Columns * kPieces; i += kProductThreads) {
+    const int column = i / kPieces, row = i % kPieces * kEach;
+    const int64_t n = at.first_pixel + column, left = n < view.pixels ? at.all_rows - at.first_row - row : 0;
+    if (left <= 0) continue;
+    From* const to = base + view.offset(n) + at.first_row + row;
+    const From* const values = from + column * Stride + row;
+    if (left >= kEach) {
+      *reinterpret_cast<Vec<From>*>(to) = *reinterpret_cast<const Vec<From>*>(values);
+    } else {
+      for (int v = 0; v < left; ++v) to[v] = values[v];
+    }
+  }
 }
 
 }  // namespace metricseg

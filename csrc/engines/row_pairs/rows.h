@@ -10,8 +10,7 @@ namespace metricseg::row_pairs {
 constexpr int kThreads = 256, kWarps = 8;
 constexpr int kRows = 16 * kWarps;  // of X in a block; a warp has 16
 constexpr int kUnit = 64;           // bytes that a row is padded to
-constexpr int kWhole = 512;         // bytes of rows that are not cut into chunks
-constexpr int kChunkBytes = 256;    // of the others
+constexpr int kWhole = 512;         // bytes of rows that are not cut into chunks, at most
 constexpr int kSkew = 16;           // bytes after a row in shared memory: rows of a matrix lie in different banks
 constexpr int kFields = 9;          // values of a column that an epilogue may read
 constexpr int kFieldBytes = 256;    // of a tile's columns
@@ -56,21 +55,30 @@ struct Geometry {
   METRICSEG_HD int smem() const { return x_bytes + 2 * stage_bytes; }
 };
 
+// whole: bytes of rows that are not cut into chunks; those of a chunk, and of a slice of the gradient.
 template <class P>
-Geometry make_geometry(int64_t depth, bool second) {
+Geometry make_geometry(int64_t depth, bool second, int whole, int chunk, int slice) {
   constexpr int kSize = sizeof(typename P::Operand);
   Geometry g{};
   const int64_t bytes = std::max<int64_t>(ceil_div(depth * kSize, kUnit), 1) * kUnit;
-  g.chunk_bytes = static_cast<int>(bytes <= kWhole ? bytes : kChunkBytes);
+  g.chunk_bytes = static_cast<int>(bytes <= whole ? bytes : chunk);
   g.row_bytes = static_cast<int>(ceil_div(bytes, g.chunk_bytes) * g.chunk_bytes);
   g.chunks = g.row_bytes / g.chunk_bytes;
-  g.slice_bytes = std::min(g.row_bytes, P::kSlice * kSize);
+  g.slice_bytes = std::min({g.row_bytes, P::kSlice * kSize, slice});
   g.slices = static_cast<int>(ceil_div(g.row_bytes, g.slice_bytes));
   const int row = g.chunk_bytes + kSkew;
   g.x_bytes = g.whole() ? kRows * row : 0;
   int rows = P::kColumns * row + (g.whole() ? 0 : kRows * row);
   if (second && !g.whole()) rows = std::max(rows, P::kColumns * (g.slice_bytes + kSkew));
   g.stage_bytes = rows + kFields * kFieldBytes;
+  return g;
+}
+
+// The first that fits in the shared memory of a block: 160 KiB on data center devices, less than 100 on others.
+template <class P>
+Geometry make_geometry(int64_t depth, bool second, int64_t smem) {
+  Geometry g = make_geometry<P>(depth, second, kWhole, 256, 1024);
+  if (g.smem() > smem) g = make_geometry<P>(depth, second, 256, 128, 512);
   return g;
 }
 

@@ -36,7 +36,10 @@ class Engine {
   using T = typename P::T;
 
   Engine(Device& device, const Rows<T>& x, const Rows<T>& y, bool second)
-      : geometry_(make_geometry<P>(x.depth, second)), device_(device), itself_(!y.features), rows_{x, itself_ ? x : y} {
+      : geometry_(make_geometry<P>(x.depth, second, device.limits().smem)),
+        device_(device),
+        itself_(!y.features),
+        rows_{x, itself_ ? x : y} {
     Scratch none;
     lay_out(none);
   }

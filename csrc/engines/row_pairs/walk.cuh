@@ -326,6 +326,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   walk.template run<true, false>(state);
   const int first = slice * g.slice_bytes / int(sizeof(Operand)) + threadIdx.x % 4 * V;
+  const int64_t slice_end = (slice + 1) * g.slice_bytes / int(sizeof(Operand));
+  const int64_t end = slice_end < out.depth ? slice_end : out.depth;
   const T whole = T(1) / state.unit;
   const auto store = [&](auto* data, int64_t s_row, int64_t s_column) {
 #pragma unroll
@@ -339,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int k = 0; k < P::kSlice / 4; ++k) {
         const int d = first + k / V * 4 * V + k % V;
-        if (d >= out.depth) break;
+        if (d >= end) break;
         T value = state.sums[k / V * 2 * V + i * V + k % V];
         if (Form::kDistances) value = widen<T>(x[d]) * total - value;
         narrow(live ? value * whole : T(0), row[d * s_column]);

@@ -201,12 +201,12 @@ def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
         torch.mm(x, y.t(), out=out)
 
 
-def add_product(total: Tensor, weights: Tensor, rows: Tensor, sign: int) -> None:
-    """total += sign weights rows."""
+def add_product(total: Tensor, weights: Tensor, rows: Tensor, sign: int, fresh: bool = False) -> None:
+    """total += sign weights rows; fresh, with sign 1: total counts as 0, whatever it holds."""
     if use_own_products(rows.shape[1]):
-        ops.row_pairs_product_kernel(weights, rows, float(sign), True, total)
+        ops.row_pairs_product_kernel(weights, rows, float(sign), not fresh, total)
     else:
-        torch.addmm(total, weights, rows, alpha=sign, out=total)
+        torch.addmm(total, weights, rows, beta=0 if fresh else 1, alpha=sign, out=total)
 
 
 def enclose(side: Side, classes: int) -> tuple[Tensor, Tensor]:
@@ -234,8 +234,8 @@ class Pairs:
     @functools.cached_property
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of rows and columns, [A] and [M]."""
-        x, y = (torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)]) for s in (self.x, self.other))
-        return x, y
+        x, *others = (torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)]) for s in (self.x, self.y) if s)
+        return x, others[0] if others else x
 
     def by_column(self, terms: Tensor) -> Tensor:
         """[M, n] -> [n, M extended]."""
@@ -281,33 +281,46 @@ class SecondProduct:
 
     def __init__(self, pairs: Pairs, differences: bool, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
         self.pairs, self.targets, self.sign = pairs, (grad_x, grad_y), -1 if differences else 1
-        self.x_total = None if grad_x is None else torch.zeros_like(pairs.x.rows)
-        self.y_total = self.x_total
-        if pairs.y is not None:
-            self.y_total = None if grad_y is None else torch.zeros_like(pairs.y.rows)
+        sides = (pairs.x,) if pairs.y is None else (pairs.x, pairs.y)
+        self.totals = [
+            None if t is None else torch.empty_like(s.rows) for s, t in zip(sides, self.targets, strict=False)
+        ]
+        self.fresh = [True] * len(sides)  # totals that hold nothing yet
         self.x_sums = pairs.x.rows.new_zeros((pairs.x.size, 1)) if differences else None  # of the weights
         self.y_sums = pairs.zeros_by_column(1) if differences else None
 
     def add(self, tile: Tile, twice: bool) -> None:
         """Add the products of a tile of weights. `twice`: its weights serve its columns too."""
         weights = tile.products[:, : tile.y.stop - tile.y.start]
-        if self.x_total is not None:
-            add_product(self.x_total[tile.x], weights, self.pairs.other.rows[tile.y], self.sign)
-        if self.y_total is not None and twice:
-            add_product(self.y_total[tile.y], weights.t(), self.pairs.x.rows[tile.x], self.sign)
+        self._add(0, tile.x, weights, self.pairs.other.rows[tile.y])
+        if twice:
+            self._add(len(self.totals) - 1, tile.y, weights.t(), self.pairs.x.rows[tile.x])
+
+    def _add(self, which: int, place: slice, weights: Tensor, rows: Tensor) -> None:
+        total = self.totals[which]
+        if total is None:
+            return
+        whole = place == slice(0, len(total)) and self.sign == 1
+        if self.fresh[which] and not whole:
+            total.zero_()
+        add_product(total[place], weights, rows, self.sign, self.fresh[which] and whole)
+        self.fresh[which] = False
 
     def write(self) -> None:
         """Write the sums, in the order and dtype of the features."""
-        x, y = self.pairs.x, self.pairs.y
+        sides, sums = (self.pairs.x, self.pairs.other), [self.x_sums]
         if self.x_sums is not None and self.y_sums is not None:
             column_sums = self.y_sums[0, : self.pairs.other.size, None]
-            if self.x_total is not None:
-                self.x_total.addcmul_(self.x_sums + column_sums if y is None else self.x_sums, x.rows)
-            if self.y_total is not None and y is not None:
-                self.y_total.addcmul_(column_sums, y.rows)
-        for side, target, total in zip((x, self.pairs.other), self.targets, (self.x_total, self.y_total), strict=True):
-            if target is not None and total is not None:
-                side.fill(target, total)
+            sums = [self.x_sums + column_sums] if self.pairs.y is None else [self.x_sums, column_sums]
+        for i, total in enumerate(self.totals):
+            target = self.targets[i]
+            if target is None or total is None:
+                continue
+            if self.fresh[i]:
+                total.zero_()
+            if (of_side := sums[i] if i < len(sums) else None) is not None:
+                total.addcmul_(of_side, sides[i].rows)
+            sides[i].fill(target, total)
 
 
 class Epilogue(Pairs):

@@ -6,16 +6,16 @@ architecture: they do not depend on the number of multiprocessors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ...core.checks import accumulator
-from ...core.triton import FUSED, constant, on_device_of
+from ...core.triton import FUSED, cdiv, constant, on_device_of
 from . import rows as plain
 from .form import Form
 from .rows import Labeled, Rows, Sorted
@@ -67,13 +67,14 @@ def sort_rows(sides: list[Labeled], ignore_index: int, out: list[Sorted]) -> Non
         return
     sides = [Labeled._make(field if field is None else field.contiguous() for field in side) for side in sides]
     x, y = sides[0], sides[-1]
-    keys = Keys(
-        BLOCK=8, CHUNK=128, LABEL=_comparable(x.labels, y.labels), ID=_comparable(x.ids, y.ids),
+    block = 8
+    keys = make_constants(
+        Keys, BLOCK=block, CHUNK=128, LABEL=_comparable(x.labels, y.labels), ID=_comparable(x.ids, y.ids),
         WITH_IDS=x.ids is not None, WEIGHTED=y.weights is not None, FACTORS=x.factors is not None, TWO=len(sides) > 1,
     )  # fmt: skip
     with on_device_of(x.labels):
-        sort_kernel[(sum(triton.cdiv(count, keys.BLOCK) for count in counts),)](
-            x, y, out[0], out[-1], counts[0], counts[-1], ignore_index, Keys(*map(constant, keys)), num_warps=4,
+        sort_kernel[(sum(cdiv(count, block) for count in counts),)](
+            x, y, out[0], out[-1], counts[0], counts[-1], ignore_index, keys, num_warps=4,
             maxnreg=168, **FUSED,
         )  # fmt: skip
 
@@ -91,9 +92,21 @@ class Sides(NamedTuple):
     earlier: Earlier  # before the first phase
 
 
+@functools.cache
+def make_constants(kind: Any, **fields: Any) -> Any:
+    """A NamedTuple of compile-time constants; functions, and what is made of them, stay as they are."""
+    return kind(**{name: _constant_field(value) for name, value in fields.items()})
+
+
+def _constant_field(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return type(value)(*map(constant, value))
+    return constant(value) if isinstance(value, (bool, int, str, tl.dtype)) else value
+
+
 def carve(like: Tensor, dtype: torch.dtype, sizes: list[int]) -> Iterator[Tensor]:
     """Parts of one buffer, each of at least so many elements, aligned."""
-    whole = [triton.cdiv(size, 16) * 16 for size in sizes]
+    whole = [cdiv(size, 16) * 16 for size in sizes]
     return iter(like.new_empty(sum(whole), dtype=dtype).split(whole))
 
 
@@ -102,7 +115,7 @@ def make_sides(x: Rows, y: Rows | None, config: LaunchConfig, scale: float) -> S
     given = [x] if y is None else [x, y]
     shape, (features, with_ids, weighted) = config.shape, (x.features, x.ids is not None, given[-1].weights is not None)
     counts = [side.features.shape[0] for side in given]
-    padded = [max(triton.cdiv(count, shape.rows), 1) * shape.rows for count in counts]
+    padded = [max(cdiv(count, shape.rows), 1) * shape.rows for count in counts]
     tiles = [rows // shape.columns for rows in padded]
     integers, numbers = [1], [3]
     for rows, n in zip(padded, tiles, strict=True):
@@ -120,16 +133,15 @@ def make_sides(x: Rows, y: Rows | None, config: LaunchConfig, scale: float) -> S
     if weighted:
         made[-1] = made[-1]._replace(weights=next(floats))
     strides = [side.features.stride() for side in given]
-    layout = Layout(
-        WIDTH=config.width, ROWS=shape.columns, BLOCK=min(64, triton.next_power_of_2(config.width)),
-        ROUND=config.dtype == torch.float32 and config.tile.PRECISION.value == "tf32",
+    layout = make_constants(
+        Layout, WIDTH=config.width, ROWS=shape.columns, BLOCK=min(64, 1 << (config.width - 1).bit_length()),
+        ROUND=config.rounds and config.dtype == torch.float32,
         UNIT_STRIDE=all(stride[1] == 1 for stride in strides), WITH_IDS=with_ids, WEIGHTED=weighted, TWO=y is not None,
     )  # fmt: skip
-    layout = Layout(*map(constant, layout))
-    rows = [side._replace(factors=None) for side in given]
+    sources = [side._replace(factors=None) for side in given]
     gather_rows[(sum(tiles),)](
-        rows[0], rows[-1], made[0], made[-1], (tops[0], tops[-1]), *strides[0], *strides[-1], counts[0], counts[-1],
-        features.shape[1], tiles[0], tiles[-1], layout, num_warps=4, **FUSED,
+        sources[0], sources[-1], made[0], made[-1], (tops[0], tops[-1]), *strides[0], *strides[-1], counts[0],
+        counts[-1], features.shape[1], tiles[0], tiles[-1], layout, num_warps=4, **FUSED,
     )  # fmt: skip
     survey[(1,)](
         made[0], made[-1], (tops[0], tops[-1]), earlier, tiles[0], tiles[-1], scale, layout, SPREAD=SPREAD, BLOCK=SCAN,
@@ -142,7 +154,7 @@ def parts_of(side: Side, other: Side, config: LaunchConfig, programs: int) -> in
     """Number of parts, of at least two tiles each, that the walk over `other` is cut into to reach so many programs."""
     shape = config.shape
     blocks = side.padded // shape.rows * (config.width // (shape.slice or config.width))
-    return max(1, min(triton.cdiv(programs, blocks), other.padded // shape.columns // 2))
+    return max(1, min(cdiv(programs, blocks), other.padded // shape.columns // 2))
 
 
 class Kind(NamedTuple):
@@ -234,7 +246,7 @@ class Epilogue:
                  constants: Any, scale: float = 1.0) -> None:  # fmt: skip
         """Take at most three numbers of the form, and its compile-time constants as a NamedTuple."""
         self.form, self.numbers = form, (*numbers, 0.0, 0.0)[:3]
-        self.constants = constants._make(map(constant, constants))
+        self.constants = constants
         self.weighted = (x if y is None else y).weights is not None
         self.config = make_config(x.features, second_product, self.gradient.distances, self.weighted)
         self.x, self.y, self.earlier = make_sides(x, y, self.config, scale)
@@ -249,7 +261,7 @@ class Epilogue:
             passed = self.run(phase, passed)
         last = self.run(self.phases[-1], passed)
         steps = 1 if self.count > FINISHED_BY_ONE_PROGRAM else FINISHED_BY_ONE_PROGRAM // ROWS
-        programs = max(triton.cdiv(self.count, ROWS * steps), 1)
+        programs = max(cdiv(self.count, ROWS * steps), 1)
         parted = reduce and programs > 1
         out = terms.new_empty((programs, self.form.sums)) if parted else terms
         finish[(programs,)](
@@ -301,7 +313,7 @@ class Epilogue:
         """Coefficients [R] of the rows of x."""
         padded, fields = self.x.padded, self.rows.fields
         coefs = self.x.squares.new_empty((fields, padded))
-        programs = triton.cdiv(padded, ROWS)
+        programs = cdiv(padded, ROWS)
         half = self.config.dtype == torch.float16
         io = Backward(
             stats, grad_terms, self.orders[0], self.factors, coefs,
@@ -312,24 +324,23 @@ class Epilogue:
         for scaling in ("measure", "apply") if half else ("",):
             make_coefs[(programs,)](
                 io, self.earlier.bounds, self.count, padded, *strides, *self.numbers,
-                self._row_kind(1, False, SCALING=constant(scaling), **functions),
+                self._row_kind(1, False, SCALING=scaling, **functions),
                 num_warps=8, **FUSED,
             )  # fmt: skip
         return coefs.unbind(0)
 
     def _row_kind(self, steps: int, reduce: bool, **functions: Any) -> RowKind:
-        constants = {
-            "BLOCK": ROWS, "STEPS": steps, "SYMMETRIC": self.symmetric, "FACTORS": self.factors is not None,
-            "REDUCE": reduce, "SUMS": self.form.sums, "FIELDS": len(self.form.Stats._fields),
-        }  # fmt: skip
-        return RowKind(FORM=self.constants, **{n: constant(v) for n, v in constants.items()}, **functions)
+        return make_constants(
+            RowKind, BLOCK=ROWS, STEPS=steps, SYMMETRIC=self.symmetric, FACTORS=self.factors is not None, REDUCE=reduce,
+            SUMS=self.form.sums, FIELDS=len(self.form.Stats._fields), FORM=self.constants, **functions,
+        )  # fmt: skip
 
     def _kind(self, **fields: Any) -> Kind:
         with_ids = self.x.ids is not None
-        fields.update(
-            SELF=self.x is self.y or with_ids, WITH_IDS=with_ids, WEIGHTED=self.weighted, SYMMETRIC=self.symmetric
-        )
-        return Kind(FORM=self.constants, **{n: constant(v) if isinstance(v, bool) else v for n, v in fields.items()})
+        return make_constants(
+            Kind, FORM=self.constants, SELF=self.x is self.y or with_ids, WITH_IDS=with_ids, WEIGHTED=self.weighted,
+            SYMMETRIC=self.symmetric, **fields,
+        )  # fmt: skip
 
     def _add_gradient(self, x: Side, y: Side, order: Tensor, out: Tensor) -> None:
         """The gradient of the rows of x, from the coefficients of either side."""
@@ -337,7 +348,7 @@ class Epilogue:
             return
         (rows, depth), width, slice = out.shape, self.config.width, self.config.shape.slice
         parts = parts_of(x, y, self.config, PROGRAMS // 2)
-        grid = (x.padded // self.config.shape.rows, triton.cdiv(depth, slice or depth), parts)
+        grid = (x.padded // self.config.shape.rows, cdiv(depth, slice or depth), parts)
         # Unaligned rows can't be stored in wide words; elements one by one take more registers than there are.
         shares = out
         if parts > 1 or depth < width or not out.is_contiguous():
@@ -353,7 +364,7 @@ class Epilogue:
                 **self.config.options,
             )  # fmt: skip
         if shares is not out:
-            block = min(128, triton.next_power_of_2(depth))
-            add_shares[(triton.cdiv(rows, 8), triton.cdiv(depth, block))](
+            block = min(128, 1 << (depth - 1).bit_length())
+            add_shares[(cdiv(rows, 8), cdiv(depth, block))](
                 shares, out, rows, depth, parts, *out.stride(), WIDTH=width, ROWS=8, BLOCK=block, num_warps=4, **FUSED
             )

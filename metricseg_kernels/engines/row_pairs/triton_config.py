@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import triton
 from torch import Tensor
 
 from ...core.checks import accumulator
-from ...core.triton import FUSED, TYPES, asynchronous, constant
+from ...core.triton import FUSED, TYPES, asynchronous, cdiv, constant
 
 SCAN = 1024  # tiles that a program inspects at once to find its spans
 
@@ -87,6 +88,7 @@ class LaunchConfig(NamedTuple):
     shape: TileShape
     width: int
     dtype: torch.dtype
+    rounds: bool  # to tf32
 
     @property
     def options(self) -> dict[str, Any]:
@@ -96,7 +98,7 @@ class LaunchConfig(NamedTuple):
 
 def block_widths(depth: int) -> tuple[int, ...]:
     """Powers of two from 16 to 128 that sum to at least `depth`, falling, the last three below 128: 96 -> 64, 32."""
-    whole, rest = divmod(max(triton.cdiv(depth, 16), 1), 8)
+    whole, rest = divmod(max(cdiv(depth, 16), 1), 8)
     widths = [8] * whole
     if rest:
         tail: list[int] = []
@@ -118,28 +120,34 @@ def make_config(
     An epilogue of distances also takes more registers beside the gradient, so tiles are half as wide there. So does one
     of weighted columns, if exact fp32 products leave it hardly any.
     """
-    dtype, depth = features.dtype, features.shape[1]
+    dtype = features.dtype
     if dtype == torch.float16 and distances:
         dtype = torch.float32
     precise = features.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     kind = {torch.float64: "double", torch.float32: "ieee" if precise else "tf32"}.get(dtype, "half")
+    crowded = distances if second_product else weighted and kind == "ieee"
+    return _config(kind, dtype, features.shape[1], second_product, crowded, asynchronous())
+
+
+@functools.cache
+def _config(
+    kind: str, dtype: torch.dtype, depth: int, second_product: bool, crowded: bool, copies: bool
+) -> LaunchConfig:
     shapes = SHAPES[kind, second_product]
-    if not asynchronous():
+    if not copies:
         shapes = SHAPES.get((f"{kind} sync", second_product), shapes)
     shape = next(s for s in shapes if depth <= s.depth)
-    crowded = distances if second_product else weighted and kind == "ieee"
     if crowded:
         shape = shape._replace(columns=max(shape.columns // 2, 32))
     widths = () if shape.chunk else block_widths(depth)
     width = sum(widths)
     if shape.chunk:
         unit = max(shape.chunk, shape.slice)
-        width = max(triton.cdiv(depth, unit), 1) * unit
-    depth = triton.cdiv(depth, shape.chunk or 1) * (shape.chunk or 1)
+        width = max(cdiv(depth, unit), 1) * unit
+    depth = cdiv(depth, shape.chunk or 1) * (shape.chunk or 1)
     second = "load" if shape.chunk else ""
     if kind == "tf32" and not shape.chunk:
-        second = "copy" if asynchronous() else "load"
+        second = "copy" if copies else "load"
     constants = (shape.rows, shape.columns, widths, width, depth, shape.chunk, shape.slice, second, SCAN,
                  "tf32" if kind == "tf32" else "ieee", TYPES[dtype], TYPES[accumulator(dtype)])  # fmt: skip
-    tile = Tile(*map(constant, constants))
-    return LaunchConfig(tile, shape, width, dtype)
+    return LaunchConfig(Tile(*map(constant, constants)), shape, width, dtype, kind == "tf32")

@@ -14,7 +14,6 @@ from cuda_host.fixtures import *  # noqa: F403
 from test_centers import (  # noqa: F401
     FAMILY,
     test_absent_classes,
-    test_every_label_dtype_is_the_same,
     test_magnitudes_at_the_ends_of_fp16,
     test_pull_is_what_its_similarity_pass_gives,
 )
@@ -40,9 +39,9 @@ from tolerances import assert_as_good
 import metricseg_kernels as mk
 
 # more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
-TILES = Case("tiles", (2, 10, 16), 136, 37, label_dtype=torch.uint8)
-LAST = TILES._replace(id="last", layout="nhwc", centers="own")
-ODD = Case("odd", (1, 9, 17), 130, 33)
+TILES = Case("tiles", (1, 9, 16), 136, 37, label_dtype=torch.uint8)
+LAST = Case("last", (2, 5, 7), 136, 35, "own", layout="nhwc", label_dtype=torch.int32)
+ODD = Case("odd", (1, 8, 17), 37, 33)
 BLOCKS = Case("blocks", (1, 3, 5), 9, 163)
 BY_DTYPE = {
     torch.float64: (NAMED["eleven-classes"], NAMED["one-column"], NAMED["no-pixels-own"], NAMED["no-channels"]),
@@ -92,9 +91,10 @@ def test_tf32(name: str, shim: ModuleType, backend: str) -> None:
 
 
 def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
-    """Integers up to 64: products and sums are exact."""
+    """Small integers: products and sums are exact. With the shared memory of sm_90, which one kernel needs."""
+    shim.configure(2, 226 << 10, 0)
     for layout in ("nchw", "nhwc"):
-        inputs = make(ODD._replace(layout=layout, channels=136))
+        inputs = make(Case("integers", (1, 4, 12), 136, 33, layout=layout))
         inputs = inputs._replace(features=(8 * inputs.features).round(), centers=(8 * inputs.centers).round())
         results = []
         for exact in (True, False):
@@ -106,13 +106,13 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ["pulled", "euclidean", "soft", "hard"])
 def test_gradcheck(name: str, backend: str) -> None:
-    check_gradients(name, OWN if name in ("pulled", "soft", "euclidean") else SHARED, backend, "cpu")
+    check_gradients(name, OWN if name == "euclidean" else SHARED, backend, "cpu")
 
 
 @pytest.mark.parametrize(
-    "case, dtype", [(BLOCKS, torch.bfloat16), (NAMED["channels-last-own"], torch.float32), (NAMED["row-slice"], torch.bfloat16)],
+    "case, dtype", [(NAMED["one-column"], torch.float32), (NAMED["channels-last-own"], torch.bfloat16), (NAMED["row-slice"], torch.bfloat16)],
     ids=lambda x: getattr(x, "id", None),
 )  # fmt: skip
 def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, monkeypatch) -> None:

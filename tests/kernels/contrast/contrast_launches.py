@@ -49,6 +49,8 @@ def calls() -> Iterator[Call]:
         for acc in (torch.float32, torch.float64):
             names = "-".join(str(dtype).removeprefix("torch.") for dtype in (*dtypes, acc))
             yield Call(f"sort-{names}", partial(launch_sort, dtypes, acc))
+            if acc == torch.float32:
+                yield Call(f"sets-{names}", partial(launch_sets, *dtypes, *dtypes[:1] * (2 - len(dtypes))))
             yield Call(f"mean-{names}", partial(launch_mean, acc, len(dtypes)))
 
 
@@ -65,6 +67,17 @@ def launch_sort(dtypes: tuple[torch.dtype, ...], acc: torch.dtype) -> None:
     sides[-1], out[-1] = sides[-1]._replace(weights=numbers), out[-1]._replace(weights=numbers)
     sides[0], out[0] = sides[0]._replace(factors=numbers), out[0]._replace(factors=numbers)
     contrast.sort_rows_kernel(sides, 255, out)
+
+
+def launch_sets(label: torch.dtype, segment: torch.dtype) -> None:
+    from metricseg_kernels.contrast import triton as contrast
+
+    pixels, prototypes = (
+        [torch.empty(n, dtype=d, device="meta") for d in (label, torch.int32, torch.int64)] for n in (ROWS, 300)
+    )
+    contrast.prototype_sets_kernel(
+        pixels[0], pixels[0].to(segment), prototypes[0], 255, pixels[1], prototypes[1], pixels[2], prototypes[2]
+    )
 
 
 def launch_mean(acc: torch.dtype, sums: int) -> None:

@@ -79,6 +79,7 @@ def test_opcheck_of_the_order(backend: str, device: str) -> None:
     for ids in ([], labels):
         given = (labels, ids, weights, None, 0, torch.float32, backend)
         torch.library.opcheck(torch.ops.metricseg.sort_rows.default, given)
+    torch.library.opcheck(torch.ops.metricseg.prototype_sets.default, (labels[0], labels[0], labels[1], 0, backend))
 
 
 def arguments(sets: Sets, form: str, backend: str) -> tuple:

@@ -73,6 +73,14 @@ def test_width_of_rows(dtype: torch.dtype, backend: str) -> None:
         against_reference(form, Case("wide", 21, width, columns=35, classes=2), dtype, backend, "cpu")
 
 
+@pytest.mark.parametrize("dtype", WIDE, ids=str)
+def test_less_shared_memory(dtype: torch.dtype, shim: ModuleType, backend: str) -> None:  # noqa: F811
+    """As devices have that are not for data centers."""
+    shim.configure(2, 95 << 10, 0)
+    test_width_of_rows(dtype, backend)
+    against_reference("all", Case("whole", 20, 250 // dtype.itemsize), dtype, backend, "cpu")
+
+
 @pytest.mark.parametrize("case", [PARTS, ALONE], ids=lambda c: c.id)
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_and_parts(form: str, case: Case, backend: str) -> None:

@@ -43,8 +43,8 @@ static void run_hard(const HardSumsArguments<array>& a) {
 // As metricseg_kernels/centers/cuda.py has them.
 static void similarity_fwd(array features, array weights, Array bias, Array labels, std::string metric, double scale,
                            int64_t ignore_index, array logits, Array target_similarity, Array norms) {
-  similarity_fwd_kernel<array, run_similarity<false>>(features, weights, bias, labels, metric, scale, ignore_index, kEps,
-                                                      exact, logits, target_similarity, norms);
+  similarity_fwd_kernel<array, run_similarity<false>>(features, weights, bias, labels, metric, scale, ignore_index,
+                                                      kEps, exact, logits, target_similarity, norms);
 }
 
 static void similarity_bwd(array grad_logits, Array grad_target_similarity, array features, array weights, Array labels,

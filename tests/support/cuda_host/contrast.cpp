@@ -5,6 +5,7 @@
 
 #include "../../../csrc/contrast/arguments.h"
 #include "../../../csrc/contrast/dispatch.cuh"
+#include "../../../csrc/contrast/sets.cuh"
 
 using namespace metricseg;
 using namespace metricseg::contrast;
@@ -14,17 +15,19 @@ static void run(const ContrastArguments<py::array>& a) {
   dispatch_accumulator(type_of(*a.x.features), [&](auto zero) {
     auto p = a.template params<decltype(zero)>();
     if (backward) p.reduce = rank_of(a.terms) == 1;
-    dispatch_products(p, [&](auto products) {
-      HostDevice device;
-      Contrast<decltype(products), HostDevice> contrast(device, p, backward);
-      backward ? contrast.backward() : contrast.forward();
-    });
+    HostDevice device;
+    dispatch_products(p, [&](auto products) { launch<decltype(products)>(device, p, backward); });
   });
 }
 
 static void run_sort(const SortArguments<py::array>& a) {
   HostDevice device;
   dispatch_accumulator(a.accumulator(), [&](auto zero) { sort_rows(device, a.template params<decltype(zero)>()); });
+}
+
+static void run_sets(const SetsArguments<py::array>& a) {
+  HostDevice device;
+  mark_sets(device, a.params());
 }
 
 static void run_mean(const MeanArguments<py::array>& a) {
@@ -34,6 +37,7 @@ static void run_mean(const MeanArguments<py::array>& a) {
 
 PYBIND11_MODULE(contrast, m) {
   define_switches(m);
+  m.def("prototype_sets_kernel", prototype_sets_kernel<py::array, run_sets>);
   m.def("sort_rows_kernel", sort_rows_kernel<py::array, run_sort>);
   m.def("contrast_mean_kernel", contrast_mean_kernel<py::array, run_mean>);
   m.def("contrast_fwd_kernel", contrast_fwd_kernel<py::array, run<false>>);

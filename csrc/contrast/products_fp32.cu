@@ -1,0 +1,5 @@
+#include "../common/cuda/launch.h"
+#include "dispatch.cuh"
+
+template void metricseg::contrast::launch<metricseg::row_pairs::Exact<float>>(
+    metricseg::CudaDevice&, const metricseg::contrast::ContrastParams<float>&, bool);
