@@ -50,12 +50,8 @@ FAMILIES = {
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
         },
-<<<<<<< HEAD
         gpu_seconds=(38, 30),
-=======
-        gpu_seconds=(34, 25),
         own_kernels={"fold_centers_fwd_kernel": 3, "fold_centers_bwd_kernel": 5},
->>>>>>> h_launches
     ),
     "focal": Family(
         cpu=("cpu", "reference"),
