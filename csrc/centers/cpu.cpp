@@ -134,7 +134,7 @@ void similarity_fwd_kernel(Tensor features, Tensor weights, Optional bias, Optio
     const Packed<T> packed(weights, params, true, false);
     set_metric(params, metric, scale, eps);
     params.bias = data_of<T>(bias);
-    params.logits = map_of(logits);
+    params.logits = fresh_map_of(logits);
     params.labels = map_of(labels);
     params.target_similarity = map_of(target_similarity);
     params.norms = map_of(norms);
@@ -154,7 +154,7 @@ void similarity_bwd_kernel(Tensor grad_logits, Optional grad_target_similarity, 
     params.grad_target_similarity = map_of(grad_target_similarity);
     params.labels = map_of(labels);
     params.norms = map_of(norms);
-    params.grad_features = map_of(grad_features);
+    params.grad_features = fresh_map_of(grad_features);
     if (grad_weights) {
       T* const sums = data_of<T>(grad_weights);
       run_sums<T>(params, loops<T>().similarity_bwd, features, weights.size(0), sums, nullptr);
@@ -180,8 +180,8 @@ void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, T
     auto params = make_params<T>(features, logits.size(1), 0);
     const Packed<T> packed(grad_sums, params, grad_logits.has_value(), grad_features.has_value());
     params.logits = map_of(logits);
-    params.grad_features = map_of(grad_features);
-    params.grad_logits = map_of(grad_logits);
+    params.grad_features = fresh_map_of(grad_features);
+    params.grad_logits = fresh_map_of(grad_logits);
     params.grad_mass = data_of<T>(grad_mass);
     run(params, loops<T>().soft_sums_bwd, features);
   });

@@ -70,6 +70,7 @@ struct Call {
 void fwd_kernel(Tensor features, Tensor offsets, Optional neighbor_logits, bool align_corners, bool zeros,
                 Tensor output) {
   if (output.numel() == 0) return;
+  fresh_map_of(output);
   dispatch_accumulator(type_of(features), [&](auto zero) {
     using T = decltype(zero);
     Call<T> call(features, offsets, neighbor_logits, output, align_corners, zeros);
@@ -85,9 +86,9 @@ void bwd_kernel(Tensor features, Tensor offsets, Optional neighbor_logits, bool 
     using T = decltype(zero);
     Call<T> call(features, offsets, neighbor_logits, grad_output, align_corners, zeros);
     CpuParams<T>& params = call.params;
-    params.grad_features = map_of(grad_features);
-    params.grad_offsets = map_of(grad_offsets);
-    params.grad_neighbor_logits = map_of(grad_neighbor_logits);
+    params.grad_features = fresh_map_of(grad_features);
+    params.grad_offsets = fresh_map_of(grad_offsets);
+    params.grad_neighbor_logits = fresh_map_of(grad_neighbor_logits);
     if (grad_offsets || grad_neighbor_logits) {
       call.pack();
       call.displacements = aligned_values<T>(call.batch * 2 * params.height * params.width);

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "../tensor_map.h"
+#include "memory.h"
 
 namespace metricseg {
 
@@ -49,6 +50,13 @@ inline Map map_of(const Optional& tensor) {
   if (!tensor) return {};
   return make_map(tensor->const_data_ptr(), type_of(*tensor), tensor->dim(),
                   [&](int64_t i) { return tensor->stride(i); });
+}
+
+// The map of a tensor on the CPU that is about to be written for the first time.
+inline Map fresh_map_of(const Optional& tensor) {
+  const Map map = map_of(tensor);
+  if (map) advise_huge_pages(map.data, tensor->numel() * map.size);
+  return map;
 }
 
 }  // namespace metricseg

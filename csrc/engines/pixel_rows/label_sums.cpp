@@ -103,7 +103,7 @@ template <typename T>
 void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_index, const Tensor& maps) {
   const int64_t batch = maps.size(0), channels = maps.size(1), pixels = maps.size(2) * maps.size(3);
   const std::vector<int32_t> classes = classes_of(labels, rows.size(1) - 1, ignore_index);
-  const Map map = map_of(maps);
+  const Map map = fresh_map_of(maps);
   const T* const from = data_of<T>(rows);
   const int64_t image = rows.stride(0), row = rows.stride(1), column = rows.stride(2);
   const int64_t step = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next

@@ -27,6 +27,7 @@ TILE_KERNEL = (  # arguments of a family's kernel on tiles
 )
 define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
 define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
+define_kernel("expect_writes_kernel(Tensor(a!) fresh) -> ()")  # csrc/common/host/pages.cpp
 
 PAD = 16  # columns of a tile come in multiples of it, the widest vector of the C++ loops
 SMALL = 256  # rows of small groups that share a tile, where only pairs within a group count
@@ -111,6 +112,7 @@ class Products:
     def __init__(self, x: Side, y: Side | None, rows: int, columns: int) -> None:
         self.x, self.y, self.rows, self.columns = x, x if y is None else y, max(1, rows), max(1, columns)
         self.values = x.rows.new_empty(min(self.rows, self.x.size) * padded(min(self.columns, self.y.size)))
+        ops.expect_writes_kernel(self.values)
         self.held: tuple[slice, slice] | None = None
 
     def spoil(self) -> None:
@@ -286,6 +288,9 @@ class SecondProduct:
             None if t is None else torch.empty_like(s.rows) for s, t in zip(sides, self.targets, strict=False)
         ]
         self.fresh = [True] * len(sides)  # totals that hold nothing yet
+        for tensor in (*self.totals, *self.targets):
+            if tensor is not None:
+                ops.expect_writes_kernel(tensor)
         self.x_sums = pairs.x.rows.new_zeros((pairs.x.size, 1)) if differences else None  # of the weights
         self.y_sums = pairs.zeros_by_column(1) if differences else None
 
