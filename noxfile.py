@@ -179,8 +179,8 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", tags=["ci"])
 def cuda_host(session: nox.Session) -> None:
-    """The CUDA kernels in the host shim under the address sanitizer."""
-    chosen = ("tests/kernels", "-n", "auto", "-m", "slow", "-k", "under_address_sanitizer")
+    """The CUDA kernels in the host shim: under the address sanitizer, and all cases of contrast."""
+    chosen = ("tests/kernels", "-n", "auto", "-m", "slow", "-k", "under_address_sanitizer or every_case")
     session.run(sys.executable, "-m", "pytest", *PYTEST, *chosen, env=environment(OMP_NUM_THREADS="1"))
 
 
