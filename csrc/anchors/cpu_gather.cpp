@@ -176,7 +176,7 @@ template <bool backward>
 void run(const GatherArguments<Tensor>& a) {
   dispatch_accumulator(type_of(a.features), [&](auto zero) {
     const auto params = a.template params<decltype(zero)>();
-    if (backward) fresh_map_of(a.features);
+    if (backward) expect_writes(a.features);
     backward ? gather_bwd(params) : gather_fwd(params);
   });
 }

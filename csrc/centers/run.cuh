@@ -17,11 +17,11 @@ void dispatch_kind(Type type, bool exact, const F& f) {
   if constexpr (sizeof(T) == sizeof(double)) {
     f(Exact<double>());
   } else if (type == Type::bf16) {
-    f(Bf16());
+    f(Half<__nv_bfloat16>());
   } else if (type == Type::f32 && exact) {
     f(Exact<float>());
   } else {
-    f(Tf32());
+    f(Tf32<true>());
   }
 }
 

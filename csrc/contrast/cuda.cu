@@ -13,9 +13,9 @@ namespace metricseg::contrast {
 // products_*.cu
 extern template void launch<Exact<double>>(CudaDevice&, const ContrastParams<double>&, bool);
 extern template void launch<Exact<float>>(CudaDevice&, const ContrastParams<float>&, bool);
-extern template void launch<TensorCores<float>>(CudaDevice&, const ContrastParams<float>&, bool);
-extern template void launch<TensorCores<__nv_bfloat16>>(CudaDevice&, const ContrastParams<float>&, bool);
-extern template void launch<TensorCores<__half>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<Tf32<false>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<Half<__nv_bfloat16>>(CudaDevice&, const ContrastParams<float>&, bool);
+extern template void launch<Half<__half>>(CudaDevice&, const ContrastParams<float>&, bool);
 
 namespace {
 

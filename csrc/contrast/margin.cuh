@@ -31,8 +31,8 @@ struct Margin {
 template <class P>
 struct MarginPhase : Margin<P> {
   using T = typename P::T;
-  static constexpr int kSums = 4, kBlocks = 2;
-  static constexpr bool kKeeps = false;  // pull, pulled, push, pushed
+  static constexpr int kSums = 4, kBlocks = 1;  // pull, pulled, push, pushed
+  static constexpr bool kKeeps = false;         // pull, pulled, push, pushed
 
   static __device__ T start(int) { return 0; }
 

@@ -12,15 +12,7 @@ using namespace row_pairs;
 // Exponents of base 2 in fp32, of e in fp64: scale_of(x) once, then power(difference of scaled values).
 __device__ __forceinline__ float in_base(float x) { return x * 1.4426950408889634f; }
 __device__ __forceinline__ double in_base(double x) { return x; }
-__device__ __forceinline__ float power(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return std::exp2(x);
-#endif
-}
+__device__ __forceinline__ float power(float x) { return power_of_2(x); }
 __device__ __forceinline__ double power(double x) { return std::exp(x); }
 
 // The square root and its inverse; in fp32 subnormal numbers count as 0.

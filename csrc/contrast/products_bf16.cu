@@ -1,5 +1,5 @@
 #include "../common/cuda/launch.h"
 #include "dispatch.cuh"
 
-template void metricseg::contrast::launch<metricseg::row_pairs::TensorCores<__nv_bfloat16>>(
+template void metricseg::contrast::launch<metricseg::Half<__nv_bfloat16>>(
     metricseg::CudaDevice&, const metricseg::contrast::ContrastParams<float>&, bool);

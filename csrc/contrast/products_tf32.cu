@@ -1,5 +1,6 @@
 #include "../common/cuda/launch.h"
 #include "dispatch.cuh"
 
-template void metricseg::contrast::launch<metricseg::row_pairs::TensorCores<float>>(
-    metricseg::CudaDevice&, const metricseg::contrast::ContrastParams<float>&, bool);
+template void metricseg::contrast::launch<metricseg::Tf32<false>>(metricseg::CudaDevice&,
+                                                                  const metricseg::contrast::ContrastParams<float>&,
+                                                                  bool);

@@ -196,32 +196,27 @@ struct CoefsIn {
   T *coefs, *bound, *largest;  // [kCoefs, padded]; the bound of |<x, y>| and 1 if it serves all; [blocks]
 };
 
-// The largest of values [count] over the block, in every thread.
+// The largest of values [count], in every thread of the block.
 template <typename T>
-__device__ __forceinline__ T block_largest(const T* values, int count) {
-  __shared__ T parts[kFinishThreads / kWarp];
-  T largest = 0;
-  for (int i = threadIdx.x; i < count; i += blockDim.x) largest = values[i] > largest ? values[i] : largest;
-  largest = group_max(largest, kWarp);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = largest;
-  __syncthreads();
-  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) largest = parts[w] > largest ? parts[w] : largest;
-  return largest;
+__device__ __forceinline__ T largest_of(const T* values, int count) {
+  T largest[1] = {};
+  for (int i = threadIdx.x; i < count; i += blockDim.x) largest[0] = values[i] > largest[0] ? values[i] : largest[0];
+  block_max(largest);
+  return largest[0];
 }
 
 template <typename T, class RowTerms>
 __global__ void __launch_bounds__(kThreads) coefs_kernel(RowTerms form, CoefsIn<T> in) {
   constexpr int N = RowTerms::kTerms, S = RowTerms::kStats, C = RowTerms::kCoefs;
-  const T bound = std::sqrt(block_largest(in.x.top, in.x.tiles)) * std::sqrt(block_largest(in.y.top, in.y.tiles));
+  const T bound = std::sqrt(largest_of(in.x.top, in.x.tiles)) * std::sqrt(largest_of(in.y.top, in.y.tiles));
   T spread = T(2) * in.scale_of_e * bound;
-  if (in.y.range) spread += block_largest(in.y.range, in.y.tiles);
+  if (in.y.range) spread += largest_of(in.y.range, in.y.tiles);
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     in.bound[0] = bound;
     in.bound[1] = spread <= in.spread ? T(1) : T(0);
   }
   const int64_t r = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  T largest = 0;
+  T largest[1] = {};
   if (r < in.x.padded) {
     T coefs[C];
     for (int k = 0; k < C; ++k) coefs[k] = RowTerms::idle(k);
@@ -232,17 +227,12 @@ __global__ void __launch_bounds__(kThreads) coefs_kernel(RowTerms form, CoefsIn<
         grad[k] = in.grad_terms[in.reduced ? k : in.rows.order[r] * N + k];
         if (in.rows.factors) grad[k] *= in.rows.factors[r];
       }
-      largest = form.coefs(stats, grad, bound, coefs);
+      largest[0] = form.coefs(stats, grad, bound, coefs);
     }
     for (int k = 0; k < C; ++k) in.coefs[k * int64_t(in.x.padded) + r] = coefs[k];
   }
-  __shared__ T parts[kWarps];
-  largest = group_max(largest, kWarp);
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = largest;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < kWarps; ++w) largest = parts[w] > largest ? parts[w] : largest;
-  in.largest[blockIdx.x] = largest;
+  block_max(largest);
+  if (threadIdx.x == 0) in.largest[blockIdx.x] = largest[0];
 }
 
 }  // namespace metricseg::contrast

@@ -70,7 +70,7 @@ struct Call {
 void fwd_kernel(Tensor features, Tensor offsets, Optional neighbor_logits, bool align_corners, bool zeros,
                 Tensor output) {
   if (output.numel() == 0) return;
-  fresh_map_of(output);
+  expect_writes(output);
   dispatch_accumulator(type_of(features), [&](auto zero) {
     using T = decltype(zero);
     Call<T> call(features, offsets, neighbor_logits, output, align_corners, zeros);

@@ -36,19 +36,21 @@ kernels = functools.partial(backends.kernels, "contrast")  # (backend) -> module
 # --- order of the rows ---------------------------------------------------------------------------------------------
 
 
+def _present_fields(sides: int, ids: bool, weights: bool, factors: bool) -> list[tuple[bool, ...]]:
+    """Which fields of `Sorted` each side has: weights are those of the last side, factors those of the first."""
+    return [(True, True, ids, weights and i == sides - 1, factors and i == 0) for i in range(sides)]
+
+
 def _sorted(
     labels: list[Tensor], ids: list[Tensor], weights: Tensor | None, factors: Tensor | None, dtype: torch.dtype
 ) -> list[Sorted]:
-    last = len(labels) - 1
+    dtypes = torch.int64, torch.int32, torch.int32, dtype, dtype
+    present = _present_fields(len(labels), bool(ids), weights is not None, factors is not None)
     return [
-        Sorted(
-            side.new_empty(side.shape, dtype=torch.int64),
-            side.new_empty(side.shape, dtype=torch.int32),
-            side.new_empty(side.shape, dtype=torch.int32) if ids else None,
-            None if weights is None or i < last else side.new_empty(side.shape, dtype=dtype),
-            None if factors is None or i > 0 else side.new_empty(side.shape, dtype=dtype),
+        Sorted._make(
+            side.new_empty(side.shape, dtype=d) if some else None for some, d in zip(fields, dtypes, strict=True)
         )
-        for i, side in enumerate(labels)
+        for side, fields in zip(labels, present, strict=True)
     ]
 
 
@@ -98,18 +100,11 @@ def sort_rows(
     terms of the rows of the first side.
     """
     dtype = checks.accumulator(features[0].dtype)
-    last = len(features) - 1
-    fields = iter(ops.sort_rows(labels, ids, weights, factors, ignore_index, dtype, backend))
+    found = iter(ops.sort_rows(labels, ids, weights, factors, ignore_index, dtype, backend))
+    present = _present_fields(len(labels), bool(ids), weights is not None, factors is not None)
     return [
-        Rows(
-            side,
-            next(fields),
-            next(fields),
-            next(fields) if ids else None,
-            None if weights is None or i < last else next(fields),
-            None if factors is None or i > 0 else next(fields),
-        )
-        for i, side in enumerate(features)
+        Rows._make([side, *(next(found) if some else None for some in fields)])
+        for side, fields in zip(features, present, strict=True)
     ]
 
 

@@ -97,7 +97,7 @@ def resident_warps(device: Device, registers: int, threads: int, smem: int) -> i
 
 
 class Loop(NamedTuple):
-    """What a turn of a loop asks of a warp, without the loops inside it; or a kernel without a loop."""
+    """Cost of an iteration of a loop for a warp, without inner loops; or of a kernel without a loop."""
 
     counts: Counter[str]  # by pipe
     smem_bytes: int
@@ -185,7 +185,7 @@ def zeroed(allocate: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def launches(family: str, device: Device) -> dict[str, Launch]:
-    """Of each kernel, the launch with most shared memory among those that the calls of a family make."""
+    """The launch of each kernel with the most shared memory, over the calls of a family."""
     import cuda_calls
     import cuda_host
     import pytest

@@ -84,17 +84,17 @@ template void metricseg::refine::refine_bwd(Device&, const RefineParams<float>&)
 template void metricseg::refine::refine_bwd(Device&, const RefineParams<double>&);
 """,
     "contrast": """
-template <class P>
-void use(Device& d, ContrastParams<typename P::T> p) {
-  Contrast<P, Device> contrast(d, p, true);
+template <class Kind>
+void use(Device& d, ContrastParams<typename Kind::Sum> p) {
+  Contrast<Products<Kind>, Device> contrast(d, p, true);
   contrast.forward();
   contrast.backward();
 }
 template void use<Exact<double>>(Device&, ContrastParams<double>);
 template void use<Exact<float>>(Device&, ContrastParams<float>);
-template void use<TensorCores<float>>(Device&, ContrastParams<float>);
-template void use<TensorCores<__nv_bfloat16>>(Device&, ContrastParams<float>);
-template void use<TensorCores<__half>>(Device&, ContrastParams<float>);
+template void use<Tf32<false>>(Device&, ContrastParams<float>);
+template void use<Half<__nv_bfloat16>>(Device&, ContrastParams<float>);
+template void use<Half<__half>>(Device&, ContrastParams<float>);
 template void metricseg::contrast::sort_rows(Device&, const SortParams<float>&);
 template void metricseg::contrast::sort_rows(Device&, const SortParams<double>&);
 template void metricseg::contrast::mean(Device&, const MeanParams<float>&);

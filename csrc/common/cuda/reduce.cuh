@@ -18,16 +18,19 @@ __device__ __forceinline__ T* shared_memory() {
 }
 #endif
 
-// exp(x) for x <= 0: one multiplication and the hardware's 2^x; relative error below (2 + |x|) 2^-23.
-__device__ __forceinline__ float exp_nonpositive(float x) {
+// The hardware's 2^x; subnormal results are 0.
+__device__ __forceinline__ float power_of_2(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 #else
-  return std::exp(x);
+  return std::exp2(x);
 #endif
 }
+
+// exp(x) for x <= 0; relative error below (2 + |x|) 2^-23.
+__device__ __forceinline__ float exp_nonpositive(float x) { return power_of_2(x * 1.4426950408889634f); }
 __device__ __forceinline__ double exp_nonpositive(double x) { return std::exp(x); }
 
 // The same value, opaque to the compiler, so that it does not hoist computations that depend on it.
@@ -63,6 +66,23 @@ __device__ __forceinline__ T block_sum(T value) {
   T sum = 0;
   for (unsigned w = 0; w < blockDim.x / kWarp; ++w) sum += parts[w];
   return sum;
+}
+
+// The largest of each of N values over the block, in every thread.
+template <typename T, int N>
+__device__ __forceinline__ void block_max(T (&values)[N]) {
+  __shared__ T parts[N][kWarp];
+  __syncthreads();  // the parts of the call before have been read
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    values[i] = group_max(values[i], kWarp);
+    if (threadIdx.x % kWarp == 0) parts[i][threadIdx.x / kWarp] = values[i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    for (unsigned w = 0; w < blockDim.x / kWarp; ++w) values[i] = parts[i][w] > values[i] ? parts[i][w] : values[i];
+  }
 }
 
 // Each of N values over the whole block; the result is right in thread 0. combine(i, a, b) joins two of value i.

@@ -5,7 +5,7 @@
 namespace metricseg {
 namespace {
 
-void expect_writes_kernel(Tensor fresh) { fresh_map_of(fresh); }
+void expect_writes_kernel(Tensor fresh) { expect_writes(fresh); }
 
 }  // namespace
 }  // namespace metricseg

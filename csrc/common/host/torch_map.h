@@ -52,11 +52,14 @@ inline Map map_of(const Optional& tensor) {
                   [&](int64_t i) { return tensor->stride(i); });
 }
 
-// The map of a tensor on the CPU that is about to be written for the first time.
+// For a tensor on the CPU, or none, that is about to be written for the first time.
+inline void expect_writes(const Optional& tensor) {
+  if (tensor) advise_huge_pages(data_of<char>(tensor), tensor->numel() * bytes_of(type_of(*tensor)));
+}
+
 inline Map fresh_map_of(const Optional& tensor) {
-  const Map map = map_of(tensor);
-  if (map) advise_huge_pages(map.data, tensor->numel() * map.size);
-  return map;
+  expect_writes(tensor);
+  return map_of(tensor);
 }
 
 }  // namespace metricseg

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "fragments.cuh"
+#include "../../common/cuda/fragments.cuh"
 
 namespace metricseg {
 

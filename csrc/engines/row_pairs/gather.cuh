@@ -30,8 +30,7 @@ __device__ __forceinline__ typename P::T copy_row(const Gather<P>& g, const Stor
   auto* const out = reinterpret_cast<Operand*>(to);
   T sum = 0;
   const auto rounded = [&](Stored value) {
-    Operand operand;
-    P::round(widen<T>(value), operand);
+    const Operand operand = P::round(widen<T>(value));
     const T v = widen<T>(operand);
     sum += v * v;
     return operand;
@@ -61,26 +60,33 @@ __device__ __forceinline__ typename P::T copy_row(const Gather<P>& g, const Stor
 }
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) gather_kernel(Gather<P> g) {
+__global__ void __launch_bounds__(kThreads, 4) gather_kernel(Gather<P> g) {
   using T = typename P::T;
-  __shared__ int32_t lows[kWarps], highs[kWarps];
-  __shared__ T tops[kWarps], ranges[kWarps];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int which = static_cast<int>(blockIdx.x) < g.to[0].tiles ? 0 : 1;
   const Rows<T>& from = g.from[which];
   const Side<T>& to = g.to[which];
   const int tile = static_cast<int>(blockIdx.x) - which * g.to[0].tiles;
-  int32_t low = std::numeric_limits<int32_t>::max(), high = -1;
-  T top = 0, range = 0;
-  for (int i = warp; i < P::kColumns; i += kWarps) {
+  int32_t ends[2] = {std::numeric_limits<int32_t>::min(), -1};  // the least group, negated, and the greatest
+  T largest[2] = {};                                            // squared norm, |log weight|
+  for (int i = threadIdx.x; i < P::kColumns; i += kThreads) {
     const int r = tile * P::kColumns + i;
     const bool known = r < from.count;
     const int32_t group = known ? from.groups[r] : -1;
-    low = group < low ? group : low;
-    high = group > high ? group : high;
+    ends[0] = -group > ends[0] ? -group : ends[0];
+    ends[1] = group > ends[1] ? group : ends[1];
+    to.groups[r] = group;
+    if (to.ids) to.ids[r] = known ? from.ids[r] : -1;
+    if (!to.weights) continue;
+    const T weight = known ? from.weights[r] : T(0), size = weight > T(0) ? std::fabs(std::log(weight)) : T(0);
+    to.weights[r] = weight;
+    largest[1] = size > largest[1] ? size : largest[1];
+  }
+  for (int i = warp; i < P::kColumns; i += kWarps) {
+    const int r = tile * P::kColumns + i;
     char* const out = to.data + int64_t(r) * g.row_bytes;
     T sum = 0;
-    if (group >= 0) {
+    if (r < from.count && from.groups[r] >= 0) {
       with_storage<T>(from.features, [&](auto* data) {
         sum = copy_row(g, data + from.order[r] * from.features.y, from.features.x, from.depth, out);
       });
@@ -88,32 +94,16 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Gather<P> g) {
       for (int w = lane; w < g.row_bytes / 16; w += kWarp) reinterpret_cast<Vec<int32_t>*>(out)[w] = {};
     }
     sum = group_sum(sum, kWarp);
-    top = sum > top ? sum : top;
-    if (lane == 0) {
-      to.squares[r] = sum;
-      to.groups[r] = group;
-      if (to.ids) to.ids[r] = known ? from.ids[r] : -1;
-      if (to.weights) {
-        const T weight = known ? from.weights[r] : T(0);
-        to.weights[r] = weight;
-        const T size = weight > T(0) ? std::fabs(std::log(weight)) : T(0);
-        range = size > range ? size : range;
-      }
-    }
+    largest[0] = sum > largest[0] ? sum : largest[0];
+    if (lane == 0) to.squares[r] = sum;
   }
-  if (lane == 0) lows[warp] = low, highs[warp] = high, tops[warp] = top, ranges[warp] = range;
-  __syncthreads();
+  block_max(ends);
+  block_max(largest);
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < kWarps; ++w) {
-    low = lows[w] < low ? lows[w] : low;
-    high = highs[w] > high ? highs[w] : high;
-    top = tops[w] > top ? tops[w] : top;
-    range = ranges[w] > range ? ranges[w] : range;
-  }
-  to.low[tile] = low;
-  to.high[tile] = high;
-  to.top[tile] = top;
-  if (to.range) to.range[tile] = range;
+  to.low[tile] = -ends[0];
+  to.high[tile] = ends[1];
+  to.top[tile] = largest[0];
+  if (to.range) to.range[tile] = largest[1];
 }
 
 }  // namespace metricseg::row_pairs

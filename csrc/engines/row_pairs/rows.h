@@ -92,7 +92,7 @@ struct Pass {
   int parts;                  // that a walk is cut into
 };
 
-template <class P, typename T>
+template <typename T>
 Pass<T> make_pass(const Side<T>& x, const Side<T>& y, const Geometry& g, bool self, int slices) {
   Pass<T> pass{x, y, g, self, true, true, 1};
   const int64_t blocks = int64_t(x.padded / kRows) * slices;

@@ -57,12 +57,12 @@ class Engine {
   }
 
   // of a phase of statistics
-  int parts() const { return make_pass<P>(x_, y_, geometry_, false, 1).parts; }
+  int parts() const { return make_pass(x_, y_, geometry_, false, 1).parts; }
 
   // Sums [parts, kSums, padded] of a phase over these pairs.
   template <class Phase>
   void stats(bool positives, bool negatives, const Phase& phase, T* out) {
-    Pass<T> pass = make_pass<P>(x_, y_, geometry_, itself_ || x_.ids, 1);
+    Pass<T> pass = make_pass(x_, y_, geometry_, itself_ || x_.ids, 1);
     pass.positives = positives;
     pass.negatives = negatives;
     const int64_t blocks = int64_t(x_.padded / kRows) * pass.parts;
@@ -78,7 +78,7 @@ class Engine {
   // elements of the shares of both gradients, which are computed one after the other
   int64_t shares(bool with_x, bool with_y) const {
     const auto of = [&](const Side<T>& side, const Side<T>& other, const Rows<T>& rows) {
-      const int parts = make_pass<P>(side, other, geometry_, false, geometry_.slices).parts;
+      const int parts = make_pass(side, other, geometry_, false, geometry_.slices).parts;
       return parts > 1 || !direct() ? parts * rows.count * rows.depth : 0;
     };
     return std::max(with_x ? of(x_, y_, rows_[0]) : 0, with_y ? of(y_, x_, rows_[1]) : 0);
@@ -93,7 +93,7 @@ class Engine {
     const Rows<T>& rows = rows_[of_x ? 0 : 1];
     if (rows.count * rows.depth == 0) return;
     const Side<T>&side = of_x ? x : y, &other = of_x ? y : x;
-    const Pass<T> p = make_pass<P>(side, other, geometry_, itself_ || x_.ids, geometry_.slices);
+    const Pass<T> p = make_pass(side, other, geometry_, itself_ || x_.ids, geometry_.slices);
     const bool shared = p.parts > 1 || !direct();
     GradientOut<T> out{grad, shared ? shares : nullptr, rows.order, rows.count, rows.depth, largest, blocks};
     device_.launch(gradient_kernel<P, Form>, int64_t(side.padded / kRows) * geometry_.slices * p.parts, kThreads,

@@ -49,22 +49,6 @@ struct Pairs {
   __device__ T coef(int which, int column) const { return by_column ? field(kCoefs + which, column) : T(0); }
 };
 
-// The largest of N values over the block, in every thread.
-template <int N>
-__device__ __forceinline__ void block_max(int (&values)[N]) {
-  __shared__ int parts[N][kWarps];
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    values[i] = group_max(values[i], kWarp);
-    if (threadIdx.x % kWarp == 0) parts[i][threadIdx.x / kWarp] = values[i];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    for (int w = 0; w < kWarps; ++w) values[i] = parts[i][w] > values[i] ? parts[i][w] : values[i];
-  }
-}
-
 template <typename T>
 __device__ __forceinline__ Span find_span(const Pass<T>& p, int block) {
   constexpr int kMost = 1 << 30;
@@ -94,7 +78,6 @@ __device__ __forceinline__ Span find_span(const Pass<T>& p, int block) {
     add(2, greatest >= low && least <= high, t);
     add(3, least == greatest && least == low && low == high, t);
   }
-  __syncthreads();  // block_max has been read
   int all[8];
 #pragma unroll
   for (int i = 0; i < 4; ++i) all[i] = ends[i], all[4 + i] = begins[i];

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...core.checks import accumulator
 from ...core.library import define_kernel, ops
+from . import cpu_products
 from .form import Form
 from .rows import Rows
 
@@ -25,15 +26,12 @@ TILE_KERNEL = (  # arguments of a family's kernel on tiles
     "Tensor? y_ids, Tensor? x_weights, Tensor? y_weights, Tensor? x_coefs, Tensor? y_coefs, Tensor(b!)? x_out, "
     "Tensor(c!)? y_out) -> ()"
 )
-define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
-define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
 define_kernel("expect_writes_kernel(Tensor(a!) fresh) -> ()")  # csrc/common/host/pages.cpp
 
 PAD = 16  # columns of a tile come in multiples of it, the widest vector of the C++ loops
 SMALL = 256  # rows of small groups that share a tile, where only pairs within a group count
 BLOCK = 1024  # rows, and columns, of a square tile: 4 MB of products in fp32
 PANEL_BYTES = 128 << 20  # of complete rows; at 64 MB a bank of 190,000 rows takes 1.2 times as long
-OWN_DIM = 64  # features per row from which our products can be faster than torch's, see use_own_products
 SORTED_BYTES = 64 << 20  # a larger set of columns is used where it lies, in its own order
 
 
@@ -124,7 +122,7 @@ class Products:
         rows, columns = x.stop - x.start, y.stop - y.start
         products = self.values[: rows * padded(columns)].view(rows, padded(columns))
         if self.held != (x, y):
-            put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
+            cpu_products.put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
             products[:, columns:] = 0  # takes no part, but is multiplied
             self.held = x, y
         return Tile(x, y, products)
@@ -176,39 +174,6 @@ def panels(x: Side, y: Side) -> Products:
     """In complete rows, as many at a time as PANEL_BYTES hold."""
     rows = PANEL_BYTES // max(1, padded(y.size) * x.rows.element_size())
     return Products(x, y, min(BLOCK, rows), y.size)
-
-
-@functools.cache
-def library_is_half_width() -> bool:
-    """Whether torch multiplies with half-width vectors: MKL does on AMD processors with AVX-512."""
-    return torch.backends.mkl.is_available() and ops.row_pairs_is_amd_avx512(torch.empty(0))
-
-
-def use_own_products(dim: int) -> bool:
-    """Whether the register tiles of csrc/engines/row_pairs replace torch's library, for rows of `dim` features.
-
-    Measured with tiles of 1,024 x 1,024 on one core, times that of torch's library, S = X Y^T / W Y / W^T X in fp32:
-    MKL kept to AVX2      1.2 / 0.9 / 0.8 at D = 32, 1.5 / 1.1 / 1.1 at 64, 1.5 / 1.5 / 1.5 at 256 (fp64: 1.4)
-    MKL with AVX-512      0.9 / 0.7 / 0.9 at D = 64, 0.9 / 0.9 / 0.9 at 256
-    our tiles in AVX2     0.9 / 0.8 / 0.7 at D = 64, 1.0 / 0.9 / 0.9 at 256, against MKL kept to AVX2
-    """
-    return dim >= OWN_DIM and library_is_half_width()
-
-
-def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """out [A, M] = x y^T."""
-    if use_own_products(x.shape[1]):
-        ops.row_pairs_product_kernel(x, y.t(), 1.0, False, out)
-    else:
-        torch.mm(x, y.t(), out=out)
-
-
-def add_product(total: Tensor, weights: Tensor, rows: Tensor, sign: int, fresh: bool = False) -> None:
-    """total += sign weights rows; fresh, with sign 1: total counts as 0, whatever it holds."""
-    if use_own_products(rows.shape[1]):
-        ops.row_pairs_product_kernel(weights, rows, float(sign), not fresh, total)
-    else:
-        torch.addmm(total, weights, rows, beta=0 if fresh else 1, alpha=sign, out=total)
 
 
 def enclose(side: Side, classes: int) -> tuple[Tensor, Tensor]:
@@ -274,6 +239,32 @@ class Pairs:
         return bool(self.x.groups[x.start] != self.x.groups[y.stop - 1])
 
 
+class Total:
+    """Sums of weights times rows for the rows of a side, whose gradient they become."""
+
+    def __init__(self, side: Side, target: Tensor) -> None:
+        self.side, self.target, self.rows = side, target, torch.empty_like(side.rows)
+        self.empty = True  # whether `rows` holds nothing yet
+        for tensor in (self.rows, target):
+            ops.expect_writes_kernel(tensor)
+
+    def add(self, place: slice, weights: Tensor, rows: Tensor, sign: int) -> None:
+        """Add sign weights rows to the rows of a place."""
+        fresh = self.empty and sign == 1 and place == slice(0, len(self.rows))
+        if self.empty and not fresh:
+            self.rows.zero_()
+        self.empty = False
+        cpu_products.add_product(self.rows[place], weights, rows, sign, fresh)
+
+    def write(self, own: Tensor | None) -> None:
+        """Write the sums, and `own` [N, 1] times the side's rows, in the order and dtype of the features."""
+        if self.empty:
+            self.rows.zero_()
+        if own is not None:
+            self.rows.addcmul_(own, self.side.rows)
+        self.side.fill(self.target, self.rows)
+
+
 class SecondProduct:
     """Sums of weights times rows, on the sides that are asked for: X += W Y, Y += W^T X.
 
@@ -282,50 +273,31 @@ class SecondProduct:
     """
 
     def __init__(self, pairs: Pairs, differences: bool, grad_x: Tensor | None, grad_y: Tensor | None) -> None:
-        self.pairs, self.targets, self.sign = pairs, (grad_x, grad_y), -1 if differences else 1
-        sides = (pairs.x,) if pairs.y is None else (pairs.x, pairs.y)
-        self.totals = [
-            None if t is None else torch.empty_like(s.rows) for s, t in zip(sides, self.targets, strict=False)
-        ]
-        self.fresh = [True] * len(sides)  # totals that hold nothing yet
-        for tensor in (*self.totals, *self.targets):
-            if tensor is not None:
-                ops.expect_writes_kernel(tensor)
+        self.pairs, self.sign = pairs, -1 if differences else 1
+        self.x = self.y = None if grad_x is None else Total(pairs.x, grad_x)
+        if pairs.y is not None:
+            self.y = None if grad_y is None else Total(pairs.y, grad_y)
         self.x_sums = pairs.x.rows.new_zeros((pairs.x.size, 1)) if differences else None  # of the weights
         self.y_sums = pairs.zeros_by_column(1) if differences else None
 
     def add(self, tile: Tile, twice: bool) -> None:
         """Add the products of a tile of weights. `twice`: its weights serve its columns too."""
         weights = tile.products[:, : tile.y.stop - tile.y.start]
-        self._add(0, tile.x, weights, self.pairs.other.rows[tile.y])
-        if twice:
-            self._add(len(self.totals) - 1, tile.y, weights.t(), self.pairs.x.rows[tile.x])
-
-    def _add(self, which: int, place: slice, weights: Tensor, rows: Tensor) -> None:
-        total = self.totals[which]
-        if total is None:
-            return
-        whole = place == slice(0, len(total)) and self.sign == 1
-        if self.fresh[which] and not whole:
-            total.zero_()
-        add_product(total[place], weights, rows, self.sign, self.fresh[which] and whole)
-        self.fresh[which] = False
+        if self.x is not None:
+            self.x.add(tile.x, weights, self.pairs.other.rows[tile.y], self.sign)
+        if self.y is not None and twice:
+            self.y.add(tile.y, weights.t(), self.pairs.x.rows[tile.x], self.sign)
 
     def write(self) -> None:
-        """Write the sums, in the order and dtype of the features."""
-        sides, sums = (self.pairs.x, self.pairs.other), [self.x_sums]
-        if self.x_sums is not None and self.y_sums is not None:
-            column_sums = self.y_sums[0, : self.pairs.other.size, None]
-            sums = [self.x_sums + column_sums] if self.pairs.y is None else [self.x_sums, column_sums]
-        for i, total in enumerate(self.totals):
-            target = self.targets[i]
-            if target is None or total is None:
-                continue
-            if self.fresh[i]:
-                total.zero_()
-            if (of_side := sums[i] if i < len(sums) else None) is not None:
-                total.addcmul_(of_side, sides[i].rows)
-            sides[i].fill(target, total)
+        """Write the gradients."""
+        itself, x_sums = self.pairs.y is None, self.x_sums
+        y_sums = None if self.y_sums is None else self.y_sums[0, : self.pairs.other.size, None]
+        if itself and x_sums is not None and y_sums is not None:
+            x_sums = x_sums + y_sums
+        if self.x is not None:
+            self.x.write(x_sums)
+        if self.y is not None and not itself:
+            self.y.write(y_sums)
 
 
 class Epilogue(Pairs):

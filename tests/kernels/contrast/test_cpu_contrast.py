@@ -14,6 +14,7 @@ import metricseg_kernels as mk
 from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
 from metricseg_kernels.engines.row_pairs import cpu as panels
+from metricseg_kernels.engines.row_pairs import cpu_products
 
 pytestmark = pytest.mark.skipif(
     backends.why_not("contrast", "cpu", "cpu") is not None, reason=str(backends.why_not("contrast", "cpu", "cpu"))
@@ -36,7 +37,7 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
     monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
-    monkeypatch.setattr(panels, "use_own_products", lambda dim: own)
+    monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: own)
     for dtype in (torch.float64, torch.float32):
         against_reference(form, case, dtype, "cpu", "cpu")
 
@@ -66,8 +67,8 @@ def test_a_set_with_itself_forms_half_of_the_tiles(monkeypatch: pytest.MonkeyPat
 def test_a_set_of_one_tile_forms_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward makes the gradient from the products at hand."""
     formed: list[int] = []
-    put_product = panels.put_product
-    monkeypatch.setattr(panels, "put_product", lambda x, y, out: formed.append(len(x)) or put_product(x, y, out))
+    put_product = cpu_products.put_product
+    monkeypatch.setattr(cpu_products, "put_product", lambda x, y, out: formed.append(len(x)) or put_product(x, y, out))
     x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1)
     for temperature in (0.1, 0.001):  # one bound for all rows, or complete rows
         mk.pixel_contrast_loss(
@@ -136,10 +137,12 @@ def test_runs_of_groups() -> None:
 
 
 def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panels, "library_is_half_width", lambda: False)
-    assert not panels.use_own_products(256)
-    monkeypatch.setattr(panels, "library_is_half_width", lambda: True)
-    assert panels.use_own_products(panels.OWN_DIM) and not panels.use_own_products(panels.OWN_DIM - 1)
+    monkeypatch.setattr(cpu_products, "library_is_half_width", lambda: False)
+    assert not cpu_products.use_own_products(256)
+    monkeypatch.setattr(cpu_products, "library_is_half_width", lambda: True)
+    assert cpu_products.use_own_products(cpu_products.OWN_DIM) and not cpu_products.use_own_products(
+        cpu_products.OWN_DIM - 1
+    )
 
 
 def test_the_library_is_half_width_on_amd_alone() -> None:
@@ -148,7 +151,7 @@ def test_the_library_is_half_width_on_amd_alone() -> None:
         pytest.skip("the processor can't be read here")
     text = cpu_info.read_text()
     amd = "AuthenticAMD" in text and all(f"avx512{part}" in text for part in ("f", "bw", "dq", "vl"))
-    assert panels.library_is_half_width() == (amd and torch.backends.mkl.is_available())
+    assert cpu_products.library_is_half_width() == (amd and torch.backends.mkl.is_available())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,7 +159,7 @@ def test_the_library_is_half_width_on_amd_alone() -> None:
 def test_own_products_give_the_same_bits_with_any_number_of_threads(
     form: str, columns: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(panels, "use_own_products", lambda dim: True)
+    monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: True)
     x, y = torch.randn(1300, 70) / 8, None if columns is None else torch.randn(columns, 70) / 8
     labels = torch.arange(1500) % 7
     threads, found = torch.get_num_threads(), []
@@ -176,7 +179,7 @@ def test_own_products_give_the_same_bits_with_any_number_of_threads(
 
 def compare_all() -> None:
     """Every case of the table in the vector width that METRICSEG_SIMD names, with the products of that width."""
-    panels.use_own_products = lambda dim: True
+    cpu_products.use_own_products = lambda dim: True
     for form in FORMS:
         for case in CASES:
             for dtype in (torch.float32, torch.float64):

@@ -32,7 +32,7 @@ class Numbers(NamedTuple):
 
 
 class Earlier(NamedTuple):
-    """What a launch finds: bounds of all rows, and the sums of an earlier phase."""
+    """Inputs of a launch: bounds of all rows, and the sums of an earlier phase."""
 
     bounds: Any  # [3]: of |<x, y>|, of the weights, and the unit of W
     fixed: Any  # [1], whether one bound serves all rows

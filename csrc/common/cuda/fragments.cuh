@@ -1,14 +1,14 @@
 // Products of a warp from tiles in shared memory: C += A B of 16 rows, 8 columns and kStep values of the sum, on the
-// tensor cores (bf16, tf32), or with an FMA for each product (fp32, fp64). All kinds share the layout of C in
+// tensor cores (16-bit types, tf32), or with an FMA for each product (fp32, fp64). All kinds share the layout of C in
 // tensor_cores.cuh, so the code around them is the same. Derivation: docs/kernels/centers.md.
 #pragma once
 
 #include <cstring>
 
-#include "../../common/cuda/reduce.cuh"
-#include "../../common/cuda/scalar.cuh"
-#include "../../common/cuda/tensor_cores.cuh"
-#include "../../common/cuda/vec.cuh"
+#include "reduce.cuh"
+#include "scalar.cuh"
+#include "tensor_cores.cuh"
+#include "vec.cuh"
 
 namespace metricseg {
 
@@ -26,8 +26,9 @@ __device__ __forceinline__ To bits_as(From from) {
 //   load_across(b, tile, s) two neighbors B [kStep, 8] from tile [kStep, 16]
 //   load_along(b, tile, s)  the same from their transposed tile [16, kStep]
 // with rows of a tile s values apart. Rows are 16-byte aligned.
-struct Bf16 {
-  using Operand = __nv_bfloat16;
+template <typename Type>
+struct Half {
+  using Operand = Type;
   using Sum = float;
   static constexpr int kStep = 16;
   static constexpr bool kTensorCores = true;
@@ -38,7 +39,11 @@ struct Bf16 {
     uint32_t words[2];
   };
 
-  static __device__ __forceinline__ Operand round(float value) { return __float2bfloat16_rn(value); }
+  static __device__ __forceinline__ Operand round(float value) {
+    Operand operand;
+    narrow(value, operand);
+    return operand;
+  }
   static __device__ __forceinline__ void load_a(A& a, const Operand* tile, int stride) {
     const int lane = threadIdx.x % kWarp;
     load_matrices(a.words, tile + lane % 16 * stride + lane / 16 * 8);
@@ -62,16 +67,20 @@ struct Bf16 {
   }
 };
 
-// A is rounded in shared memory; B is not, as features are copied there, and is rounded when it is loaded.
+// A is rounded in shared memory. If kRounds, B is not, as features are copied there, and is rounded when it is loaded.
+template <bool kRounds>
 struct Tf32 {
   using Operand = float;
   using Sum = float;
   static constexpr int kStep = 8;
   static constexpr bool kTensorCores = true;
-  using A = Bf16::A;
-  using B = Bf16::B;
+  using A = Half<__nv_bfloat16>::A;
+  using B = Half<__nv_bfloat16>::B;
 
   static __device__ __forceinline__ Operand round(float value) { return bits_as<float>(round_to_tf32(value)); }
+  static __device__ __forceinline__ uint32_t word(float value) {
+    return kRounds ? round_to_tf32(value) : bits_as<uint32_t>(value);
+  }
   static __device__ __forceinline__ void load_a(A& a, const Operand* tile, int stride) {
     const int lane = threadIdx.x % kWarp;
     load_matrices(a.words, tile + lane % 16 * stride + lane / 16 * 4);
@@ -80,14 +89,14 @@ struct Tf32 {
     const int lane = threadIdx.x % kWarp;
     const float* const values = tile + lane % 4 * stride + lane / 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = round_to_tf32(values[i % 2 * 4 * stride + i / 2 * 8]);
+    for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = word(values[i % 2 * 4 * stride + i / 2 * 8]);
   }
   static __device__ __forceinline__ void load_along(B* b, const Operand* tile, int stride) {
     const int lane = threadIdx.x % kWarp;
     uint32_t words[4];
     load_matrices(words, tile + (lane % 8 + lane / 16 * 8) * stride + lane / 8 % 2 * 4);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = round_to_tf32(bits_as<float>(words[i]));
+    for (int i = 0; i < 4; ++i) b[i / 2].words[i % 2] = word(bits_as<float>(words[i]));
   }
   static __device__ __forceinline__ void multiply(float (&c)[4], const A& a, const B& b) {
     multiply_add(c, a.words, b.words[0], b.words[1], Operand{});
