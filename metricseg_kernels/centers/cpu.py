@@ -7,9 +7,9 @@ from torch import Tensor
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
 from ..engines.pixel_rows.cpu import label_sums_bwd, label_sums_fwd
+from .folding import fold_gradient, fold_weights
 from .op import SimilarityGradInputs, SimilarityInputs
 
-FOLDS = False
 KEEPS_LOGITS = False
 
 define_kernel(
@@ -66,3 +66,6 @@ def class_sums_bwd_kernel(
         ops.soft_sums_bwd_kernel(grad_sums, grad_mass, features, assignment, grad_features, grad_assignment)
     elif grad_features is not None:
         label_sums_bwd(grad_sums, assignment, ignore_index, grad_features)
+
+
+fold_centers_fwd_kernel, fold_centers_bwd_kernel = fold_weights, fold_gradient

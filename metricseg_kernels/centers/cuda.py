@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
+from .folding import fold_gradient, fold_weights
 from .op import SimilarityGradInputs, SimilarityInputs
 
-FOLDS = False
 KEEPS_LOGITS = True
 
 define_kernel(
@@ -86,3 +86,6 @@ def class_sums_bwd_kernel(
         )
     elif grad_features is not None:
         ops.hard_class_sums_bwd_kernel(grad_sums, assignment, ignore_index, grad_features)
+
+
+fold_centers_fwd_kernel, fold_centers_bwd_kernel = fold_weights, fold_gradient

@@ -1,22 +1,46 @@
-"""Weights and bias of centers as an op with a gradient, for backends that have kernels of it (FOLDS)."""
+"""Weights and bias of centers as an op with a gradient. On CUDA each of its operators would be a launch."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..core import backends, checks
+from ..core import checks
 from ..core.library import define_op, ops
+from ..core.unit import EPS
 from .op import folded, kernels
 
 
 def fold(centers: Tensor, metric: str, scale: float, backend: str) -> tuple[Tensor, Tensor | None]:
-    """`op.folded`, in one launch where a backend FOLDS; its gradient too."""
-    if not backends.capability("centers", backend, "FOLDS"):
-        return folded(centers, metric, scale)
+    """`op.folded`, by a backend."""
     weights, bias = ops.fold_centers_fwd(centers, metric, scale, backend)
     return weights, bias if metric == "euclidean" else None
+
+
+def fold_weights(centers: Tensor, metric: str, scale: float, weights: Tensor, bias: Tensor) -> None:
+    """Fill weights, and the bias of "euclidean", in plain PyTorch."""
+    found, found_bias = folded(centers, metric, scale)
+    weights.copy_(found)
+    if found_bias is not None:
+        bias.copy_(found_bias)
+
+
+def fold_gradient(
+    grad_weights: Tensor, grad_bias: Tensor | None, centers: Tensor, metric: str, scale: float, grad: Tensor
+) -> None:
+    """Fill the gradient of the centers, in plain PyTorch."""
+    x, value = centers.to(grad_weights.dtype).view(grad_weights.shape), grad_weights
+    if metric == "cosine":  # (g - u <u, g>) / |x|, u = x / |x|; of a norm below EPS, g / EPS; of 0, 0
+        norm = x.square().sum(2, keepdim=True).sqrt()
+        least = norm.clamp(min=EPS)
+        unit = x / least
+        along = torch.where(norm < EPS, 0.0, (unit * value).sum(2, keepdim=True))
+        value = torch.where(norm == 0, 0.0, (value - unit * along) / least)
+    elif metric == "euclidean":
+        value = 2 * (value if grad_bias is None else value - x * grad_bias[..., None])
+    grad.copy_((scale * value).view(grad.shape))
 
 
 def _outputs(centers: Tensor, metric: str) -> tuple[Tensor, Tensor]:

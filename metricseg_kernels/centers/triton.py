@@ -25,7 +25,6 @@ from .triton_kernels import (
     spread,
 )
 
-FOLDS = True
 KEEPS_LOGITS = True
 # Pixels of a program that walks over their classes and no channels, by accumulator.
 PIXELS = {torch.float32: 128, torch.float64: 64}

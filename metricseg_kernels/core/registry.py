@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 
@@ -14,7 +14,6 @@ class Family:
         cpu, cuda: backends of tensors on that device; the first one that can run takes a call.
         evidence: the measurement behind the order, or the argument for it until a device measures it.
         kernels: functions that each backend's module has, and how many inputs each takes before its outputs.
-        own_kernels: the same of functions that only some backends' modules have.
         gpu_seconds: of the family's tests on all of 16 cores, and of its benchmark, on an H200 (`make gpu`).
     """
 
@@ -23,7 +22,6 @@ class Family:
     evidence: str
     kernels: dict[str, int]
     gpu_seconds: tuple[int, int]
-    own_kernels: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def backends(self) -> tuple[str, ...]:
@@ -49,9 +47,9 @@ FAMILIES = {
         kernels={
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
             "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
+            "fold_centers_fwd_kernel": 3, "fold_centers_bwd_kernel": 5,
         },
         gpu_seconds=(38, 30),
-        own_kernels={"fold_centers_fwd_kernel": 3, "fold_centers_bwd_kernel": 5},
     ),
     "focal": Family(
         cpu=("cpu", "reference"),

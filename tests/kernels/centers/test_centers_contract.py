@@ -124,8 +124,6 @@ def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: st
 @pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
 def test_folding(metric: str, backend: str, device: str) -> None:
     """Centers of any norm and stride have the weights and the gradient of plain PyTorch."""
-    if not backends.capability("centers", backend, "FOLDS"):
-        pytest.skip("folds by operators of PyTorch")
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([1.0, 0.0, 1e-13, 1e-30, 1e10, 3.0])
     centers = (torch.randn(33, 6, generator=generator) * scales).t().to(device)  # [6, 33], strided
@@ -144,8 +142,6 @@ def test_folding(metric: str, backend: str, device: str) -> None:
 
 @pytest.mark.kernels
 def test_opcheck_of_folding(backend: str, device: str) -> None:
-    if not backends.capability("centers", backend, "FOLDS"):
-        pytest.skip("folds by operators of PyTorch")
     forward, backward = torch.ops.metricseg.fold_centers_fwd.default, torch.ops.metricseg.fold_centers_bwd.default
     for metric in ("cosine", "euclidean"):
         centers = torch.rand(6, 33, device=device)
