@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from aten_launches import outermost
 from torch import Tensor
 
 import metricseg_kernels as mk
@@ -38,9 +39,6 @@ COUNTS = {
     "refine": ((0, 1), (4, 5)),
     "top-k": ((0, 2), None),
 }
-ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
-VIEWS = {"_reshape_alias", "_unsafe_view", "contiguous", "detach", "detach_", "expand_as", "flatten", "lift_fresh",
-         "reshape", "to"}  # fmt: skip
 
 
 def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]]:
@@ -86,25 +84,6 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
         "refine": lambda: mk.refine_upsample(features, offsets, neighbors, backend="triton"),
         "top-k": lambda: mk.topk_similarity(anchors.detach(), bank, 15, backend="triton")[0],
     }  # fmt: skip
-
-
-def launching(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
-    """Whether an operator of ATen launches a kernel on a GPU."""
-    if any(map(launching, event.cpu_children)):
-        return True
-    name = event.name.removeprefix("aten::")
-    packet = getattr(torch.ops.aten, name, None)
-    views = packet is not None and any(getattr(packet, overload).is_view for overload in packet.overloads())
-    return name != event.name and not views and name not in ALLOCATIONS | VIEWS
-
-
-def outermost(events: list[torch.autograd.profiler_util.FunctionEvent]) -> Iterator[str]:
-    """Names of the operators of ATen that launch kernels, and are not part of another."""
-    for event in events:
-        if not event.name.startswith("aten::"):
-            yield from outermost(event.cpu_children)
-        elif launching(event):
-            yield event.name.removeprefix("aten::")
 
 
 @pytest.fixture

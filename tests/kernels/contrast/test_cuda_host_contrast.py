@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import cuda_host
 import pytest
 import torch
-from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, loss_and_grads, make, options
+from aten_launches import outermost
+from contrast_cases import (
+    CASES,
+    FORMS,
+    NAMED,
+    Case,
+    against_reference,
+    call,
+    learning,
+    loss_and_grads,
+    make,
+    options,
+)  # fmt: skip
 from cuda_host.fixtures import device, shim  # noqa: F401
 from test_contrast import (  # noqa: F401
     FAMILY,
@@ -23,6 +36,7 @@ from test_order import test_order_of_rows  # noqa: F401
 from test_prototypes import test_dtypes, test_published_formula  # noqa: F401
 
 from metricseg_kernels.contrast import cuda, op
+from metricseg_kernels.core import checks
 
 # by csrc/engines/row_pairs: several blocks and parts, whole rows of a full slice, rows in chunks, several slices
 PARTS = Case("parts", 131, 9, columns=259, classes=3, labels="some", column_labels="some")
@@ -125,6 +139,38 @@ def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -
     shim.lose_barrier(barrier)
     with pytest.raises(RuntimeError, match="race in shared memory: thread"):
         loss_and_grads("all", make(PARTS), **options(PARTS, "all"), backend=backend)
+
+
+@pytest.mark.parametrize("form, columns, most", [("negatives", None, (6, 5)), ("all", 4096, (6, 7)),
+                                                 ("margin", None, (5, 5))])  # fmt: skip
+def test_launches_of_small_calls(
+    form: str,
+    columns: int | None,
+    most: tuple[int, int],
+    shim: ModuleType,  # noqa: F811
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels of ours and of ATen, forward and backward, at ContrastiveSeg's size; no kernel runs."""
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    case = Case("small", 1024, 256, columns=columns, classes=19)
+    sets = learning(make(case))
+    counts = []
+
+    def count(step: Callable[[], Any]) -> Any:
+        shim.record(True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = step()
+        operators = list(outermost([e for e in profile.events() if e.cpu_parent is None]))
+        counts.append(len(operators) + len(shim.recorded()))
+        shim.record(False)
+        return out
+
+    loss = count(lambda: call(form, sets, **options(case, form), backend=backend))
+    leaves = [t for t in (sets.anchors, sets.contrast) if t is not None]
+    upstream = torch.ones(())
+    count(lambda: torch.autograd.grad(loss, leaves, upstream))
+    assert counts[0] <= most[0] and counts[1] <= most[1], counts
 
 
 ASAN_SCRIPT = """
