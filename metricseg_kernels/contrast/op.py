@@ -45,7 +45,7 @@ def _sorted(
     labels: list[Tensor], ids: list[Tensor], weights: Tensor | None, factors: Tensor | None, dtype: torch.dtype
 ) -> list[Sorted]:
     dtypes = torch.int64, torch.int32, torch.int32, dtype, dtype
-    present = _present_fields(len(labels), bool(ids), weights is not None, factors is not None)
+    present = _present_fields(len(labels), len(ids) > 0, weights is not None, factors is not None)
     return [
         Sorted._make(
             side.new_empty(side.shape, dtype=d) if some else None for some, d in zip(fields, dtypes, strict=True)
@@ -101,7 +101,7 @@ def sort_rows(
     """
     dtype = checks.accumulator(features[0].dtype)
     found = iter(ops.sort_rows(labels, ids, weights, factors, ignore_index, dtype, backend))
-    present = _present_fields(len(labels), bool(ids), weights is not None, factors is not None)
+    present = _present_fields(len(labels), len(ids) > 0, weights is not None, factors is not None)
     return [
         Rows._make([side, *(next(found) if some else None for some in fields)])
         for side, fields in zip(features, present, strict=True)
