@@ -69,8 +69,9 @@ def predict_labels(
     one pass. Memory is that of the outputs. A single map without confidence and entropy needs no exponential.
 
     Args:
-        logits: [B, K, h, w] float64, float32, bfloat16 or float16, or a sequence of up to 32 such maps, of any sizes but
-            the same B, K and dtype. K >= 2: for a binary mask z [B, 1, h, w], give `torch.cat([torch.zeros_like(z), z], 1)`.
+        logits: [B, K, h, w] float64, float32, bfloat16 or float16, or a sequence of up to 32 such maps, of any sizes
+            but the same B, K and dtype. K >= 2: for a binary mask z [B, 1, h, w], give
+            `torch.cat([torch.zeros_like(z), z], 1)`.
         size: (H, W).
         flipped: whether the map is that of the image mirrored left to right; one for all, or one for each map.
         weights: of the maps, >= 0 and of positive sum; None for equal ones.
@@ -160,7 +161,8 @@ def confusion_matrix(
     else:
         counts, bad = op.confusion_matrix(*inputs, target, ignored, chosen)
     if not torch.compiler.is_compiling() and checks.validates(first.device):
-        labels_in_range(*bad.tolist(), classes, ignored)
+        bad_count, bad_label = bad.tolist()
+        labels_in_range(bad_count, bad_label, classes, ignored)
     return counts if out is None else out.add_(counts)
 
 

@@ -23,8 +23,9 @@ OPS: dict[str, Any] = {
 
 def draw_call(draw: Draw) -> Call:
     batch, classes = draw.size(3, 0), draw.size(9, 2)
-    # in fp64: among nearly equal logits rounding decides
-    tensors = {"logits": draw.values(batch, classes, draw.size(9), draw.size(30)).double()}
+    # in fp64, since rounding decides among nearly equal logits; finite, since F.interpolate reads neighbors of weight 0
+    logits = draw.values(batch, classes, draw.size(9), draw.size(30), dtype=torch.float64)
+    tensors = {"logits": logits.nan_to_num(0.0, 1e4, -1e4)}
     options = {"align_corners": draw.one_of(False, True), "flipped": draw.one_of(False, True)}
     size = draw.size(40), draw.size(90)
     if draw.one_of(False, True):
