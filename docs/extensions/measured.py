@@ -77,7 +77,6 @@ def setup(app: Any) -> dict[str, bool]:
 
         def run(self) -> list[nodes.Node]:
             family = self.arguments[0]
-            self.env.note_dependency(str(CPU / f"{family}.json"))
             about = json.loads((CPU / f"{family}.json").read_text())["machine"]
             head = (
                 f"{about['cpu']} with {about['cpu_capability']}, {about['threads']} threads, torch {about['torch']}, "
