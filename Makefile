@@ -3,6 +3,7 @@
 # make stacks  the same code on every software stack it supports (noxfile.py); SELECT="-s ttsem" picks sessions
 # make bench   benchmarks against the peers; writes benchmarks/results/<device>/
 # make gpu     everything for one visit to a GPU machine
+# make docs    the site, build/docs/index.html
 # Each sets up its own virtual environment on first use. VENV=path puts it elsewhere, PYTHON=... picks the interpreter.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ PY := $(VENV)/bin/python
 GPU := -m benchmarks.harness.gpu $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 SOURCES := setup.py $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test lint stacks bench gpu clean
+.PHONY: demo test lint stacks bench gpu docs clean
 
 demo: $(VENV)/train.stamp
 	$(PY) -m metricseg.demo --out demo_out
@@ -41,6 +42,11 @@ bench: $(VENV)/dev.stamp
 gpu:
 	if $(PYTHON) -c "import torch" 2>/dev/null; then $(PYTHON) $(GPU); \
 	else $(MAKE) $(VENV)/dev.stamp && $(PY) $(GPU); fi
+
+# an extra of its own: sphinx, and what the pages and docstrings import
+docs: $(VENV)/docs.stamp
+	$(PY) -m sphinx -q -E -W --keep-going -n -c docs . build/docs
+	@echo build/docs/index.html
 
 clean:
 	rm -rf build *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json

@@ -152,6 +152,15 @@ def browser(session: nox.Session) -> None:
                 *session.posargs, env=environment(folder))  # fmt: skip
 
 
+@nox.session(venv_backend="none", tags=["ci"])
+def docs(session: nox.Session) -> None:
+    """The site without a warning: links, names of the API, pictures; in the development environment."""
+    folder = ENVIRONMENTS / f"docs-{sys.implementation.cache_tag}"
+    install_apart(session, folder, "sphinx", "furo", "myst-parser")
+    session.run(sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-n", "-c", "docs", ".", "build/docs",
+                env=environment(PYTHONPATH=str(folder)))  # fmt: skip
+
+
 def compiler_library(session: nox.Session, name: str) -> str:
     command = [os.environ.get("CXX", "c++"), f"-print-file-name={name}"]
     path = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which(command[0]) else ""

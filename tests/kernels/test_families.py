@@ -15,7 +15,7 @@ import metricseg_kernels as mk
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
 
-ALLOWED = {"metricseg_kernels/core/registry.py", "metricseg_kernels/__init__.py", "README.md"}
+ALLOWED = {"metricseg_kernels/core/registry.py", "metricseg_kernels/__init__.py"}
 # the model layer and its studies call ops by name; tests of an op lie in the folder of its family
 APART = ("metricseg/", "benchmarks/camvid", "benchmarks/study", "benchmarks/short_training", "benchmarks/harness/peers", "docs/", "tests/build", "tests/support/cuda_",
          "tests/benchmarks", "tests/losses", "tests/models", "tests/training", "tests/data", "tests/kernels")  # fmt: skip
@@ -54,8 +54,8 @@ def test_a_dtype_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_few_places_name_a_family(family: str) -> None:
-    """Outside folders of families (whose arguments may have such names) and the model layer: the registry, the exports,
-    a row of the README."""
+    """Outside folders of families (whose arguments may have such names), the model layer and the documentation: the
+    registry and the exports. The third place is docs/backends.md, see below."""
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git checkout")
@@ -67,3 +67,17 @@ def test_few_places_name_a_family(family: str) -> None:
         if (ROOT / name).exists() and named.search((ROOT / name).read_text()):
             found.add(name.as_posix())
     assert found <= ALLOWED, found - ALLOWED
+
+
+@pytest.mark.parametrize("backend", ("cpu", "cuda", "triton"))
+def test_what_a_backend_was_tested_on_is_told_once(backend: str) -> None:
+    """In the table of docs/backends.md every family stands in one row of each of its backends."""
+    rows = re.findall(rf"^\| `{backend}` \| ([a-z, ]+) \|.*\|.*\|.*\|$", (ROOT / "docs/backends.md").read_text(), re.M)
+    told = [family for row in rows for family in row.split(", ")]
+    assert sorted(told) == sorted(family for family, record in FAMILIES.items() if backend in record.backends)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_has_its_pages(family: str) -> None:
+    for page in (f"families/{family}.md", f"kernels/{family}.md", f"pictures/{family}.py"):
+        assert (ROOT / "docs" / page).exists(), page

@@ -4,6 +4,10 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "../../common/host/library.h"
 #include "../../common/host/parallel.h"
 #include "../../common/host/simd_choice.h"
@@ -47,10 +51,14 @@ inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Ten
   dispatch_accumulator(type, [&](auto zero) { launch_product<decltype(zero)>(a, b, sign, accumulate, out); });
 }
 
-// Whether the processor is AMD's and has AVX-512, and METRICSEG_SIMD doesn't narrow the vectors.
-inline bool is_amd_avx512([[maybe_unused]] Tensor on_cpu) {
+// Whether the processor is AMD's, multiplies whole AVX-512 vectors a cycle (from family 1Ah, Zen 5, on: Zen 4 takes two
+// cycles for each), and METRICSEG_SIMD doesn't narrow the vectors.
+inline bool is_amd_full_avx512([[maybe_unused]] Tensor on_cpu) {
 #if defined(__x86_64__)
-  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd");
+  unsigned eax = 0, ebx, ecx, edx;
+  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
+  const unsigned family = (eax >> 8 & 0xf) + (eax >> 20 & 0xff);
+  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd") && family >= 0x1a;
 #else
   return false;
 #endif
@@ -60,5 +68,5 @@ inline bool is_amd_avx512([[maybe_unused]] Tensor on_cpu) {
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
   m.impl("row_pairs_product_kernel", TORCH_BOX(&metricseg::row_pairs::product_kernel));
-  m.impl("row_pairs_is_amd_avx512", TORCH_BOX(&metricseg::row_pairs::is_amd_avx512));
+  m.impl("row_pairs_is_amd_full_avx512", TORCH_BOX(&metricseg::row_pairs::is_amd_full_avx512));
 }

@@ -145,13 +145,14 @@ def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch
     )
 
 
-def test_the_library_is_half_width_on_amd_alone() -> None:
+def test_the_library_is_half_width_on_zen_5_and_later() -> None:
     cpu_info = Path("/proc/cpuinfo")
     if not cpu_info.exists() or os.environ.get("METRICSEG_SIMD"):
         pytest.skip("the processor can't be read here")
     text = cpu_info.read_text()
     amd = "AuthenticAMD" in text and all(f"avx512{part}" in text for part in ("f", "bw", "dq", "vl"))
-    assert cpu_products.library_is_half_width() == (amd and torch.backends.mkl.is_available())
+    zen_5 = amd and int(text.split("cpu family\t: ")[1].split()[0]) >= 26
+    assert cpu_products.library_is_half_width() == (zen_5 and torch.backends.mkl.is_available())
 
 
 @pytest.mark.parametrize("form", FORMS)
