@@ -60,5 +60,5 @@ def test_views_are_counted_as_their_labels_are():
         metric.reset()
         metric.update(views, labels)
         assert torch.equal(metric.compute(), expected)
-        with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got 7"):
-            metric.update(views, torch.full_like(labels, 7))
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got 7"):
+        IoU(3).update(views, torch.full_like(labels, 7))
