@@ -4,8 +4,9 @@
     .venv/bin/nox -s lower_bound ttsem   some
     .venv/bin/nox --list
 
-The tag "ci" marks those that every change must pass. METRICSEG_LAUNCHES=8 spares time: a newer Triton than the oldest
-compiles every eighth call of the tables.
+The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=8 a newer
+Triton than the oldest compiles every eighth call of the tables, with METRICSEG_CASES=3 ttsem runs every third case of
+each test.
 
 Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
 file changes. A session that can't get its interpreter or a package is not run: the last lines of the output say which

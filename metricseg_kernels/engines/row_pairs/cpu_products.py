@@ -17,7 +17,7 @@ OWN_DIM = 64  # features per row from which our products can be faster than torc
 
 @functools.cache
 def library_is_half_width() -> bool:
-    """Whether torch multiplies at half the rate of the processor. MKL keeps to AVX2 on AMD: half of it from Zen 5 on."""
+    """Whether torch multiplies at half the processor's rate. MKL keeps to AVX2 on AMD: half of it from Zen 5 on."""
     return torch.backends.mkl.is_available() and ops.row_pairs_is_amd_full_avx512(torch.empty(0))
 
 
