@@ -5,6 +5,7 @@
 #include "contrast/cpu_epilogues.h"
 #include "engines/row_pairs/product_loops.h"
 #include "focal/cpu_rows.h"
+#include "predict/cpu_loops.h"
 #include "refine/cpu_loops.h"
 #include "retrieval/cpu_loops.h"
 #include "segments/cpu_loops.h"

@@ -5,6 +5,7 @@ from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
+from .predict import confusion_matrix, predict_labels
 from .refine import refine_upsample
 from .retrieval import knn_vote, topk_similarity
 from .segments import Segments, segment_mean, spherical_kmeans, split_by_label
@@ -21,6 +22,7 @@ __all__ = [
     "center_push",
     "center_similarity",
     "class_centers",
+    "confusion_matrix",
     "cross_entropy",
     "focal_loss",
     "gather_pixels",
@@ -28,6 +30,7 @@ __all__ = [
     "margin_contrast_loss",
     "ohem_cross_entropy",
     "pixel_contrast_loss",
+    "predict_labels",
     "prototype_nca_loss",
     "refine_upsample",
     "sample_anchors",

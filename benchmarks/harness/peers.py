@@ -216,6 +216,17 @@ def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: floa
     return F.linear_cross_entropy(rows, scale * F.normalize(centers, dim=1), labels.flatten(), ignore_index=ignore)
 
 
+def mean_softmax(maps: list[Tensor], flipped: list[bool], size: tuple[int, int]) -> Tensor:
+    """[B, K, H, W]: the mean of the probabilities of maps of several scales, some of them mirrored."""
+    total: Tensor | None = None
+    for x, mirrored in zip(maps, flipped, strict=True):
+        logits = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        probabilities = (logits.flip(3) if mirrored else logits).softmax(1)
+        total = probabilities if total is None else total + probabilities
+    assert total is not None
+    return total / len(maps)
+
+
 def faiss_index(bank: Tensor) -> Any:
     """FAISS's exact index of rows by inner product."""
     import faiss

@@ -79,6 +79,11 @@ GPU = Set(
 )
 
 
+# what a validation predicts, at the size of its pictures
+PREDICTED_CPU = (ADE20K, replace(CITYSCAPES, labels=(1024, 2048)))
+PREDICTED_GPU = tuple(replace(shape, batch=8, dtype="bfloat16") for shape in PREDICTED_CPU)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Anchors [anchors, dim] against themselves, or against a bank [bank, dim] that learns nothing."""

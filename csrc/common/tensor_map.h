@@ -8,7 +8,7 @@
 
 namespace metricseg {
 
-enum class Type : int32_t { f64, f32, bf16, f16, u8, i32, i64 };
+enum class Type : int32_t { f64, f32, bf16, f16, u8, i32, i64, i16 };
 
 METRICSEG_HD bool is_floating(Type type) { return type <= Type::f16; }
 

@@ -25,7 +25,7 @@ from metricseg.data import IGNORE, Scenes
 from metricseg.demo import figures
 from metricseg.losses import build_loss
 from metricseg.models import Segmenter, build_model
-from metricseg.training.evaluation import IoU
+from metricseg.training.evaluation import IoU, predict_views
 from metricseg.utils.memory import peak_memory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -84,7 +84,7 @@ def evaluate(model: Segmenter, images: Tensor, labels: Tensor) -> float:
     model.eval()
     iou = IoU(model.num_classes).to(images.device)
     for part, truth in zip(images.split(16), labels.split(16), strict=True):
-        iou.update(model.predict(part).argmax(1), truth)
+        iou.update(predict_views(model, part), truth)
     model.train()
     return float(iou.compute().nanmean())
 
@@ -180,7 +180,9 @@ def main() -> None:
         models.append(model.eval())
 
     with torch.inference_mode():
-        shown = [model.predict(held_out[0][:6]).argmax(1).cpu() for model in models]
+        views = [predict_views(model, held_out[0][:6]) for model in models]
+    height, width = held_out[1].shape[1:]
+    shown = [each.labels((height, width)).cpu() for each in views]
     figures.panel(args.out / "panel.png", held_out[0][:6].cpu(), held_out[1][:6].cpu(), shown)
     figures.curve(args.out / "curve.png", results)
     (args.out / "summary.json").write_text(json.dumps([asdict(r) for r in results], indent=1))

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from metricseg.cli import SUBCOMMANDS
 from metricseg.data import build_dataset
 from metricseg.data.module import SegmentationData
 from metricseg.models import PrototypeBank, SegSort
@@ -137,7 +138,7 @@ class SegmentationCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
         filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in ("fit", "validate", "predict", "bank", "explain", "flops")}
+        return {name: filled for name in SUBCOMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links between parts, and the callbacks that are always there."""
@@ -224,7 +225,10 @@ def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
         seed_everything_default=0,
         trainer_defaults=trainer_defaults,
         auto_configure_optimizers=False,
-        parser_kwargs={name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
+        parser_kwargs={
+            "epilog": "More subcommands, with --help of their own: doctor, bench, completion.",
+            **{name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
+        },
         save_config_kwargs={"overwrite": True},
         args=arguments,
         **options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,20 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from metricseg.data.base import IGNORE
 from metricseg.models.base import Segmenter
 from metricseg.models.layers import resize
+from metricseg_kernels import confusion_matrix, predict_labels
 
 S = TypeVar("S", bound="IoU")
+
+
+class Views(NamedTuple):
+    """Logits [B, K, h, w] of copies of the same pictures, at the network's resolution, and which are mirrored."""
+
+    logits: list[Tensor]
+    flipped: list[bool]
+
+    def labels(self, size: tuple[int, int]) -> Tensor:
+        """Classes [B, *size] of the largest mean probability, in the smallest integer dtype from uint8 on."""
+        return predict_labels(self.logits, size, flipped=self.flipped)
 
 
 class IoU(MulticlassConfusionMatrix):
@@ -23,21 +35,27 @@ class IoU(MulticlassConfusionMatrix):
     - hits_k).
 
     `update(predicted [B, H, W], labels [B, H, W])` takes integer labels of any kind and ignores 255; any other value
-    outside [0, K) raises ValueError. `compute()` gives [K] in [0, 1], NaN for a class that was neither labeled nor
-    predicted. `nanmean` of it is the mIoU.
+    outside [0, K) raises ValueError. In place of predictions it takes `Views`, which it counts without making them.
+    `compute()` gives [K] in [0, 1], NaN for a class that was neither labeled nor predicted. Its `nanmean` is the mIoU.
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, ignore_index=IGNORE, validate_args=False)
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor | Views, target: Tensor) -> None:
         """Add a batch."""
         target = target.as_subclass(Tensor).long()
-        for name, classes in (("predicted", preds), ("labels", target[target != IGNORE])):
-            outside = classes[(classes < 0) | (classes >= self.num_classes)]
-            if outside.numel():
-                raise ValueError(f"{name} must be in [0, {self.num_classes}), got {int(outside[0])}")
-        super().update(preds, target)
+        self._check("labels", target[target != IGNORE])
+        if isinstance(preds, Views):
+            self.confmat += confusion_matrix(preds.logits, target, flipped=preds.flipped, ignore_index=IGNORE)
+        else:
+            self._check("predicted", preds)
+            super().update(preds, target)
+
+    def _check(self, name: str, classes: Tensor) -> None:
+        outside = classes[(classes < 0) | (classes >= self.num_classes)]
+        if outside.numel():
+            raise ValueError(f"{name} must be in [0, {self.num_classes}), got {int(outside[0])}")
 
     def compute(self) -> Tensor:
         """[K], see above."""
@@ -66,7 +84,7 @@ class BoundaryIoU(IoU):
         super().__init__(num_classes)
         self.width = width
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor | Views, target: Tensor) -> None:
         """Add a batch."""
         target = target.as_subclass(Tensor).long()
         super().update(preds, torch.where(near_border(target, self.width), target, IGNORE))
@@ -88,18 +106,11 @@ def check_scales(scales: Sequence[float]) -> None:
         raise ValueError(f"scales is {scales}; it takes at least one factor, finite and > 0")
 
 
-def predict_probabilities(
-    model: Segmenter,
-    images: Tensor,
-    size: tuple[int, int] | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> Tensor:
-    """Class probabilities [B, K, *size], the mean over resized and, with `flip`, mirrored copies of the pictures.
+def predict_views(model: Segmenter, images: Tensor, scales: Sequence[float] = (1.0,), flip: bool = False) -> Views:
+    """Logits of resized and, with `flip`, mirrored copies of the pictures.
 
     Args:
         images: [B, 3, H, W], normalized.
-        size: (height, width) of the result; that of the pictures unless given.
         scales: factors on the pictures' size.
         flip: also predict the mirror picture at every scale.
 
@@ -107,13 +118,30 @@ def predict_probabilities(
     """
     check_scales(scales)
     height, width = images.shape[-2:]
-    size = size or (height, width)
-    total: Tensor | None = None
+    views = Views([], [])
     for scale in scales:
         view = images if scale == 1 else resize(images, (max(1, round(height * scale)), max(1, round(width * scale))))
         for mirrored in (False, True) if flip else (False,):
-            logits = model.predict(view.flip(-1) if mirrored else view, size)
-            probabilities = torch.softmax(logits.flip(-1) if mirrored else logits, 1)
-            total = probabilities if total is None else total + probabilities
+            views.logits.append(model(view.flip(-1) if mirrored else view))
+            views.flipped.append(mirrored)
+    return views
+
+
+def predict_probabilities(
+    model: Segmenter,
+    images: Tensor,
+    size: tuple[int, int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Tensor:
+    """Class probabilities [B, K, *size], the mean over the copies of `predict_views`, whose arguments and errors these
+    are. `size` is (H, W) unless given. `Views.labels` needs no tensor of this size."""
+    size = size or (images.shape[-2], images.shape[-1])
+    total: Tensor | None = None
+    views = predict_views(model, images, scales, flip)
+    for logits, mirrored in zip(*views, strict=True):
+        large = resize(logits.float(), size)
+        probabilities = torch.softmax(large.flip(-1) if mirrored else large, 1)
+        total = probabilities if total is None else total + probabilities
     assert total is not None
-    return total / (len(scales) * (2 if flip else 1))
+    return total / len(views.logits)

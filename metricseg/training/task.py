@@ -15,7 +15,7 @@ from metricseg.data.stream import seeded
 from metricseg.losses import Terms, build_loss
 from metricseg.losses.prototype_memory import own_buffers
 from metricseg.models import SegSort, WeightsMismatch, build_model, compare_weights
-from metricseg.training.evaluation import BoundaryIoU, IoU, check_scales, predict_probabilities
+from metricseg.training.evaluation import BoundaryIoU, IoU, Views, check_scales, predict_views
 from metricseg.training.retrieval import check_classes, check_weights, refill
 
 ENDLESS = "the learning rate needs an end of training: set trainer.max_epochs or trainer.max_steps"
@@ -50,7 +50,7 @@ class SegmentationTask(L.LightningModule):
         power: of the schedule.
         warmup: steps of linear warm-up.
         channels_last: memory format of the network and its input.
-        scales, flip: of evaluation and prediction, see `predict_probabilities`.
+        scales, flip: of evaluation and prediction, see `predict_views`.
         boundary: pixels; also log val/miou_boundary, the mIoU that near a label border, see `BoundaryIoU`. 0: not.
         seed: see above.
 
@@ -128,10 +128,14 @@ class SegmentationTask(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def predict_labels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class indices [B, *size], int64, of images [B, 3, H, W]."""
+    def predict_views(self, images: Tensor) -> Views:
+        """Logits of images [B, 3, H, W], at all scales."""
         images = images.contiguous(memory_format=self.format)
-        return predict_probabilities(self.model, images, size, self.scales, self.flip).argmax(1)
+        return predict_views(self.model, images, self.scales, self.flip)
+
+    def predict_labels(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Class indices [B, *size] of images [B, 3, H, W], in the smallest integer dtype from uint8 on."""
+        return self.predict_views(images).labels(size)
 
     def on_validation_start(self) -> None:
         """Give a network that retrieves the bank to validate with, see the class."""
@@ -148,10 +152,10 @@ class SegmentationTask(L.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the IoU, at the label maps' own size."""
         images, labels = batch
-        predicted = self.predict_labels(images, (labels.shape[-2], labels.shape[-1]))
-        self.iou.update(predicted, labels)
+        views = self.predict_views(images)
+        self.iou.update(views, labels)
         if self.boundary_iou is not None:
-            self.boundary_iou.update(predicted, labels)
+            self.boundary_iou.update(views, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean and each class's IoU."""

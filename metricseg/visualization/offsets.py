@@ -18,6 +18,7 @@ from metricseg.models.layers import resize
 from metricseg.models.scrseg import OFFSETS
 from metricseg.visualization.pictures import Palette
 from metricseg.visualization.validation import Shown, ValidationPictures, panels, save
+from metricseg_kernels import predict_labels
 
 KINDS = {"right": (33, 102, 172), "wrong": (214, 47, 39), "neither": (247, 183, 51)}  # of a change, and their colors
 SHORTEST = 0.1  # pixels, at the edge of a wheel: a network whose offsets are about 0 has pale pictures
@@ -79,7 +80,7 @@ def draw(shown: Sequence[Shown], palette: Palette, path: Path) -> None:
             axis.imshow(direction_colors(offsets, longest), interpolation="nearest")
         draw_wheel(axes[-1, column], f"{longest:.1f} px of stride {stride}\n= {longest * stride:.1f} px of the picture")
     for axis, (image, labels, predicted, *_, bilinear) in zip(axes[:, -1], shown, strict=True):
-        kinds = changes(labels, predicted, resize(bilinear[None], labels.shape[-2:])[0].argmax(0))
+        kinds = changes(labels, predicted, predict_labels(bilinear[None], labels.shape[-2:])[0])
         counts = ", ".join(f"{int(kind.sum()):,} {name}" for kind, name in zip(kinds, KINDS, strict=True))
         axis.imshow(paint(image, kinds))
         share = int(kinds.sum()) / max(int((labels != IGNORE).sum()), 1)

@@ -14,8 +14,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from metricseg.models.layers import resize
 from metricseg.visualization.pictures import Palette, colors
+from metricseg_kernels import predict_labels
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -99,7 +99,7 @@ class ValidationPictures(L.Callback):
 
 def each_picture(images: Tensor, labels: Tensor, found: Mapping[str, Tensor], names: Sequence[str]) -> Iterator[Shown]:
     """The parts to draw of every picture of a batch, on the CPU; `found` holds the logits and the outputs `names`."""
-    predicted = resize(found["logits"].float(), labels.shape[-2:]).argmax(1)
+    predicted = predict_labels(found["logits"], labels.shape[-2:])
     outputs = (found[name].float() for name in names)
     each = (value if value.ndim > 2 else value.expand(len(images), -1, -1) for value in outputs)  # centers of all
     return zip(*(part.cpu() for part in (images.float(), labels, predicted, *each)), strict=True)

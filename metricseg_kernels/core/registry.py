@@ -70,6 +70,13 @@ FAMILIES = {
         },
         gpu_seconds=(91, 41),
     ),
+    "predict": Family(
+        cpu=("cpu", "reference"),
+        cuda=("reference",),
+        evidence="benchmarks/results/cpu/predict.json, ahead in every row.",
+        kernels={"predict_kernel": 1, "confusion_kernel": 3},
+        gpu_seconds=(5, 8),
+    ),
     "refine": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),

@@ -9,18 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import accumulator
 from ..core.labels import is_bad, is_class
-
-
-def upsample(input: Tensor, size: tuple[int, ...], align_corners: bool) -> Tensor:
-    """[B, K, h, w] -> [B, K, H, W] in the accumulator dtype, bilinear; unchanged if the sizes agree."""
-    logits = input.to(accumulator(input.dtype))
-    if tuple(input.shape[-2:]) == size:
-        return logits
-    if logits.numel() == 0 or 0 in size:
-        return F.pad(logits[..., :0, :0], (0, size[1], 0, size[0]))
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+from ..core.resize import upsample
 
 
 def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:

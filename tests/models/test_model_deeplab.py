@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from metricseg.losses import build_loss
 from metricseg.models import DeepLabV3Plus, WeightsMismatch, build_model
-from metricseg.training.evaluation import IoU, predict_probabilities
+from metricseg.training.evaluation import IoU, predict_probabilities, predict_views
 
 SMALL = {"num_classes": 4, "backbone": "mobilenetv3_small_050", "channels": 16, "decoder_channels": 16}
 
@@ -153,8 +153,11 @@ def test_multi_scale_and_flip():
         torch.testing.assert_close(single, model.predict(images).softmax(1))
         many = predict_probabilities(model, images, (50, 60), (0.5, 1.0, 1.5), flip=True)
         mirrored = predict_probabilities(model, images.flip(-1), (50, 60), (0.5, 1.0, 1.5), flip=True)
+        views = predict_views(model, images, (0.5, 1.0, 1.5), flip=True)
     torch.testing.assert_close(many.sum(1), torch.ones(1, 50, 60))
     torch.testing.assert_close(many, mirrored.flip(-1))
+    assert len(views.logits) == 6 and views.flipped == [False, True] * 3
+    assert (views.labels((50, 60)) == many.argmax(1)).float().mean() > 0.999  # ties within rounding
 
 
 def test_iou_counts_by_hand():

@@ -6,7 +6,7 @@ pytest.importorskip("torchmetrics")
 import torch
 import torch.nn.functional as F
 
-from metricseg.training.evaluation import BoundaryIoU, IoU
+from metricseg.training.evaluation import BoundaryIoU, IoU, Views
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,20 @@ def test_boundary_iou_is_the_iou_of_the_pixels_near_a_border(width):
     assert torch.equal(found.compute(), expected.compute())
     with pytest.raises(ValueError, match="width is 0; it takes pixels, an integer >= 1"):
         BoundaryIoU(3, 0)
+
+
+def test_views_are_counted_as_their_labels_are():
+    torch.manual_seed(0)
+    views = Views([torch.randn(2, 3, 6, 8), torch.randn(2, 3, 9, 12)], [False, True])
+    labels = F.interpolate(torch.randint(0, 3, (2, 1, 5, 6)).float(), (23, 31))[:, 0].to(torch.uint8)
+    labels[:, :3] = 255
+    predicted = views.labels((23, 31))
+    assert predicted.dtype == torch.uint8
+    for metric in (IoU(3), BoundaryIoU(3)):
+        metric.update(predicted, labels)
+        expected = metric.compute()
+        metric.reset()
+        metric.update(views, labels)
+        assert torch.equal(metric.compute(), expected)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got 7"):
+        IoU(3).update(views, torch.full_like(labels, 7))

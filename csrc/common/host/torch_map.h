@@ -27,6 +27,8 @@ inline Type type_of(const Tensor& tensor) {
       return Type::f16;
     case ScalarType::Byte:
       return Type::u8;
+    case ScalarType::Short:
+      return Type::i16;
     case ScalarType::Int:
       return Type::i32;
     case ScalarType::Long:

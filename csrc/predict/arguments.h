@@ -1,0 +1,61 @@
+// The ops as functions, and their arguments as tensors, which become Params. Names and order are those of the schemas in
+// metricseg_kernels/predict/cpu.py and cuda.py. Tensor is that of torch, or a numpy array in the tests. Include the
+// header with its map_of and data_of first: common/host/torch_map.h or tests/support/cuda_host/host.h.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "params.h"
+
+namespace metricseg::predict {
+
+template <typename Tensor>
+struct Arguments {
+  std::vector<Tensor> maps;
+  std::vector<bool> flipped;
+  std::vector<double> shares;
+  bool align_corners;
+  std::optional<Tensor> labels, confidence, entropy, target;
+  int64_t ignore_index;
+  std::optional<Tensor> counts, bad;
+
+  Params params() const {
+    const Tensor& pixels = labels ? *labels : *target;
+    Params p{};
+    p.batch = size_of(pixels, 0);
+    p.height = size_of(pixels, 1);
+    p.width = size_of(pixels, 2);
+    p.classes = static_cast<int>(size_of(maps[0], 1));
+    p.maps = static_cast<int>(maps.size());
+    p.labels = map_of(labels);
+    p.confidence = map_of(confidence);
+    p.entropy = map_of(entropy);
+    p.target = map_of(target);
+    p.ignore_index = ignore_index;
+    p.counts = data_of<int64_t>(counts);
+    p.bad = data_of<double>(bad);
+    return p;
+  }
+
+  Source source(const Params& p, int index) const {
+    const Tensor& map = maps[index];
+    return {map_of(map), Axis::make(size_of(map, 2), p.height, align_corners),
+            Axis::make(size_of(map, 3), p.width, align_corners), flipped[index], shares[index]};
+  }
+};
+
+// For TORCH_BOX and pybind11.
+template <typename Tensor, void (*run)(const Arguments<Tensor>&)>
+void predict_kernel(std::vector<Tensor> maps, std::vector<bool> flipped, std::vector<double> shares, bool align_corners,
+                    Tensor labels, std::optional<Tensor> confidence, std::optional<Tensor> entropy) {
+  run({maps, flipped, shares, align_corners, labels, confidence, entropy, {}, 0, {}, {}});
+}
+
+template <typename Tensor, void (*run)(const Arguments<Tensor>&)>
+void confusion_kernel(std::vector<Tensor> maps, std::vector<bool> flipped, std::vector<double> shares,
+                      bool align_corners, Tensor target, int64_t ignore_index, Tensor counts, Tensor bad) {
+  run({maps, flipped, shares, align_corners, {}, {}, {}, target, ignore_index, counts, bad});
+}
+
+}  // namespace metricseg::predict

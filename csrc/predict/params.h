@@ -1,0 +1,31 @@
+// Arguments of the predict ops as plain data.
+#pragma once
+
+#include "../common/resize.h"
+#include "../common/tensor_map.h"
+
+namespace metricseg::predict {
+
+// A map of logits on its way to the labels' size.
+struct Source {
+  Map map;
+  Axis y, x;
+  bool flipped;  // read mirrored
+  double share;  // of the average
+
+  // The column of the resized map that label column d reads.
+  METRICSEG_HD int64_t column(int64_t d) const { return flipped ? x.labels - 1 - d : d; }
+};
+
+// What becomes of a predicted label: it is written, or counted against the target.
+struct Params {
+  int64_t batch, height, width;
+  int classes, maps;
+  Map labels, confidence, entropy;  // [B, H, W], absent if not wanted
+  Map target;                       // [B, H, W]
+  int64_t ignore_index;
+  int64_t* counts;  // [K, K]
+  double* bad;      // [2] labels out of range, and the largest
+};
+
+}  // namespace metricseg::predict

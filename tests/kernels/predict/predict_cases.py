@@ -1,0 +1,66 @@
+"""Cases of the predict family: maps of several sizes, layouts and flags, and what they are resized to."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from tolerances import lay_out
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    maps: tuple[tuple[int, int], ...]  # (h, w) of each
+    size: tuple[int, int]
+    classes: int = 5
+    batch: int = 2
+    flipped: bool | tuple[bool, ...] = False
+    weights: tuple[float, ...] | None = None
+    align_corners: bool = False
+    layout: str = "nchw"
+
+    def options(self) -> dict[str, Any]:
+        flipped = list(self.flipped) if isinstance(self.flipped, tuple) else self.flipped
+        weights = None if self.weights is None else list(self.weights)
+        return {"flipped": flipped, "weights": weights, "align_corners": self.align_corners}
+
+
+CASES = {
+    "one-pixel": Case(((1, 1),), (1, 1), classes=2, batch=1),
+    "primes": Case(((5, 7),), (23, 29)),
+    "same-size": Case(((7, 9),), (7, 9)),
+    "same-rows": Case(((7, 9),), (7, 31)),
+    "quarter": Case(((6, 20),), (24, 80), classes=19),
+    "smaller": Case(((13, 37),), (5, 9)),
+    "one-cell": Case(((1, 1),), (6, 40)),
+    "corners": Case(((5, 7),), (17, 41), align_corners=True),
+    "corners-of-one-label": Case(((5, 7),), (1, 1), align_corners=True),
+    "flipped": Case(((5, 7),), (20, 37), flipped=True),
+    "nhwc": Case(((5, 9),), (20, 36), layout="nhwc"),
+    "strided": Case(((5, 9),), (20, 36), layout="strided"),
+    "many-classes": Case(((3, 5),), (12, 21), classes=300, batch=1),
+    "two-maps": Case(((5, 7), (9, 13)), (23, 29)),
+    "scales-and-flips": Case(((3, 5), (3, 5), (6, 10), (6, 10), (9, 15), (9, 15)), (24, 40), flipped=(False, True) * 3),
+    "weights": Case(((5, 7), (5, 7), (4, 3)), (19, 23), weights=(1.0, 0.0, 2.5)),
+    "maps-flipped-nhwc-corners": Case(((5, 7), (2, 3)), (18, 70), flipped=(True, False), align_corners=True,
+                                      layout="nhwc"),
+    "wide": Case(((2, 90),), (5, 701), classes=3, batch=1),
+    "wide-maps": Case(((2, 90), (3, 45)), (5, 360), classes=40, batch=1),
+    "no-image": Case(((5, 7),), (8, 9), batch=0),
+}  # fmt: skip
+# the tests of Triton kernels in their interpreter
+INTERPRETED_TESTS = {"test_labels_and_scores", "test_confusion_matrix", "test_infinite_and_nan_logits"}
+
+
+def make_maps(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    shapes = [(case.batch, case.classes, *size) for size in case.maps]
+    maps = [3 * torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return [lay_out(m.to(dtype), case.layout).to(device) for m in maps]
+
+
+def make_target(case: Case, dtype: torch.dtype = torch.int64, device: str = "cpu") -> Tensor:
+    rng = torch.Generator().manual_seed(1)
+    target = torch.randint(0, case.classes, (case.batch, *case.size), generator=rng)
+    target[torch.rand(target.shape, generator=rng) < 0.2] = 255 if case.classes <= 255 else -1
+    return target.to(device=device, dtype=dtype if case.classes <= 255 else torch.int64)
