@@ -1,4 +1,4 @@
-"""Training runs: python -m benchmarks.camvid COMPARISON ACTION [options], or python -m benchmarks.camvid scenes
+"""Training runs: python -m benchmarks.camvid COMPARISON ACTION [options], or validation or scenes in their place.
 
 COMPARISON is a table of `rows.py`: networks (segmentation_models_pytorch's with an eager loss, and metricseg's), losses
 (one network, five losses), centers (one network, six classifiers), segsort (a classifier, and retrieval with and
@@ -10,7 +10,8 @@ without labels) or decoders (three ways of upsampling, and context). ACTION:
     pictures   --data DIR --weights FILE: embeddings, class centers or offsets of the runs in --work, first seed
 
 DIR is CamVid in SegNet's layout, FILE the ImageNet weights of timm's `tf_efficientnet_lite0`. Each epoch ends with a
-checkpoint in --work; the same command resumes there. `scenes` trains an epoch on generated scenes (`scenes.py`).
+checkpoint in --work; the same command resumes there. `validation --data DIR --weights FILE` compares validation with
+and without label-size logits (`validation.py`). `scenes` trains an epoch on generated scenes (`scenes.py`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--workers", type=int, default=0, help="loader processes")
         command.add_argument("--eval-every", type=int, default=2, help="epochs between validations; the last has one")
         command.add_argument("--count", type=int, default=12, help="steps to measure")
+    command = commands.add_parser("validation", help="with and without label-size logits")
+    command.add_argument("--data", type=Path, required=True)
+    command.add_argument("--weights", type=Path, required=True)
+    command.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu"))
+    command.add_argument("--work", type=Path, default=Path("runs/camvid_validation"))
+    command.add_argument("--epochs", type=int, default=1)
+    command.add_argument("--device", default="cpu")
     command = commands.add_parser("scenes", help="an epoch of each system on generated scenes")
     command.add_argument("--pictures", type=int, default=200)
     command.add_argument("--device", default="cuda")
@@ -89,6 +97,10 @@ def main() -> None:
         from . import scenes
 
         scenes.main(args.device, args.pictures)
+    elif args.command == "validation":
+        from . import validation
+
+        validation.run(args)
     else:
         run(COMPARISONS[args.command], args)
 
