@@ -102,21 +102,6 @@ __global__ void __launch_bounds__(kThreads) count_kernel(SampleParams p, Scratch
   if (cell >= 0) atomicAdd(&s.have[cell], run);
 }
 
-// Sum of `value` over the threads before this one in the block.
-__device__ __forceinline__ Count exclusive_scan(Count value) {
-  __shared__ Count warps[kPlanThreads / kWarp];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  Count sum = value;  // over the lanes up to this one
-  for (int step = 1; step < kWarp; step *= 2) {
-    const Count below = __shfl_up_sync(kFullMask, sum, step);
-    if (lane >= step) sum += below;
-  }
-  if (lane == kWarp - 1) warps[warp] = sum;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) sum += warps[w];
-  return sum - value;
-}
-
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scratch s) {
   const int64_t slots = p.batch * p.num_classes;
   const auto have = [&](int64_t slot, int group) { return static_cast<int64_t>(s.have[2 * slot + group]); };
@@ -149,7 +134,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scra
     const int64_t n = quota(cell / 2, cell % 2);
     needed += (static_cast<Count>(n) << kRows) + (n > 0);
   }
-  const Count before = exclusive_scan(needed);
+  const Count before = block_scan(needed) - needed;
   int64_t place = static_cast<int64_t>(before >> kRows);
   int rank = static_cast<int>(before & 0xffffffffu);
   for (int64_t cell = 2 * begin; cell < 2 * end; ++cell) {
