@@ -1,5 +1,5 @@
 // The ops as functions, and their arguments as tensors, which become Params. Names and order are those of the schemas
-// in metricseg_kernels/anchors/op.py. Tensor is that of torch, or a numpy array in the tests. Include the header with
+// in metricseg_kernels/anchors. Tensor is that of torch, or a numpy array in the tests. Include the header with
 // its map_of and data_of first: common/host/torch_map.h or tests/support/cuda_host/host.h.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace metricseg::anchors {
 template <typename Tensor>
 struct SampleArguments {
   Tensor labels;
-  std::optional<Tensor> first;
+  std::optional<Tensor> predictions, first;
   Tensor seed;
   Rules rules;
   int64_t num_classes, ignore_index, ignore_label;
@@ -21,6 +21,7 @@ struct SampleArguments {
   SampleParams params(double deviations) const {
     SampleParams p{};
     p.labels = map_of(labels);
+    p.predictions = map_of(predictions);
     p.first = map_of(first);
     p.batch = size_of(labels, 0);
     p.height = size_of(labels, 1);
@@ -68,11 +69,12 @@ struct GatherArguments {
 
 // The ops, for TORCH_BOX and pybind11.
 template <typename Tensor, void (*run)(const SampleArguments<Tensor>&)>
-void sample_anchors_kernel(Tensor labels, std::optional<Tensor> first, Tensor seed, int64_t max_samples,
-                           int64_t max_views, int64_t min_pixels, bool half, int64_t num_classes, int64_t ignore_index,
-                           int64_t ignore_label, Tensor index, Tensor sampled, Tensor count, Tensor bad) {
+void sample_anchors_kernel(Tensor labels, std::optional<Tensor> predictions, std::optional<Tensor> first, Tensor seed,
+                           int64_t max_samples, int64_t max_views, int64_t min_pixels, bool half, int64_t num_classes,
+                           int64_t ignore_index, int64_t ignore_label, Tensor index, Tensor sampled, Tensor count,
+                           Tensor bad) {
   const Rules rules{max_samples, max_views, min_pixels, half};
-  run({labels, first, seed, rules, num_classes, ignore_index, ignore_label, index, sampled, count, bad});
+  run({labels, predictions, first, seed, rules, num_classes, ignore_index, ignore_label, index, sampled, count, bad});
 }
 
 template <typename Tensor, void (*run)(const GatherArguments<Tensor>&)>

@@ -64,6 +64,19 @@ Bad look_closer(const SampleParams& params, const char* row, int64_t stride) {
   return bad;
 }
 
+// Adds the group to cells[x] = 2 label: 1 for a pixel that is not preferred (SampleParams::second).
+template <typename Prediction>
+void number_groups(const SampleParams& params, int64_t image, int64_t y, int32_t* cells) {
+  const Map &predictions = params.predictions, &first = params.first;
+  const auto none = static_cast<int32_t>(2 * params.num_classes);
+  const Prediction* predicted = predictions ? reinterpret_cast<Prediction*>(predictions.at(image, 0, y, 0)) : nullptr;
+  const char* named = first ? first.at(image, 0, y, 0) : nullptr;
+  for (int64_t x = 0; x < params.width; ++x) {
+    const bool right = !predicted || static_cast<int64_t>(predicted[x * predictions.x]) == cells[x] / 2;
+    cells[x] += right & (!named || named[x * first.x] == 0) & (cells[x] < none);
+  }
+}
+
 template <typename Label>
 Bad number_image(const SampleParams& params, int64_t image, int32_t* cells) {
   Bad all;
@@ -73,11 +86,9 @@ Bad number_image(const SampleParams& params, int64_t image, int32_t* cells) {
       const Bad bad = look_closer<Label>(params, labels, params.labels.x);
       all = {all.count + bad.count, std::max(all.largest, bad.largest)};
     }
-    if (!params.first) continue;
-    const auto* first = reinterpret_cast<const uint8_t*>(params.first.at(image, 0, y, 0));
-    for (int64_t x = 0; x < params.width; ++x) {
-      cells[x] += first[x * params.first.x] == 0 && cells[x] < static_cast<int32_t>(2 * params.num_classes);
-    }
+    if (!params.predictions && !params.first) continue;
+    dispatch_label(params.predictions.type,
+                   [&](auto prediction) { number_groups<decltype(prediction)>(params, image, y, cells); });
   }
   return all;
 }

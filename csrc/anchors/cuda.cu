@@ -20,6 +20,11 @@ void run_sample(const SampleArguments<Tensor>& a) {
   STD_TORCH_CHECK(h * w < int64_t(1) << 32, "metricseg: an image of 2^32 pixels or more");
   STD_TORCH_CHECK(a.num_classes > 0 && S > 0 && S < int64_t(1) << 31 && a.rules.max_views > 0,
                   "metricseg: num_classes, max_samples or max_views out of range");
+  if (a.predictions) {
+    const Tensor& predictions = *a.predictions;
+    STD_TORCH_CHECK(!is_floating(type_of(predictions)), "metricseg: predictions must be integers");
+    check_tensor(predictions, {B, h, w}, labels, predictions.scalar_type(), "predictions", false);
+  }
   check_tensor(a.first, {B, h, w}, labels, ScalarType::Byte, "first", false);
   check_tensor(a.seed, {}, labels, ScalarType::Long, "seed");
   check_tensor(a.index, {S}, labels, ScalarType::Long, "index");

@@ -1,5 +1,5 @@
 // Arguments of the anchors kernels as plain data, the same for the CPU, CUDA and the tests. Names are those of the
-// schemas in metricseg_kernels/anchors/op.py.
+// schemas in metricseg_kernels/anchors.
 #pragma once
 
 #include "../common/tensor_map.h"
@@ -8,7 +8,8 @@
 namespace metricseg::anchors {
 
 struct SampleParams {
-  Map labels, first;  // [B, h, w]; first is uint8, absent if all pixels are in group 0
+  Map labels;              // [B, h, w]
+  Map predictions, first;  // [B, h, w] or absent; first is uint8
   int64_t batch, height, width, num_classes, ignore_index, ignore_label;
   const int64_t* seed;  // []
   Rules rules;
@@ -19,6 +20,11 @@ struct SampleParams {
   int64_t* bad;       // [2]: how many labels are out of range, the largest of them
 
   METRICSEG_HD int64_t pixels() const { return batch * height * width; }
+  // Whether a pixel of class `label` is in group 1: neither does its prediction differ, nor does `first` name it.
+  METRICSEG_HD bool second(int64_t image, int64_t y, int64_t x, int64_t label) const {
+    if (!predictions && !first) return false;
+    return (!predictions || label_at(predictions, image, y, x) == label) && (!first || *first.at(image, 0, y, x) == 0);
+  }
   METRICSEG_HD int64_t cells() const { return 2 * batch * num_classes; }
   METRICSEG_HD int64_t most_cells() const { return cells() < rules.max_samples ? cells() : rules.max_samples; }
 };

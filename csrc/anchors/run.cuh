@@ -25,7 +25,6 @@ void sample_anchors(Device& device, const SampleParams& p) {
   device.launch(plan_kernel, 1, kPlanThreads, 0, p, s);
   if (pixels == 0 || most == 0) return;
   device.launch(collect_kernel, ceil_div(pixels, kThreads), kThreads, 0, p, s);
-  device.launch(repair_kernel, most, kThreads, 0, p, s);
   const int64_t fullest = capacity(std::min(p.rules.max_samples, p.rules.max_views));
   const int parts = static_cast<int>(std::clamp<int64_t>(ceil_div(fullest, kThreads), 1, 64));
   device.launch(place_kernel, most * parts, kThreads, 0, p, s, parts);

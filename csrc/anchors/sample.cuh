@@ -1,9 +1,9 @@
-// Choice of anchors on CUDA: a memset and five launches, without synchronization with the host.
+// Choice of anchors on CUDA: a memset and four launches, without synchronization with the host.
 //   count    a thread per run of 16 pixels      plan     one block: slots, quotas, likely limits
 //   collect  a thread per pixel: its key, if it is below the limit of its cell, becomes a candidate
-//   repair   a block per cell: bisects the limit over the image if the candidates are too few or too many
-//   place    a thread per candidate: its rank among the keys of its cell is its row
-// Labels are read twice; once would be the least. Candidates are found in any order, and ranked by distinct keys: the
+//   place    a thread per candidate: its rank among the keys of its cell is its row; before that a block bisects the
+//            limit over the image if the candidates of its cell are too few or too many
+// Labels and predictions are read twice; once would be the least. Candidates are found in any order, and ranked by distinct keys: the
 // same bits every time. Derivation: docs/kernels/anchors.md.
 #pragma once
 
@@ -61,8 +61,7 @@ __device__ __forceinline__ Position position_of(const SampleParams& p, int64_t p
 __device__ __forceinline__ int64_t cell_of(const SampleParams& p, Position at) {
   const int64_t label = class_of(label_at(p.labels, at.b, at.y, at.x), p.num_classes, p.ignore_index);
   if (label < 0) return label;
-  const bool second = p.first && *p.first.at(at.b, 0, at.y, at.x) == 0;
-  return 2 * (at.b * p.num_classes + label) + second;
+  return 2 * (at.b * p.num_classes + label) + p.second(at.b, at.y, at.x, label);
 }
 
 // The smallest limit that n keys do not exceed; count_below(limit) is this thread's share of those that don't.
@@ -103,19 +102,6 @@ __global__ void __launch_bounds__(kThreads) count_kernel(SampleParams p, Scratch
   if (cell >= 0) atomicAdd(&s.have[cell], run);
 }
 
-// Sum of `value` over the threads before this one in the block.
-__device__ __forceinline__ Count exclusive_scan(Count value) {
-  __shared__ Count sums[2][kPlanThreads];
-  const int thread = threadIdx.x;
-  int from = 0;
-  sums[0][thread] = value;
-  for (int step = 1; step < kPlanThreads; step *= 2, from ^= 1) {
-    __syncthreads();
-    sums[from ^ 1][thread] = sums[from][thread] + (thread >= step ? sums[from][thread - step] : 0);
-  }
-  return sums[from][thread] - value;
-}
-
 __global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scratch s) {
   const int64_t slots = p.batch * p.num_classes;
   const auto have = [&](int64_t slot, int group) { return static_cast<int64_t>(s.have[2 * slot + group]); };
@@ -148,7 +134,7 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scra
     const int64_t n = quota(cell / 2, cell % 2);
     needed += (static_cast<Count>(n) << kRows) + (n > 0);
   }
-  const Count before = exclusive_scan(needed);
+  const Count before = block_scan(needed) - needed;
   int64_t place = static_cast<int64_t>(before >> kRows);
   int rank = static_cast<int>(before & 0xffffffffu);
   for (int64_t cell = 2 * begin; cell < 2 * end; ++cell) {
@@ -174,13 +160,6 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(SampleParams p, Scra
   }
 }
 
-// Appends a pixel to its cell's candidates; beyond their capacity it is counted only.
-__device__ __forceinline__ void append(const Scratch& s, int rank, Candidate candidate) {
-  const Chosen& chosen = s.chosen[rank];
-  const unsigned at = atomicAdd(&s.found[rank], 1u);
-  if (at < capacity(chosen.n)) s.candidates[capacity(chosen.place, rank) + at] = candidate;
-}
-
 __global__ void __launch_bounds__(kThreads) collect_kernel(SampleParams p, Scratch s) {
   const int64_t pixel = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (pixel >= p.pixels()) return;
@@ -188,16 +167,15 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(SampleParams p, Scrat
   const int rank = cell < 0 ? -1 : s.rank[cell];
   if (rank < 0) return;
   const uint64_t key = Keys::make(*p.seed, kPixels)(pixel);
-  if (key <= s.chosen[rank].limit) append(s, rank, {key, pixel});
+  const Chosen& chosen = s.chosen[rank];
+  if (key > chosen.limit) return;
+  const unsigned at = atomicAdd(&s.found[rank], 1u);
+  if (at < capacity(chosen.n)) s.candidates[capacity(chosen.place, rank) + at] = {key, pixel};
 }
 
-// A cell with too few candidates, or more than its capacity, gets exactly its quota.
-__global__ void __launch_bounds__(kThreads) repair_kernel(SampleParams p, Scratch s) {
-  const int rank = blockIdx.x;
-  if (rank >= *s.used) return;
-  const Chosen chosen = s.chosen[rank];
-  const unsigned found = s.found[rank];
-  if (found >= chosen.n && found <= capacity(chosen.n)) return;
+// The pixels of a cell with the smallest keys, as many as its quota, whatever its limit: its candidates.
+__device__ __forceinline__ void repair(const SampleParams& p, const Chosen& chosen, Candidate* candidates) {
+  __shared__ unsigned kept;
   const Keys keys = Keys::make(*p.seed, kPixels);
   const int64_t image = chosen.cell / (2 * p.num_classes), area = p.height * p.width, begin = image * area;
   const auto in_cell = [&](int64_t i) { return cell_of(p, position_in(p, image, i)) == chosen.cell; };
@@ -206,25 +184,33 @@ __global__ void __launch_bounds__(kThreads) repair_kernel(SampleParams p, Scratc
     for (int64_t i = threadIdx.x; i < area; i += kThreads) below += keys(begin + i) <= middle && in_cell(i);
     return below;
   });
-  if (threadIdx.x == 0) s.found[rank] = 0;
+  if (threadIdx.x == 0) kept = 0;
   __syncthreads();
   for (int64_t i = threadIdx.x; i < area; i += kThreads) {
     const uint64_t key = keys(begin + i);
-    if (key <= limit && in_cell(i)) append(s, rank, {key, begin + i});
+    if (key <= limit && in_cell(i)) candidates[atomicAdd(&kept, 1u)] = {key, begin + i};
   }
+  __syncthreads();
 }
 
-// `parts` blocks share the candidates of a cell.
+// `parts` blocks share the candidates of a cell. If these are fewer than its quota, or more than their capacity, the
+// first block finds others, and places them alone.
 __global__ void __launch_bounds__(kThreads) place_kernel(SampleParams p, Scratch s, int parts) {
-  const int rank = blockIdx.x / parts;
+  const int rank = blockIdx.x / parts, part = blockIdx.x % parts;
   if (rank >= *s.used) return;
   const Chosen chosen = s.chosen[rank];
-  const Candidate* candidates = s.candidates + capacity(chosen.place, rank);
-  const int found = static_cast<int>(s.found[rank]);
-  for (int i = blockIdx.x % parts * kThreads + threadIdx.x; i < found; i += parts * kThreads) {
+  Candidate* const candidates = s.candidates + capacity(chosen.place, rank);
+  int64_t found = s.found[rank], step = parts * kThreads;
+  if (found < chosen.n || found > capacity(chosen.n)) {
+    if (part > 0) return;
+    repair(p, chosen, candidates);
+    found = chosen.n;
+    step = kThreads;
+  }
+  for (int64_t i = part * kThreads + threadIdx.x; i < found; i += step) {
     const Candidate candidate = candidates[i];
     int64_t smaller = 0;
-    for (int j = 0; j < found; ++j) smaller += candidates[j].key < candidate.key;
+    for (int64_t j = 0; j < found; ++j) smaller += candidates[j].key < candidate.key;
     if (smaller < chosen.n) {
       p.index[chosen.place + smaller] = candidate.pixel;
       p.sampled[chosen.place + smaller] = chosen.cell / 2 % p.num_classes;

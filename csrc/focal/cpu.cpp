@@ -150,7 +150,9 @@ void run(const Arguments<Tensor>& a) {
     expect_writes(a.grad);
     if (empty && params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
     const Partial all = empty ? Partial{} : execute(params, softmax, a.align_corners);
-    if (params.loss_sum) *params.loss_sum = static_cast<T>(all.loss);
+    const T divisor = params.divisor ? static_cast<T>(std::max(all.valid, 1.0)) : T(1);
+    if (params.divisor) *params.divisor = divisor;
+    if (params.loss_sum) *params.loss_sum = static_cast<T>(all.loss) / divisor;
     const double totals[kTotals] = {all.valid, all.weight, all.correct, all.bad, all.bad_label};
     if (params.totals) std::copy_n(totals, kTotals, params.totals);
   });

@@ -226,7 +226,7 @@ struct Softmax {
     Mask<T> valid = label >= zero;
     if (params.keep_above) valid = valid & ((pixel.nll > V(*params.keep_above)) | (pixel.nll != pixel.nll));
     if (record) {
-      const V loss = select(valid, pixel.loss, zero);
+      const V loss = select(valid, pixel.loss, V(params.ignored_loss));
       const V shown = select(label == V(T(kOutOfRange)), V(std::numeric_limits<T>::quiet_NaN()), loss);
       shown.store(px.loss + i);
       Accumulator<T>::add(shown, sums.loss);

@@ -53,11 +53,12 @@ T kth_largest(const T* values, int64_t n, int64_t k) {
   return from_key<T>(prefix);
 }
 
-void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
+void kth_largest_kernel(Tensor values, int64_t k, double most, Tensor result) {
   STD_TORCH_CHECK(values.is_contiguous() && k >= 0, "metricseg: kth_largest takes contiguous values and k >= 0");
   dispatch_accumulator(type_of(values), [&](auto zero) {
     using T = decltype(zero);
-    *data_of<T>(result) = kth_largest(data_of<const T>(values), values.numel(), k);
+    const T found = kth_largest(data_of<const T>(values), values.numel(), k);
+    *data_of<T>(result) = found > static_cast<T>(most) ? static_cast<T>(most) : found;  // NaN stays
   });
 }
 

@@ -33,6 +33,7 @@ void check(const Arguments<Tensor>& a, bool per_class) {
   check_tensor(a.keep_above, {}, input, accumulator, "keep_above");
   check_tensor(a.grad_loss, map_shape(a.grad_loss), input, accumulator, "grad_loss", false);
   check_tensor(a.loss, map_shape(a.loss), input, accumulator, "loss");
+  check_tensor(a.divisor, {}, input, accumulator, "divisor");
   check_tensor(a.totals, {kTotals}, input, ScalarType::Double, "totals");
   check_tensor(a.argmax, {B, H, W}, input, ScalarType::Int, "argmax");
   check_tensor(a.grad, {B, K, h, w}, input, type, "grad", false);
@@ -48,14 +49,14 @@ void run(const Arguments<Tensor>& a) {
   });
 }
 
-void kth_largest_kernel(Tensor values, int64_t k, Tensor result) {
+void kth_largest_kernel(Tensor values, int64_t k, double most, Tensor result) {
   STD_TORCH_CHECK(values.is_contiguous() && values.scalar_type() == accumulator_of(values) && k >= 0,
                   "metricseg: kth_largest takes contiguous values in fp32 or fp64, and k >= 0");
   check_tensor(result, {}, values, accumulator_of(values), "result");
   CudaDevice device(values);
   dispatch_accumulator(type_of(values), [&](auto zero) {
     using T = decltype(zero);
-    kth_largest(device, data_of<T>(values), values.numel(), k, data_of<T>(result));
+    kth_largest(device, data_of<T>(values), values.numel(), k, static_cast<T>(most), data_of<T>(result));
   });
 }
 

@@ -84,9 +84,9 @@ __device__ __forceinline__ Accumulator with_weight(const CudaParams<T>& p, Accum
 }
 
 template <typename T>
-__device__ __forceinline__ T map_value(int label, bool takes_part, T loss) {
+__device__ __forceinline__ T map_value(int label, bool takes_part, T loss, T ignored_loss) {
   if (label == kOutOfRange) return std::numeric_limits<T>::quiet_NaN();
-  return takes_part ? loss : T(0);
+  return takes_part ? loss : ignored_loss;
 }
 
 template <typename T, int KT, bool Grad>
@@ -193,7 +193,7 @@ struct SoftmaxForm {
     const T f = at.fraction;
     const auto pixel = [&] { return (image * p.y.labels + opaque(y)) * p.x.labels + fragment.x; };
     if (p.argmax_map() == nullptr && __all_sync(kFullMask, label == kIgnored)) {  // ignored regions cost nothing
-      if (owned && fragment.local == 0 && p.loss_map() != nullptr) p.loss_map()[pixel()] = T(0);
+      if (owned && fragment.local == 0 && p.loss_map() != nullptr) p.loss_map()[pixel()] = p.ignored_loss;
       return;
     }
     T z[KT];
@@ -211,7 +211,7 @@ struct SoftmaxForm {
     const PixelLoss<T> v = normalize(fragment, groups, label, grad_loss, z);
     if (owned && fragment.local == 0) {
       if (p.argmax_map() != nullptr) p.argmax_map()[pixel()] = best;
-      if (p.loss_map() != nullptr) p.loss_map()[pixel()] = map_value(label, v.takes_part, v.loss);
+      if (p.loss_map() != nullptr) p.loss_map()[pixel()] = map_value(label, v.takes_part, v.loss, p.ignored_loss);
       if (label == kOutOfRange) bad.add(label_at(p.target, image, y, fragment.x));
       if (label >= 0) accumulate(p, v, label, best, sums);
     }
@@ -262,7 +262,7 @@ struct SigmoidForm {
         sums.loss += element.loss;
         if (p.loss_map() != nullptr) {
           const int64_t plane = image * p.classes + cls;
-          p.loss_map()[(plane * p.y.labels + y) * p.x.labels + fragment.x] = map_value(label, true, element.loss);
+          p.loss_map()[(plane * p.y.labels + y) * p.x.labels + fragment.x] = map_value(label, true, element.loss, T(0));
         }
       }
       if (!Grad || label < 0) continue;

@@ -111,7 +111,7 @@ __device__ __forceinline__ void process_pixel(const CudaParams<T>& p, const Soft
   }
   if (label == kOutOfRange) bad.add(label_at(p.target, image, y, x));
   if (p.argmax_map() != nullptr) p.argmax_map()[pixel] = best_class;
-  if (p.loss_map() != nullptr) p.loss_map()[pixel] = map_value(label, v.takes_part, v.loss);
+  if (p.loss_map() != nullptr) p.loss_map()[pixel] = map_value(label, v.takes_part, v.loss, p.ignored_loss);
   if (p.pixel_coefs != nullptr) p.pixel_coefs[pixel] = v.takes_part ? v.coefs : PixelCoefs<T>{};
 }
 
@@ -130,10 +130,10 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const CudaParams<T> 
   if (p.partial != nullptr) write_partial(with_weight(p, sums), bad, p.partial);
 }
 
-// partial [blocks] -> loss [] and totals [kTotals]
+// partial [blocks] -> loss [], divisor [] and totals [kTotals]
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const Partial* partial, int64_t blocks, T* loss, double* totals) {
+    finish_kernel(const Partial* partial, int64_t blocks, T* loss, T* divisor, double* totals) {
   Partial sum{0, 0, 0, 0, 0, -std::numeric_limits<double>::infinity()};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) {
     const Partial part = partial[b];
@@ -148,7 +148,9 @@ __global__ void __launch_bounds__(kThreads)
   block_reduce(values, [](int i, double a, double b) { return i == kTotals ? fmax(a, b) : a + b; });
   if (threadIdx.x != 0) return;
   const bool bad = values[kTotals - 1] > 0;
-  if (loss != nullptr) *loss = bad ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(values[0]);
+  const T divides = divisor != nullptr ? static_cast<T>(fmax(values[1], 1.0)) : T(1);
+  if (divisor != nullptr) *divisor = divides;
+  if (loss != nullptr) *loss = bad ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(values[0]) / divides;
   if (totals == nullptr) return;
   for (int i = 1; i < kTotals; ++i) totals[i - 1] = values[i];
   totals[kTotals - 1] = bad ? values[kTotals] : 0.0;

@@ -19,9 +19,11 @@ struct Params {
   Map grad_loss;        // of T: [B, H, W], [B, K, H, W], [], or absent for 1
   T gamma, label_smoothing, alpha;
   int64_t ignore_index;
+  T ignored_loss;  // of pixels without a class, in the loss map
   T* loss_sum;     // [] or null
   Map loss;        // of T, contiguous: [B, H, W] or [B, K, H, W], or absent
   double* totals;  // [kTotals] or null
+  T* divisor;      // [] or null: the number of valid pixels, at least 1, which divides loss_sum
   Map argmax;      // of int32, contiguous: [B, H, W], or absent
   Map grad;        // [B, K, h, w] in the dtype of input, or absent
 

@@ -1,5 +1,5 @@
 // Launch sequence of each op. `Device` is a CUDA stream in the extension and a fiber scheduler in the tests:
-// launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), limits().
+// launch(kernel, blocks, threads, shared bytes, arguments...), scratch<T>(count), clear(pointer, bytes), limits().
 #pragma once
 
 #include <iterator>
@@ -63,7 +63,8 @@ Partial* new_partial(Device& device, const Params<T>& params, int64_t blocks) {
 template <typename T, typename Device>
 void finish(Device& device, const CudaParams<T>& p, int64_t blocks) {
   if (!wants_sums<T>(p)) return;
-  device.launch(finish_kernel<T>, 1, kThreads, 0, static_cast<const Partial*>(p.partial), blocks, p.loss_sum, p.totals);
+  device.launch(finish_kernel<T>, 1, kThreads, 0, static_cast<const Partial*>(p.partial), blocks, p.loss_sum, p.divisor,
+                p.totals);
 }
 
 template <typename T, typename Device>
@@ -98,17 +99,18 @@ void sigmoid_focal(Device& device, const Params<T>& params) {
 }
 
 template <typename T, typename Device>
-void kth_largest(Device& device, const T* values, int64_t n, int64_t k, T* result) {
+void kth_largest(Device& device, const T* values, int64_t n, int64_t k, T most, T* result) {
+  if (n <= kFew) return device.launch(select_alone<T>, 1, kAloneThreads, 0, values, n, k, most, result);
   constexpr int kPasses = select_passes<T>();
   auto* histograms = device.template scratch<unsigned long long>(kPasses * kBins);
   auto* states = device.template scratch<SelectState>(kPasses + 1);
   const int64_t blocks = std::clamp<int64_t>(n / (8 * kBins), 1, 8L * device.limits().multiprocessors);
-  device.launch(select_clear, 1, kBins, 0, histograms, kPasses * kBins);
+  device.clear(histograms, kPasses * kBins * sizeof(*histograms));
   for (int pass = 0; pass < kPasses; ++pass) {
     device.launch(select_pass<T>, blocks, kBins, 0, values, n, k, pass, histograms, states);
   }
   device.launch(select_finish<T>, 1, kBins, 0, static_cast<const unsigned long long*>(histograms),
-                static_cast<const SelectState*>(states), n, k, result);
+                static_cast<const SelectState*>(states), n, k, most, result);
 }
 
 }  // namespace metricseg::focal

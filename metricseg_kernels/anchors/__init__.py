@@ -106,13 +106,21 @@ def sample_anchors(
     checks.integer("num_classes", num_classes, 1, MOST_CLASSES)
     checks.number("threshold", threshold, -torch.inf)
     name = choose("anchors", labels.device, labels.dtype, backend)
-    first = reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignored)
-    half = strategy == "hard"
-    arguments = (labels, first, _seed_tensor(seed, labels.device), max_samples, max_views, min_pixels, half,
-                 num_classes, ignored, ignore_label)  # fmt: skip
+    inputs = reference.SampleInputs(
+        labels,
+        *reference.preferred(strategy, labels, predictions, confidence, threshold, radius, ignored),
+        _seed_tensor(seed, labels.device),
+        max_samples,
+        max_views,
+        min_pixels,
+        half=strategy == "hard",
+        num_classes=num_classes,
+        ignore_index=ignored,
+        ignore_label=ignore_label,
+    )
     if name != "reference":
-        return Anchors(*ops.sample_anchors(*arguments, name))
-    index, sampled, count, bad = reference.sample(*arguments)
+        return Anchors(*ops.sample_anchors(*inputs, name))
+    index, sampled, count, bad = reference.sample(inputs)
     if not torch.compiler.is_compiling():
         op.check_labels(bad, num_classes, ignored)
     return Anchors(index, sampled, count)

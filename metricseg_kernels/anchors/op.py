@@ -1,7 +1,7 @@
 """Private ops of the anchors family: schemas, allocation, fakes, autograd. Derivation: docs/kernels/anchors.md.
 
 Kernels (one per backend, same signature) fill tensors that this file allocates, so launcher and fake cannot differ.
-  sample_anchors_kernel     labels and the preferred group -> indices of the chosen pixels
+  sample_anchors_kernel     labels, predictions and preferred pixels -> indices of the chosen pixels
   gather_pixels_fwd_kernel  their rows out of a feature map, and the norms
   gather_pixels_bwd_kernel  the gradient of a feature map; indices come sorted, so each pixel has one owner
 Backward needs the rows, the norms and the indices. The feature map itself is not kept alive.
@@ -10,7 +10,7 @@ Backward needs the rows, the norms and the indices. The feature map itself is no
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +18,13 @@ from torch import Tensor
 from ..core import backends, checks
 from ..core.labels import labels_in_range
 from ..core.library import define_kernel, define_op, ops
-from .reference import SAMPLE_COUNTS
+from .reference import SAMPLE_COUNTS, SampleInputs
 
-define_kernel(
-    "sample_anchors_kernel(Tensor labels, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
-    "bool half, int num_classes, int ignore_index, int ignore_label, "
-    "Tensor(a!) index, Tensor(b!) sampled, Tensor(c!) count, Tensor(d!) bad) -> ()"
+INPUTS = (  # the fields of SampleInputs
+    "Tensor labels, Tensor? predictions, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
+    "bool half, int num_classes, int ignore_index, int ignore_label"
 )
+
 define_kernel(
     "gather_pixels_fwd_kernel(Tensor features, Tensor index, bool normalize, float eps, "
     "Tensor(a!) rows, Tensor(b!) norms) -> ()"
@@ -58,39 +58,33 @@ def check_index(index: Tensor, pixels: int) -> None:
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
-def _sample_outputs(labels: Tensor, max_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class Sampled(NamedTuple):
+    """What sample_anchors_kernel fills, int64."""
+
+    index: Tensor  # type: ignore[assignment]  # [S]; tuple has methods of these names
+    labels: Tensor  # [S]
+    count: Tensor  # type: ignore[assignment]  # []
+    bad: Tensor  # [2]: number of labels out of range, the largest of them or 0
+
+
+def _sample_outputs(labels: Tensor, max_samples: int) -> Sampled:
     shapes = ((max_samples,), (max_samples,), (), (SAMPLE_COUNTS,))
-    index, sampled, count, bad = (labels.new_empty(shape, dtype=torch.int64) for shape in shapes)
-    return index, sampled, count, bad
+    return Sampled._make(labels.new_empty(shape, dtype=torch.int64) for shape in shapes)
 
 
-def _sample(
-    labels: Tensor,
-    first: Tensor | None,
-    seed: Tensor,
-    max_samples: int,
-    max_views: int,
-    min_pixels: int,
-    half: bool,
-    num_classes: int,
-    ignore_index: int,
-    ignore_label: int,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    index, sampled, count, bad = _sample_outputs(labels, max_samples)
-    kernels(backend).sample_anchors_kernel(
-        labels, first, seed, max_samples, max_views, min_pixels, half, num_classes, ignore_index, ignore_label,
-        index, sampled, count, bad,
-    )  # fmt: skip
-    check_labels(bad, num_classes, ignore_index)
-    return index, sampled, count
+def _sample(labels: Tensor, predictions: Tensor | None, first: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    *scalars, backend = rest
+    inputs = SampleInputs(labels, predictions, None if first is None else first.view(torch.uint8), *scalars)
+    found = _sample_outputs(labels, inputs.max_samples)
+    kernels(backend).sample_anchors_kernel(inputs, found)
+    check_labels(found.bad, inputs.num_classes, inputs.ignore_index)
+    return found[:3]
 
 
 define_op(
-    "sample_anchors(Tensor labels, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
-    "bool half, int num_classes, int ignore_index, int ignore_label, str backend) -> (Tensor, Tensor, Tensor)",
+    f"sample_anchors({INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
     _sample,
-    lambda labels, first, seed, max_samples, *_: _sample_outputs(labels, max_samples)[:3],
+    lambda labels, predictions, first, seed, max_samples, *_: tuple(_sample_outputs(labels, max_samples)[:3]),
 )
 
 

@@ -5,6 +5,8 @@ Every shape is known beforehand (no nonzero, unique, boolean index, item), so on
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,25 @@ from ..core.unit import unit
 SAMPLE_COUNTS = 2  # labels out of range, the largest such label or 0
 GOLDEN = 0x9E3779B97F4A7C15
 PIXELS, SLOTS = 0, 1  # streams of keys
+
+
+class SampleInputs(NamedTuple):
+    """Inputs of the choice.
+
+    Preferred are pixels that predictions get wrong, and those of `first`; all of them if neither is given.
+    """
+
+    labels: Tensor  # [B, h, w]
+    predictions: Tensor | None  # [B, h, w]
+    first: Tensor | None  # [B, h, w] bool
+    seed: Tensor  # []
+    max_samples: int
+    max_views: int
+    min_pixels: int
+    half: bool  # of the views from each group, if both have enough
+    num_classes: int
+    ignore_index: int
+    ignore_label: int
 
 
 def signed(bits: int) -> int:
@@ -47,24 +68,27 @@ def preferred(
     threshold: float,
     radius: int,
     ignore_index: int,
-) -> Tensor | None:
-    """[B, h, w] uint8: 1 for pixels of the group that a strategy takes first; None if there is one group only."""
-    if strategy == "random":
-        return None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The pixels that a strategy takes first: (predictions, first) of SampleInputs."""
     if strategy == "boundary":
         # the labels around a pixel differ: their largest is not their smallest
         ignored = is_label(labels, ignore_index)
         values = labels.float()
         largest = _largest_around(values.masked_fill(ignored, -torch.inf), radius)
         smallest = -_largest_around((-values).masked_fill(ignored, -torch.inf), radius)
-        return (largest != smallest).to(torch.uint8)
-    first = None if predictions is None else predictions != labels
+        return None, largest != smallest
     if strategy == "semi_hard":
         assert confidence is not None
-        unsure = ~(confidence.detach() >= threshold)
-        first = unsure if first is None else first | unsure
-    assert first is not None
-    return first.to(torch.uint8)  # Inductor of torch 2.10 has no view of a bool
+        return predictions, ~(confidence.detach() >= threshold)
+    return (predictions if strategy == "hard" else None), None
+
+
+def first_group(labels: Tensor, predictions: Tensor | None, first: Tensor | None) -> Tensor | None:
+    """[B, h, w] bool: the preferred pixels of SampleInputs; None for all."""
+    if predictions is None:
+        return first
+    wrong = predictions != labels
+    return wrong if first is None else first | wrong
 
 
 def _largest_around(values: Tensor, radius: int) -> Tensor:
@@ -75,27 +99,18 @@ def _largest_around(values: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(F.max_pool2d(values[:, None], (1, width), 1, (0, radius)), (width, 1), 1, (radius, 0))[:, 0]
 
 
-def sample(
-    labels: Tensor,
-    first: Tensor | None,
-    seed: Tensor,
-    max_samples: int,
-    max_views: int,
-    min_pixels: int,
-    half: bool,
-    num_classes: int,
-    ignore_index: int,
-    ignore_label: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sample(inputs: SampleInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(index [S], labels [S], count [], bad [2]). A slot is numbered image K + class, a cell 2 slot + group."""
+    labels, predictions, first, seed, max_samples, _, _, _, num_classes, ignore_index, ignore_label = inputs
+    first = first_group(labels, predictions, first)
     batch, pixels, slots = labels.shape[0], labels.shape[1] * labels.shape[2], labels.shape[0] * num_classes
     flat = labels.reshape(-1).long()  # [N]
     known = is_class(flat, num_classes, ignore_index)
     image = torch.arange(batch, device=flat.device)[:, None].expand(batch, pixels).reshape(-1)
-    group = 0 if first is None else 1 - first.reshape(-1).long()
+    group = 0 if first is None else (~first).reshape(-1).long()
     cell = torch.where(known, 2 * (image * num_classes + flat) + group, 2 * slots)  # [N]
     have = flat.new_zeros(2 * slots + 1).scatter_add_(0, cell, torch.ones_like(cell))
-    quota = _quotas(have[:-1].view(slots, 2), seed, max_samples, max_views, min_pixels, half)
+    quota = _quotas(have[:-1].view(slots, 2), inputs)
 
     # pixels by cell, and by key within a cell
     order = keys(seed, PIXELS, flat.numel()).argsort()
@@ -109,18 +124,18 @@ def sample(
     return index, sampled, quota.sum(), _count_bad(flat, is_bad(flat, num_classes, ignore_index))
 
 
-def _quotas(have: Tensor, seed: Tensor, max_samples: int, max_views: int, min_pixels: int, half: bool) -> Tensor:
+def _quotas(have: Tensor, inputs: SampleInputs) -> Tensor:
     """[slots, 2]: number of pixels taken from either group of each slot, of the `have` [slots, 2] in it."""
-    open_ = have.sum(1) > min_pixels
+    max_samples, open_ = inputs.max_samples, have.sum(1) > inputs.min_pixels
     # if there are more slots than samples, those with the smallest keys
-    order = keys(seed, SLOTS, open_.numel()).argsort()
+    order = keys(inputs.seed, SLOTS, open_.numel()).argsort()
     order = order[(~open_[order]).long().argsort(stable=True)]
     rank = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
     open_ = open_ & (rank < max_samples)
 
-    views = (max_samples // open_.sum().clamp(min=1)).clamp(1, max_views)
-    first = views - have[:, 1] if half else views
-    if half:
+    views = (max_samples // open_.sum().clamp(min=1)).clamp(1, inputs.max_views)
+    first = views - have[:, 1] if inputs.half else views
+    if inputs.half:
         first = torch.maximum(first, views // 2)
     first = torch.minimum(have[:, 0], first)
     second = torch.minimum(have[:, 1], views - first)

@@ -9,14 +9,15 @@ from torch import Tensor
 from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, on_device_of
 from ..engines.pixel_rows.triton import make_view
-from .triton_kernels import collect, count_cells, gather, place, plan, repair, scatter
+from .op import Sampled
+from .reference import SAMPLE_COUNTS, SampleInputs
+from .triton_kernels import collect, count_cells, gather, place, plan, scatter
 
 # Of a program, by calculation: lanes of `count_cells` and their pixels, slots, pixels, candidates against candidates.
 LANES, RUN, SLOTS, PIXELS, CANDIDATES = 128, 16, 1024, 512, 64
 CHANNELS = 256
 MOST_PARTS = 64  # programs that share the candidates of a cell
 DEVIATIONS = 6.0  # of slack in the limits: speed, not results
-LEAST = -(2**63)
 
 
 def capacity(rows: int, cells: int = 1) -> int:
@@ -24,51 +25,37 @@ def capacity(rows: int, cells: int = 1) -> int:
     return 2 * rows + 96 * cells
 
 
-def sample_anchors_kernel(
-    labels: Tensor,
-    first: Tensor | None,
-    seed: Tensor,
-    max_samples: int,
-    max_views: int,
-    min_pixels: int,
-    half: bool,
-    num_classes: int,
-    ignore_index: int,
-    ignore_label: int,
-    index: Tensor,
-    sampled: Tensor,
-    count: Tensor,
-    bad: Tensor,
-) -> None:
-    """See op.py. Two fills and five launches."""
+def sample_anchors_kernel(inputs: SampleInputs, found: Sampled) -> None:
+    """See op.py. A fill and four launches."""
+    labels, max_samples, num_classes = inputs.labels, inputs.max_samples, inputs.num_classes
     batch, pixels, slots = labels.shape[0], labels.shape[1] * labels.shape[2], labels.shape[0] * num_classes
     most = max(min(2 * slots, max_samples), 1)
-    have = labels.new_zeros(2 * slots, dtype=torch.int32)
-    rank, found = torch.empty_like(have), have.new_empty(most)
+    zeros = labels.new_zeros(SAMPLE_COUNTS + slots, dtype=torch.int64)
+    bad, have = zeros[:SAMPLE_COUNTS], zeros[SAMPLE_COUNTS:].view(torch.int32)  # [2], [2 slots]
+    rank, hits = torch.empty_like(have), have.new_empty(most)
     chosen, used = bad.new_empty((most, 4)), bad.new_empty(1)
     candidates = bad.new_empty((capacity(max_samples, most), 2))
-    bad.fill_(LEAST)
-    maps = make_view(labels), make_view(first)
-    sizes = ignore_index, num_classes, pixels
+    maps = make_view(labels), make_view(inputs.predictions), make_view(inputs.first)
+    sizes = inputs.ignore_index, num_classes, pixels
     with on_device_of(labels):
         if labels.numel():
             tiles = triton.cdiv(pixels, LANES * RUN)
             count_cells[(batch * tiles,)](*maps, have, bad, *sizes, tiles, BN=LANES, RUN=RUN, num_warps=4, **FUSED)
         plan[(1,)](
-            seed, have, bad, rank, chosen, found, used, index, sampled, count, slots, max_samples, max_views,
-            min_pixels, ignore_label, DEVIATIONS, HALF=half, BLOCK=SLOTS, num_warps=8, **FUSED,
+            inputs.seed, have, bad, rank, chosen, hits, used, found, slots, max_samples, inputs.max_views,
+            inputs.min_pixels, inputs.ignore_label, DEVIATIONS, HALF=inputs.half, BLOCK=SLOTS, num_warps=8, **FUSED,
         )  # fmt: skip
         if labels.numel() == 0:
             return
         tiles = triton.cdiv(pixels, PIXELS)
         collect[(batch * tiles,)](
-            *maps, seed, rank, chosen, found, candidates, *sizes, tiles, BN=PIXELS, num_warps=4, **FUSED
+            *maps, inputs.seed, rank, chosen, hits, candidates, *sizes, tiles, BN=PIXELS, num_warps=4, **FUSED
         )
-        repair[(most,)](*maps, seed, chosen, found, used, candidates, *sizes, BN=PIXELS, num_warps=4, **FUSED)
-        parts = min(max(triton.cdiv(capacity(min(max_samples, max_views)), CANDIDATES), 1), MOST_PARTS)
+        parts = min(max(triton.cdiv(capacity(min(max_samples, inputs.max_views)), CANDIDATES), 1), MOST_PARTS)
         place[(most * parts,)](
-            chosen, found, used, candidates, index, sampled, num_classes, parts, BC=CANDIDATES, num_warps=4, **FUSED
-        )
+            *maps, inputs.seed, chosen, hits, used, candidates, found, *sizes, parts, BN=PIXELS, BC=CANDIDATES,
+            num_warps=4, **FUSED,
+        )  # fmt: skip
 
 
 def gather_pixels_fwd_kernel(

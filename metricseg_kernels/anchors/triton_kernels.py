@@ -1,8 +1,8 @@
 """Kernels of the anchors family: the choice as csrc/anchors/sample.cuh has it, and rows out of a map and back.
 
 `count_cells`: the pixels of each. `plan`: slots, quotas, likely limits. `collect`: pixels whose key is below the limit
-of their cell. `repair`: a cell with too few of them or too many. `place`: the rank of a key in its cell is the row of
-its pixel. `gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
+of their cell. `place`: the rank of a key in its cell is the row of its pixel, after `repair` of a cell with too few or
+too many such pixels. `gather`, `scatter`: rows of pixels, and their gradients. Derivation: docs/kernels/anchors.md.
 """
 
 import triton
@@ -16,6 +16,7 @@ GOLDEN = tl.constexpr(0x9E3779B97F4A7C15)
 EVERY = tl.constexpr(0xFFFFFFFFFFFFFFFF)
 PIXELS, SLOTS = tl.constexpr(0), tl.constexpr(1)  # streams of keys
 LEAST = tl.constexpr(-(2**63))
+SIGN = tl.constexpr(2**63)
 
 
 @triton.jit
@@ -39,20 +40,31 @@ def capacity(n, cells):
 
 
 @triton.jit
-def cells_of(labels, first, b, n, K, N, ignore_index):
-    """[n] int64: 2 (image K + class) + group; -1 without a class."""
+def load_pixels(map, b, n, N):
+    """[n] int64 of image b, 0 beyond N."""
+    return tl.load(map.data + tl.cast(b, tl.int64) * map.b + pixel_offsets(map, n), mask=n < N, other=0).to(tl.int64)
+
+
+@triton.jit
+def cells_of(labels, predictions, first, b, n, K, N, ignore_index):
+    """[n] int64: 2 (image K + class) + group, 0 for preferred pixels; -1 without a class."""
     label = load_labels(labels, b, n, K, N, ignore_index).to(tl.int64)
     cell = 2 * (tl.cast(b, tl.int64) * K + label)
-    if first.data is not None:
-        p_first = first.data + tl.cast(b, tl.int64) * first.b + pixel_offsets(first, n)
-        cell += (tl.load(p_first, mask=n < N, other=1) == 0).to(tl.int64)
+    if predictions.data is not None:
+        second = load_pixels(predictions, b, n, N) == label
+        if first.data is not None:
+            second = second & (load_pixels(first, b, n, N) == 0)
+        cell += second.to(tl.int64)
+    elif first.data is not None:
+        cell += (load_pixels(first, b, n, N) == 0).to(tl.int64)
     return tl.where(label >= 0, cell, -1)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def count_cells(labels, first, have, bad, ignore_index, K, N, tiles, BN: tl.constexpr, RUN: tl.constexpr):
-    """have [2 B K] plus the pixels of each cell, once for each change of cell in a run; bad [2] from the least int64:
-    plus the number of labels out of range, and the largest of them."""
+def count_cells(labels, predictions, first, have, bad, ignore_index, K, N, tiles, BN: tl.constexpr,
+                RUN: tl.constexpr):  # fmt: skip
+    """have [2 B K] plus the pixels of each cell, once for each change of cell in a run; bad [2] plus the number of
+    labels out of range, and the largest of them, its sign bit flipped."""
     _, b, lane = locate(1, tiles, BN)
     last = tl.full((BN,), -1, tl.int64)
     run = tl.zeros((BN,), tl.int32)
@@ -60,12 +72,11 @@ def count_cells(labels, first, have, bad, ignore_index, K, N, tiles, BN: tl.cons
     largest = tl.full((BN,), LEAST, tl.int64)
     for i in range(RUN):
         n = lane * RUN + i
-        p_labels = labels.data + tl.cast(b, tl.int64) * labels.b + pixel_offsets(labels, n)
-        label = tl.load(p_labels, mask=n < N, other=0).to(tl.int64)
+        label = load_pixels(labels, b, n, N)
         wrong = (n < N) & (label != ignore_index) & ((label < 0) | (label >= K))
         outside += wrong.to(tl.int64)
         largest = tl.where(wrong, tl.maximum(largest, label), largest)
-        cell = cells_of(labels, first, b, n, K, N, ignore_index)
+        cell = cells_of(labels, predictions, first, b, n, K, N, ignore_index)
         changed = cell != last
         tl.atomic_add(have + last, run, mask=changed & (last >= 0))
         run = tl.where(changed, 0, run) + 1
@@ -73,7 +84,8 @@ def count_cells(labels, first, have, bad, ignore_index, K, N, tiles, BN: tl.cons
     tl.atomic_add(have + last, run, mask=last >= 0)
     if tl.sum(outside, 0) > 0:
         tl.atomic_add(bad, tl.sum(outside, 0))
-        tl.atomic_max(bad + 1, tl.max(largest, 0))
+        flipped = tl.max(largest, 0).to(tl.uint64, bitcast=True) ^ tl.cast(SIGN, tl.uint64)
+        tl.atomic_max((bad + 1).to(tl.pointer_type(tl.uint64), bitcast=True), flipped)
 
 
 @triton.jit
@@ -85,7 +97,7 @@ def load_slots(have, s, slots, min_pixels):
 
 
 @triton.jit
-def choose(chosen, found, rank, cell, have, n, place, r, deviations):
+def choose(chosen, hits, rank, cell, have, n, place, r, deviations):
     """A row of `chosen` for each cell with a quota n, and its rank r; a limit that is likely to leave enough keys."""
     taken = n > 0
     tl.store(rank + cell, tl.where(taken, r, -1).to(tl.int32), mask=have >= 0)
@@ -99,14 +111,14 @@ def choose(chosen, found, rank, cell, have, n, place, r, deviations):
     tl.store(p_chosen + 1, n, mask=taken)
     tl.store(p_chosen + 2, place, mask=taken)
     tl.store(p_chosen + 3, limit.to(tl.int64, bitcast=True), mask=taken)
-    tl.store(found + r, tl.zeros(r.shape, tl.int32), mask=taken)
+    tl.store(hits + r, tl.zeros(r.shape, tl.int32), mask=taken)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def plan(seed, have, bad, rank, chosen, found, used, index, sampled, total, slots, S, max_views, min_pixels,
-         ignore_label, deviations, HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """rank [2 B K], a cell's place in chosen [cells, 4] = (cell, quota, first row, limit), or -1; found, zeros; used
-    [], chosen cells; the rows of the result that no cell has; total [], rows that one has."""
+def plan(seed, have, bad, rank, chosen, hits, used, found, slots, S, max_views, min_pixels, ignore_label, deviations,
+         HALF: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """rank [2 B K], a cell's place in chosen [cells, 4] = (cell, quota, first row, limit), or -1; hits, zeros; used
+    [], chosen cells; of the result `found`: the rows that no cell has, the number of those that one has, and `bad`."""
     i = tl.arange(0, BLOCK)
     opened = tl.zeros((BLOCK,), tl.int64)
     for s0 in range(0, slots, BLOCK):
@@ -141,87 +153,89 @@ def plan(seed, have, bad, rank, chosen, found, used, index, sampled, total, slot
         place = rows + tl.cumsum(n, 0) - n
         r = cells + tl.cumsum(taken, 0) - taken
         cell = 2 * s.to(tl.int64)
-        choose(chosen, found, rank, cell, tl.where(s < slots, have_0, -1), n_0, place, r, deviations)
+        choose(chosen, hits, rank, cell, tl.where(s < slots, have_0, -1), n_0, place, r, deviations)
         r_1 = r + (n_0 > 0).to(tl.int64)
-        choose(chosen, found, rank, cell + 1, tl.where(s < slots, have_1, -1), n_1, place + n_0, r_1, deviations)
+        choose(chosen, hits, rank, cell + 1, tl.where(s < slots, have_1, -1), n_1, place + n_0, r_1, deviations)
         rows += tl.sum(n, 0)
         cells += tl.sum(taken, 0)
     for row0 in range(0, S, BLOCK):
         unused = (row0 + i < S) & (row0 + i >= rows)
-        tl.store(index + row0 + i, tl.full((BLOCK,), -1, tl.int64), mask=unused)
-        tl.store(sampled + row0 + i, tl.zeros((BLOCK,), tl.int64) + ignore_label, mask=unused)
-    tl.store(total, rows)
+        tl.store(found.index + row0 + i, tl.full((BLOCK,), -1, tl.int64), mask=unused)
+        tl.store(found.labels + row0 + i, tl.zeros((BLOCK,), tl.int64) + ignore_label, mask=unused)
+    tl.store(found.count, rows)
     tl.store(used, cells)
-    outside = tl.load(bad) - LEAST
-    tl.store(bad + 1, tl.where(outside > 0, tl.load(bad + 1), 0))
-    tl.store(bad, outside)
+    outside = tl.load(bad)
+    tl.store(found.bad, outside)
+    tl.store(found.bad + 1, tl.where(outside > 0, tl.load(bad + 1) ^ LEAST, 0))
 
 
 @triton.jit(do_not_specialize=VARYING)
-def collect(labels, first, seed, rank, chosen, found, candidates, ignore_index, K, N, tiles, BN: tl.constexpr):
+def collect(labels, predictions, first, seed, rank, chosen, hits, candidates, ignore_index, K, N, tiles,
+            BN: tl.constexpr):  # fmt: skip
     """candidates [., 2] = (key, pixel) of each chosen cell, in any order; those beyond their capacity are counted."""
     _, b, n = locate(1, tiles, BN)
-    cell = cells_of(labels, first, b, n, K, N, ignore_index)
+    cell = cells_of(labels, predictions, first, b, n, K, N, ignore_index)
     r = tl.load(rank + cell, mask=cell >= 0, other=-1)
     pixel = tl.cast(b, tl.int64) * N + n
     key = keys(seed, PIXELS, pixel)
     p_chosen = chosen + 4 * r.to(tl.int64)
     limit = tl.load(p_chosen + 3, mask=r >= 0, other=0).to(tl.uint64, bitcast=True)
     hit = (r >= 0) & (key <= limit)
-    at = tl.atomic_add(found + r, 1, mask=hit)
+    at = tl.atomic_add(hits + r, 1, mask=hit)
     kept = hit & (at < capacity(tl.load(p_chosen + 1, mask=hit, other=0), 1))
     p = candidates + 2 * (capacity(tl.load(p_chosen + 2, mask=hit, other=0), r.to(tl.int64)) + at)
     tl.store(p, key.to(tl.int64, bitcast=True), mask=kept)
     tl.store(p + 1, pixel, mask=kept)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def repair(labels, first, seed, chosen, found, used, candidates, ignore_index, K, N, BN: tl.constexpr):
-    """A cell whose candidates are less than its quota, or more than their capacity, gets exactly its quota."""
-    r = tl.program_id(0)
-    here = tl.load(found + r, mask=r < tl.load(used), other=0)
-    n = tl.load(chosen + 4 * r + 1, mask=r < tl.load(used), other=0)
-    if (here < n) | (here > capacity(n, 1)):
-        cell, place = tl.load(chosen + 4 * r), tl.load(chosen + 4 * r + 2)
-        b = cell // (2 * K)
-        i = tl.arange(0, BN)
-        low = tl.full((), 0, tl.uint64)
-        high = tl.full((), EVERY, tl.uint64)
-        for _ in range(64):
-            middle = low + ((high - low) >> 1)
-            below = tl.zeros((BN,), tl.int64)
-            for n0 in range(0, N, BN):
-                mine = cells_of(labels, first, b, n0 + i, K, N, ignore_index) == cell
-                below += (mine & (keys(seed, PIXELS, b * N + n0 + i) <= middle)).to(tl.int64)
-            enough = tl.sum(below, 0) >= n
-            high = tl.where(enough, middle, high)
-            low = tl.where(enough, low, middle + 1)
-        kept = tl.full((), 0, tl.int64)
-        p = candidates + 2 * capacity(place, r)
+@triton.jit
+def repair(labels, predictions, first, seed, cell, n, p_candidates, ignore_index, K, N, BN: tl.constexpr):
+    """The n pixels of a cell with the smallest keys, whatever its limit, as its candidates."""
+    b = cell // (2 * K)
+    i = tl.arange(0, BN)
+    low = tl.full((), 0, tl.uint64)
+    high = tl.full((), EVERY, tl.uint64)
+    for _ in range(64):
+        middle = low + ((high - low) >> 1)
+        below = tl.zeros((BN,), tl.int64)
         for n0 in range(0, N, BN):
-            pixel = b * N + n0 + i
-            key = keys(seed, PIXELS, pixel)
-            hit = (cells_of(labels, first, b, n0 + i, K, N, ignore_index) == cell) & (key <= high)
-            at = kept + tl.cumsum(hit.to(tl.int64), 0) - 1
-            tl.store(p + 2 * at, key.to(tl.int64, bitcast=True), mask=hit)
-            tl.store(p + 2 * at + 1, pixel, mask=hit)
-            kept += tl.sum(hit.to(tl.int64), 0)
-        tl.store(found + r, kept.to(tl.int32))
+            mine = cells_of(labels, predictions, first, b, n0 + i, K, N, ignore_index) == cell
+            below += (mine & (keys(seed, PIXELS, b * N + n0 + i) <= middle)).to(tl.int64)
+        enough = tl.sum(below, 0) >= n
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle + 1)
+    kept = tl.full((), 0, tl.int64)
+    for n0 in range(0, N, BN):
+        pixel = b * N + n0 + i
+        key = keys(seed, PIXELS, pixel)
+        mine = cells_of(labels, predictions, first, b, n0 + i, K, N, ignore_index) == cell
+        hit = mine & (key <= high)
+        at = kept + tl.cumsum(hit.to(tl.int64), 0) - 1
+        tl.store(p_candidates + 2 * at, key.to(tl.int64, bitcast=True), mask=hit)
+        tl.store(p_candidates + 2 * at + 1, pixel, mask=hit)
+        kept += tl.sum(hit.to(tl.int64), 0)
+    tl.debug_barrier()  # the candidates are read by other threads
 
 
 @triton.jit(do_not_specialize=VARYING)
-def place(chosen, found, used, candidates, index, sampled, K, parts, BC: tl.constexpr):
-    """The rows of a cell, by key; `parts` programs share its candidates."""
-    r = tl.program_id(0) // parts
+def place(labels, predictions, first, seed, chosen, hits, used, candidates, found, ignore_index, K, N, parts,
+          BN: tl.constexpr, BC: tl.constexpr):  # fmt: skip
+    """The rows of a cell, by key; `parts` programs share its candidates. If these are fewer than its quota, or more
+    than their capacity, the first program finds others, and places them alone."""
+    r, part = tl.program_id(0) // parts, tl.program_id(0) % parts
     known = r < tl.load(used)
-    here = tl.load(found + r, mask=known, other=0)
+    here = tl.load(hits + r, mask=known, other=0).to(tl.int64)
     cell = tl.load(chosen + 4 * r, mask=known, other=0)
     n = tl.load(chosen + 4 * r + 1, mask=known, other=0)
     row = tl.load(chosen + 4 * r + 2, mask=known, other=0)
     p = candidates + 2 * capacity(row, r)
+    wrong = (here < n) | (here > capacity(n, 1))
+    if wrong & (part == 0):
+        repair(labels, predictions, first, seed, cell, n, p, ignore_index, K, N, BN)
+    here = tl.where(wrong, tl.where(part == 0, n, 0), here)
     lane = tl.arange(0, BC)
-    for first in range(tl.program_id(0) % parts * BC, here, parts * BC):
-        i = first + lane
+    for begin in range(part * BC, here, tl.where(wrong, 1, parts) * BC):
+        i = begin + lane
         key = tl.load(p + 2 * i, mask=i < here, other=-1).to(tl.uint64, bitcast=True)
         smaller = tl.zeros((BC,), tl.int32)
         for j0 in range(0, here, BC):
@@ -229,8 +243,8 @@ def place(chosen, found, used, candidates, index, sampled, K, parts, BC: tl.cons
             other = tl.load(p + 2 * j, mask=j < here, other=-1).to(tl.uint64, bitcast=True)
             smaller += tl.sum(((j < here)[None, :] & (other[None, :] < key[:, None])).to(tl.int32), 1)
         mask = (i < here) & (smaller < n)
-        tl.store(index + row + smaller, tl.load(p + 2 * i + 1, mask=mask, other=0), mask=mask)
-        tl.store(sampled + row + smaller, tl.zeros((BC,), tl.int64) + cell // 2 % K, mask=mask)
+        tl.store(found.index + row + smaller, tl.load(p + 2 * i + 1, mask=mask, other=0), mask=mask)
+        tl.store(found.labels + row + smaller, tl.zeros((BC,), tl.int64) + cell // 2 % K, mask=mask)
 
 
 @triton.jit

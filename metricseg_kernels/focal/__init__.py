@@ -140,11 +140,13 @@ def focal_loss(
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(pixel_weight, target)
     form = reduction if pixel_weight is None else "none"
+    whole = normalizer == "valid" or weight is None
+    if form == "mean" and not (whole and avg_factor is None):
+        form = "sum"
     loss, totals, argmax = _softmax_family(input, target, weight, None, scalars, form, return_stats, backend)
     if pixel_weight is not None:
         loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
-    if reduction == "mean":
-        whole = normalizer == "valid" or weight is None
+    if reduction == "mean" != form:
         loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor, whole)
     return (loss, Stats(totals[2], totals[0], argmax)) if argmax is not None else loss
 
@@ -293,17 +295,16 @@ def ohem_cross_entropy(
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device, input.dtype, backend)
     scalars = Scalars(0.0, 0.0, ignored, align_corners)
+    most = -math.log(thresh)  # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
     with torch.no_grad():
-        nll, _, _ = _softmax_family(input, target, None, None, scalars, "none", False, name)
-        ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
-        hardest = (
-            reference.kth_largest(ranked, min_kept) if name == "reference" else ops.kth_largest(ranked, min_kept, name)
-        )
-        # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
-        keep_above = hardest.clamp(max=-math.log(thresh))
+        if name == "reference":
+            nll, _, _ = _softmax_family(input, target, None, None, scalars, "none", False, name)
+            ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
+            keep_above = reference.kth_largest(ranked, min_kept).clamp(max=most)
+        else:
+            keep_above = ops.ohem_threshold(input, target, min_kept, most, ignored, align_corners, name)
     scalars = scalars._replace(label_smoothing=float(label_smoothing))
-    loss, totals, _ = _softmax_family(input, target, weight, keep_above, scalars, "sum", False, name)
-    return _mean(loss, totals[0], None)
+    return _softmax_family(input, target, weight, keep_above, scalars, "mean", False, name)[0]
 
 
 def _softmax_family(
@@ -316,8 +317,8 @@ def _softmax_family(
     with_argmax: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(sum or map, totals, argmax) from the backend that takes the call."""
-    reduce = reduction != "none"
+    """(sum or map, totals, argmax) from the backend that takes the call; "mean" divides by the valid pixels."""
+    reduce, mean = reduction != "none", reduction == "mean"
     name = choose("focal", input.device, input.dtype, backend)
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
@@ -325,10 +326,10 @@ def _softmax_family(
         loss, totals, argmax = reference.focal(input, target, weight, keep_above, *scalars, reduce, with_argmax)
         if not torch.compiler.is_compiling():
             op.check_labels(totals, input, scalars.ignore_index)
-        return loss, totals, argmax
+        return _mean(loss, totals[0], None) if mean else loss, totals, argmax
     with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
-    loss, totals, argmax, _ = ops.focal_forward(
-        input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, name
+    loss, totals, argmax, *_ = ops.focal_forward(
+        input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, mean, name
     )
     return loss, totals, argmax if with_argmax else None
 

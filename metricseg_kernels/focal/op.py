@@ -3,8 +3,10 @@
 Kernels (one per backend, same signature) fill tensors that this file allocates, so launcher and fake cannot differ.
   focal_kernel          logits -> any of (loss, totals, argmax, gradient), in one pass
   sigmoid_focal_kernel  the same for the one-vs-rest form
-  kth_largest_kernel    the order statistic that OHEM needs
-If a scalar loss needs a gradient, forward returns that of the sum, and backward multiplies it by grad_loss.
+  kth_largest_kernel    the order statistic that OHEM needs, or `most` if that is smaller
+`divisor`, if asked for, is the number of valid pixels, at least 1, by which the loss is divided. `ignored_loss` is that
+of pixels without a class, in the map. If a scalar loss needs a gradient, forward returns that of the sum, and backward
+multiplies it by grad_loss.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of 
 
 define_kernel(
     "focal_kernel(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, Tensor? grad_loss, float gamma, "
-    "float label_smoothing, int ignore_index, bool align_corners, "
-    "Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? argmax, Tensor(d!)? grad) -> ()"
+    "float label_smoothing, int ignore_index, bool align_corners, float ignored_loss, "
+    "Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? divisor, Tensor(d!)? argmax, Tensor(e!)? grad) -> ()"
 )
 define_kernel(
     "sigmoid_focal_kernel(Tensor input, Tensor target, Tensor? grad_loss, float gamma, float alpha, int ignore_index, "
     "bool align_corners, Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? grad) -> ()"
 )
-define_kernel("kth_largest_kernel(Tensor values, int k, Tensor(a!) result) -> ()")
+define_kernel("kth_largest_kernel(Tensor values, int k, float most, Tensor(a!) result) -> ()")
 
 
 kernels = functools.partial(backends.kernels, "focal")  # (backend) -> module
@@ -49,28 +51,34 @@ def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
         labels_in_range(bad, example, input.shape[1], ignore_index)
 
 
-def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
+def _autograd(
+    name: str, tensors: int, divides: bool = False
+) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
     """setup_context and backward of a forward op, by the op `name`.
 
     The forward op takes `tensors` tensors and four scalars, which `name` takes too, then reduce, with_grad, and at last
-    the backend; it returns the loss first and the gradient last.
+    the backend; it returns the loss first and the gradient last. divides: the argument before the backend says whether
+    the loss is a mean, and the result before the gradient is what it was divided by.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scalars, ctx.fused = inputs[tensors : tensors + 4], inputs[tensors + 5]
         ctx.set_materialize_grads(False)  # else backward gets zeros of the size of the saved gradient
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]))
+        ctx.divides = divides and inputs[-2]
+        divisor = output[-2:-1] if ctx.divides else ()
+        ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]), *divisor)
         ctx.scalars = (*scalars, inputs[-1])
         ctx.inputs = len(inputs)
 
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        grad = None
+        grad, saved = None, list(ctx.saved_tensors)
+        if grad_loss is not None and ctx.divides:
+            grad_loss = grad_loss / saved.pop()
         if grad_loss is not None and ctx.fused:
-            (made,) = ctx.saved_tensors
-            grad = scale_gradient(made, grad_loss)
+            grad = scale_gradient(saved[0], grad_loss)
         elif grad_loss is not None:
-            grad = getattr(ops, name)(grad_loss, *ctx.saved_tensors, *ctx.scalars)
+            grad = getattr(ops, name)(grad_loss, *saved, *ctx.scalars)
         return grad, *(None,) * (ctx.inputs - 1)
 
     return setup_context, backward
@@ -80,12 +88,13 @@ def _autograd(name: str, tensors: int) -> tuple[Callable[..., None], Callable[..
 
 
 def _focal_outputs(
-    input: Tensor, target: Tensor, reduce: bool, with_grad: bool, with_argmax: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input: Tensor, target: Tensor, reduce: bool, with_grad: bool, with_argmax: bool, mean: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = _loss_like(input, () if reduce else tuple(target.shape))
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
     argmax = input.new_empty(tuple(target.shape) if with_argmax else (0,), dtype=torch.int32)
-    return loss, totals, argmax, empty_gradient(input) if with_grad else input.new_empty((0,))
+    divisor = _loss_like(input, () if mean else (0,))
+    return loss, totals, argmax, divisor, empty_gradient(input) if with_grad else input.new_empty((0,))
 
 
 def _focal_forward(
@@ -100,15 +109,16 @@ def _focal_forward(
     reduce: bool,
     with_grad: bool,
     with_argmax: bool,
+    mean: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    loss, totals, argmax, grad = _focal_outputs(input, target, reduce, with_grad, with_argmax)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss, totals, argmax, divisor, grad = _focal_outputs(input, target, reduce, with_grad, with_argmax, mean)
     kernels(backend).focal_kernel(
-        input, target, weight, keep_above, None, gamma, label_smoothing, ignore_index, align_corners,
-        loss, totals, argmax if with_argmax else None, grad if with_grad else None,
+        input, target, weight, keep_above, None, gamma, label_smoothing, ignore_index, align_corners, 0.0, loss, totals,
+        divisor if mean else None, argmax if with_argmax else None, grad if with_grad else None,
     )  # fmt: skip
     check_labels(totals, input, ignore_index)
-    return loss, totals, argmax, grad
+    return loss, totals, argmax, divisor, grad
 
 
 def _focal_backward(
@@ -125,8 +135,8 @@ def _focal_backward(
 ) -> Tensor:
     grad = empty_gradient(input)
     kernels(backend).focal_kernel(
-        input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners,
-        None, None, None, grad,
+        input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners, 0.0,
+        None, None, None, None, grad,
     )  # fmt: skip
     return grad
 
@@ -134,10 +144,10 @@ def _focal_backward(
 define_op(
     "focal_forward(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
     "float label_smoothing, int ignore_index, bool align_corners, bool reduce, bool with_grad, bool with_argmax, "
-    "str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool mean, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _focal_forward,
-    lambda input, target, *rest: _focal_outputs(input, target, *rest[-4:-1]),
-    *_autograd("focal_backward", tensors=4),
+    lambda input, target, *rest: _focal_outputs(input, target, *rest[-5:-1]),
+    *_autograd("focal_backward", tensors=4, divides=True),
 )
 define_op(
     "focal_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
@@ -208,17 +218,24 @@ define_op(
 )
 
 
-# --- order statistic -----------------------------------------------------------------------------------------------
+# --- OHEM ----------------------------------------------------------------------------------------------------------
 
 
-def _kth_largest(values: Tensor, k: int, backend: str) -> Tensor:
-    result = values.new_empty(())
-    kernels(backend).kth_largest_kernel(values.contiguous(), k, result)
+def _ohem_threshold(
+    input: Tensor, target: Tensor, min_kept: int, most: float, ignore_index: int, align_corners: bool, backend: str
+) -> Tensor:
+    nll, result = _loss_like(input, tuple(target.shape)), _loss_like(input, ())
+    # an ignored pixel ranks below every valid one
+    kernels(backend).focal_kernel(
+        input, target, None, None, None, 0.0, 0.0, ignore_index, align_corners, -1.0, nll, None, None, None, None
+    )
+    kernels(backend).kth_largest_kernel(nll, min_kept, most, result)
     return result
 
 
 define_op(
-    "kth_largest(Tensor values, int k, str backend) -> Tensor",
-    _kth_largest,
-    lambda values, k, backend: values.new_empty(()),
+    "ohem_threshold(Tensor input, Tensor target, int min_kept, float most, int ignore_index, bool align_corners, "
+    "str backend) -> Tensor",
+    _ohem_threshold,
+    lambda input, *_: _loss_like(input, ()),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, constant, on_device_of
-from .triton_kernels.reduce import select_digit, sum_totals
+from .triton_kernels.reduce import count_digits, select_among, select_digit, sum_totals
 from .triton_kernels.tiles import Axis, Kind, Tensors
 from .triton_kernels.walk import walk
 
@@ -44,6 +45,9 @@ LANES = (128, 64)
 # Rows of cells per program. Fewer give more programs; more give less work at the edges of tiles, which is done twice.
 ROWS = (32, 16, 8, 4)
 ENOUGH_PROGRAMS = 1024
+BLOCK = 4096  # values of a step of the selection
+FIRST_BITS = 11  # of a key, which the first of two launches counts
+FEW = 1 << 16  # values whose selection takes two launches, by calculation: docs/kernels/focal.md
 
 
 class Tiles(NamedTuple):
@@ -129,8 +133,11 @@ def launch(
     ignore_index: int,
     smoothing: float = 0.0,
     alpha: float = -1.0,
+    *,
+    ignored_loss: float = 0.0,
+    sums: bool = True,
 ) -> Tensor:
-    """Run one walk. Returns the totals of its programs, [programs, 8]."""
+    """Run one walk. Returns the totals of its programs, [programs, 8], if sums are asked for."""
     logits, target, grad = io.input, io.target, io.grad
     acc = accumulator(logits.dtype)
     if logits.numel() == 0:
@@ -153,8 +160,8 @@ def launch(
     simple = phase == "sigmoid" and kind.POWER >= 0 and io.grad_loss is None
     registers = SIGMOID_REGISTERS if simple else REGISTERS
     walk[grid](
-        io._replace(partials=None if phase == "gradient" else partials, grad=out), Kind(*map(constant, kind)),
-        gamma, smoothing, alpha, ignore_index, classes, tiles.rows, *rows, *cols,
+        io._replace(partials=partials if sums else None, grad=out), Kind(*map(constant, kind)),
+        gamma, smoothing, alpha, ignore_index, ignored_loss, classes, tiles.rows, *rows, *cols,
         *strides(logits), *strides(target), *strides(io.grad_loss), *strides(out),
         0 if shares is None else shares.stride(0),
         num_warps=tiles.warps, maxnreg=min(registers, REGISTER_FILE // (32 * tiles.warps)), **FUSED,
@@ -164,16 +171,18 @@ def launch(
     return partials
 
 
-def finish(partials: Tensor, loss: Tensor | None, totals: Tensor | None) -> None:
+def wants_sums(loss: Tensor | None, totals: Tensor | None) -> bool:
+    return totals is not None or (loss is not None and loss.ndim == 0)
+
+
+def finish(partials: Tensor, loss: Tensor | None, totals: Tensor | None, divisor: Tensor | None = None) -> None:
     """The sums of a walk's partial totals, if they are asked for."""
-    with_loss = loss is not None and loss.ndim == 0
-    if totals is None and not with_loss:
+    if not wants_sums(loss, totals):
         return
     totals = partials.new_empty(5) if totals is None else totals
     sum_totals[(1,)](
-        partials, partials.shape[0], loss if with_loss else None, totals, WITH_LOSS=with_loss, BLOCK=128,
-        **FUSED,
-    )  # fmt: skip
+        partials, partials.shape[0], None if loss is None or loss.ndim else loss, divisor, totals, BLOCK=128, **FUSED
+    )
 
 
 def loss_map(loss: Tensor | None) -> Tensor | None:
@@ -190,23 +199,26 @@ def focal_kernel(
     label_smoothing: float,
     ignore_index: int,
     align_corners: bool,
+    ignored_loss: float,
     loss: Tensor | None,
     totals: Tensor | None,
+    divisor: Tensor | None,
     argmax: Tensor | None,
     grad: Tensor | None,
 ) -> None:
-    acc = accumulator(input.dtype)
+    acc, sums = accumulator(input.dtype), wants_sums(loss, totals)
     io = Tensors(input, target, weight, keep_above, grad_loss, loss_map(loss), argmax, grad)
     scalars: tuple[Any, ...] = (align_corners, gamma, ignore_index, label_smoothing)
+    forward = partial(launch, ignored_loss=ignored_loss, sums=sums)
     with on_device_of(input):
         if input.shape[1] <= limits_of("softmax", acc, label_smoothing > 0).chunk:
-            partials = launch("softmax", io, *scalars)
+            partials = forward("softmax", io, *scalars)
         else:
             state = tuple(input.new_empty(target.shape, dtype=acc) for _ in range(4 if label_smoothing else 3))
-            partials = launch("statistics", io._replace(grad=None, state=state), *scalars)
+            partials = forward("statistics", io._replace(grad=None, state=state), *scalars)
             if grad is not None:
-                launch("gradient", Tensors(input, target, weight, grad=grad, state=state), *scalars)
-        finish(partials, loss, totals)
+                launch("gradient", Tensors(input, target, weight, grad=grad, state=state), *scalars, sums=False)
+        finish(partials, loss, totals, divisor)
 
 
 def sigmoid_focal_kernel(
@@ -223,21 +235,32 @@ def sigmoid_focal_kernel(
 ) -> None:
     io = Tensors(input, target, grad_loss=grad_loss, loss=loss_map(loss), grad=grad)
     with on_device_of(input):
-        partials = launch("sigmoid", io, align_corners, gamma, ignore_index, alpha=alpha)
+        sums = wants_sums(loss, totals)
+        partials = launch("sigmoid", io, align_corners, gamma, ignore_index, alpha=alpha, sums=sums)
         finish(partials, loss, totals)
 
 
-def kth_largest_kernel(values: Tensor, k: int, result: Tensor) -> None:
-    if k >= values.numel():
-        result.fill_(-1.0)
+def kth_largest_kernel(values: Tensor, k: int, most: float, result: Tensor) -> None:
+    """See op.py."""
+    size, bits = values.numel(), 8 * values.element_size()
+    if k >= size:
+        result.fill_(min(-1.0, most))
         return
-    bits = 8 * values.element_size()
-    histograms = torch.zeros((bits // 8, 256), dtype=torch.int64, device=values.device)
-    block = 4096
-    programs = min(triton.cdiv(values.numel(), block), 1024)
+    kind = {"UINT": tl.uint32 if bits == 32 else tl.uint64, "BITS": bits, **FUSED}
     with on_device_of(values):
+        if size <= FEW:
+            programs = triton.cdiv(size, BLOCK)
+            counts = torch.empty((programs, 1 << FIRST_BITS), dtype=torch.int32, device=values.device)
+            count_digits[(programs,)](values, size, counts, FIRST=FIRST_BITS, BLOCK=BLOCK, num_warps=8, **kind)
+            kept = torch.empty_like(values, dtype=torch.int32 if bits == 32 else torch.int64)
+            select_among[(1,)](
+                values, size, k, most, counts, programs, kept, result, FIRST=FIRST_BITS, BLOCK=BLOCK, num_warps=16,
+                **kind,
+            )  # fmt: skip
+            return
+        histograms = torch.zeros((bits // 8, 256), dtype=torch.int64, device=values.device)
+        programs = min(triton.cdiv(size, BLOCK), 1024)
         for i in range(bits // 8 + 1):
             select_digit[(programs if i < bits // 8 else 1,)](
-                values, values.numel(), k, i, histograms, result, UINT=tl.uint32 if bits == 32 else tl.uint64,
-                BITS=bits, BLOCK=block, VECTOR=math.gcd(values.numel(), 4), **FUSED,
-            )  # fmt: skip
+                values, size, k, most, i, histograms, result, BLOCK=BLOCK, VECTOR=math.gcd(size, 4), **kind
+            )

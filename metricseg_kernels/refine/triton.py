@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, on_device_of
 from ..engines.pixel_rows.triton import View, make_view
 from .op import RefineInputs
-from .triton_kernels import place, slope, spread, upsample, weigh_logits, weigh_offsets
+from .triton_kernels import count_before, spread, trace, upsample, weigh
 
 PIXELS = 64  # of a program
 CHANNELS = {
@@ -82,30 +83,39 @@ def refine_bwd_kernel(
     grad_neighbor_logits: Tensor | None,
 ) -> None:
     """See op.py."""
-    features, maps = inputs.features, make_maps(inputs)
-    (batch, channels, height, width), acc = features.shape, accumulator(features.dtype)
-    sizes, alone = make_sizes(inputs, PIXELS), make_sizes(inputs, ALONE)
+    features, maps, acc = inputs.features, make_maps(inputs), accumulator(inputs.features.dtype)
+    channels, grad = features.shape[1], make_view(grad_output)
+    places = grad_features is not None
+    slopes = grad_offsets is not None or grad_neighbor_logits is not None
+    pixels = SLOPE_PIXELS if slopes else ALONE
+    sizes, alone = make_sizes(inputs, pixels), make_sizes(inputs, ALONE)
+    batch, N = features.shape[0], sizes.N
+    weights = features.new_empty((batch, 6, N), dtype=acc) if places else None
+    keys = features.new_empty((batch, N), dtype=torch.int32) if places else None
+    found = features.new_empty((batch, 2, N), dtype=acc) if slopes else None
     with on_device_of(features):
-        if grad_features is not None:
-            cells = height * width
-            weights = features.new_empty((batch, 6, sizes.N), dtype=acc)
-            keys = features.new_empty((batch, sizes.N), dtype=torch.int32)
-            place[(batch * alone.tiles,)](maps, weights, keys, *alone, ALONE, TYPES[acc], **OPTIONS)
-            keys, order = keys.sort(stable=True)
-            firsts = torch.arange(cells + 1, dtype=torch.int32, device=keys.device).expand(batch, -1).contiguous()
-            starts = torch.searchsorted(keys, firsts)
-            tiles, chunks = triton.cdiv(cells, PIXELS), triton.cdiv(channels, CHANNELS[acc])
-            spread[(batch * tiles * chunks,)](
-                make_view(grad_output), weights, order, starts, make_view(grad_features), channels, height, width,
-                sizes.N, tiles, chunks, PIXELS, CHANNELS[acc], TYPES[acc], **WIDE,
-            )  # fmt: skip
-        if grad_offsets is None and grad_neighbor_logits is None:
-            return
-        slopes, few = features.new_empty((batch, 2, sizes.N), dtype=acc), make_sizes(inputs, SLOPE_PIXELS)
-        slope[(batch * few.tiles,)](
-            make_view(features), maps, make_view(grad_output), slopes, channels, *few, SLOPE_PIXELS,
-            SLOPE_CHANNELS, TYPES[acc], **WIDE,
+        trace[(batch * sizes.tiles,)](
+            make_view(features), maps, grad, weights, keys, found, channels, *sizes, pixels, SLOPE_CHANNELS,
+            TYPES[acc], **WIDE,
         )  # fmt: skip
-        for kernel, grad in ((weigh_offsets, grad_offsets), (weigh_logits, grad_neighbor_logits)):
-            if grad is not None:
-                kernel[(batch * alone.tiles,)](maps, slopes, make_view(grad), *alone[2:], ALONE, TYPES[acc], **OPTIONS)
+        if slopes:
+            weigh[(batch * alone.tiles,)](
+                maps, found, make_view(grad_offsets), make_view(grad_neighbor_logits), *alone[2:], ALONE, TYPES[acc],
+                **OPTIONS,
+            )  # fmt: skip
+        if grad_features is not None and keys is not None:
+            spread_sorted(grad, weights, keys, grad_features, acc)
+
+
+def spread_sorted(grad: View, weights: Tensor | None, keys: Tensor, grad_features: Tensor, acc: torch.dtype) -> None:
+    """The gradient of the features from the pixels, sorted by their first cells."""
+    (batch, channels, height, width), N, cells = grad_features.shape, keys.shape[1], math.prod(grad_features.shape[2:])
+    keys, order = keys.sort(stable=True)
+    starts = keys.new_empty((batch, cells + 1), dtype=torch.int64)
+    tiles = triton.cdiv(cells + 1, ALONE)
+    count_before[(batch * tiles,)](keys, starts, cells, N, tiles, N.bit_length(), ALONE, **OPTIONS)
+    tiles, chunks = triton.cdiv(cells, PIXELS), triton.cdiv(channels, CHANNELS[acc])
+    spread[(batch * tiles * chunks,)](
+        grad, weights, order, starts, make_view(grad_features), channels, height, width, N, tiles, chunks, PIXELS,
+        CHANNELS[acc], TYPES[acc], **WIDE,
+    )  # fmt: skip

@@ -1,9 +1,10 @@
 """Kernels of the refine family. Derivation and limits: docs/kernels/refine.md.
 
 A pixel is a sum of at most 3 x 3 cells, whose weights serve all channels. A program owns BN pixels (or cells) and walks
-over channels, BC at a time. `upsample`: the output. Backward: `place` writes each pixel's weights and first cell, by
-which the host sorts the pixels; `slope`: gradients of displacements; `weigh`: those of offsets and neighbor logits, by
-gather; `spread`: that of a cell from the pixels of the nine first cells that reach it, in their order, without atomics.
+over channels, BC at a time. `upsample`: the output. Backward: `trace` writes each pixel's weights and first cell, by
+which the host sorts the pixels, and the gradients of displacements; `weigh`: those of offsets and neighbor logits, by
+gather; `count_before`: where the pixels of a first cell begin; `spread`: the gradient of a cell from the pixels of the
+nine first cells that reach it, in their order, without atomics.
 """
 
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 from ..core.triton_kernels import divide, exp
 from ..engines.pixel_rows.triton_kernels import load_tile, locate, pixel_offsets, pointers
 
-VARYING = ["C", "h", "w", "H", "W", "tiles"]
+VARYING = ["C", "h", "w", "H", "W", "tiles", "cells", "steps"]
 
 
 @triton.jit
@@ -145,30 +146,11 @@ def upsample(features, maps, out, C, h, w, H, W, N, tiles, BN: tl.constexpr, BC:
         tl.store(pointers(out, b, c, n), total.to(out.data.dtype.element_ty), mask=(c < C)[:, None] & mask[None, :])
 
 
-@triton.jit(do_not_specialize=VARYING)
-def place(maps, weights, keys, h, w, H, W, N, tiles, BN: tl.constexpr, ACC: tl.constexpr):
-    """weights [B, 6, N] of rows and columns, keys [B, N]: the first cell, or h w for a NaN."""
-    _, b, n = locate(1, tiles, BN)
-    mask = n < N
-    y, x, _ = positions(maps, b, n, mask, H, W, ACC)
-    row, wy, _ = span(y, h, H, maps, ACC)
-    column, wx, _ = span(x, w, W, maps, ACC)
-    p_weights = weights + b.to(tl.int64) * 6 * N + n
-    for k in tl.static_range(3):
-        tl.store(p_weights + tl.cast(N, tl.int64) * k, wy[k], mask=mask)
-        tl.store(p_weights + tl.cast(N, tl.int64) * (3 + k), wx[k], mask=mask)
-    tl.store(keys + b.to(tl.int64) * N + n, tl.where((y == y) & (x == x), row * w + column, h * w), mask=mask)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def slope(features, maps, grad, slopes, C, h, w, H, W, N, tiles, BN: tl.constexpr, BC: tl.constexpr,
+@triton.jit
+def slope(features, grad, b, n, row, column, wy, wx, sy, sx, C, h, w, N, BN: tl.constexpr, BC: tl.constexpr,
           ACC: tl.constexpr):  # fmt: skip
-    """slopes [B, 2, N]: sum over channels of the gradient times the derivative of the output by its position."""
-    _, b, n = locate(1, tiles, BN)
+    """(by y, by x) of pixels n: sums over channels of the gradient times the derivative of the output by position."""
     mask = n < N
-    y, x, finite = positions(maps, b, n, mask, H, W, ACC)
-    row, wy, sy = span(y, h, H, maps, ACC)
-    column, wx, sx = span(x, w, W, maps, ACC)
     by_y = tl.zeros((BN,), ACC)
     by_x = tl.zeros((BN,), ACC)
     for c0 in range(0, C, BC):
@@ -188,9 +170,30 @@ def slope(features, maps, grad, slopes, C, h, w, H, W, N, tiles, BN: tl.constexp
         g = load_tile(grad, b, c, n, C, N).to(ACC)
         by_y += tl.sum(g * total_y, 0)
         by_x += tl.sum(g * total_x, 0)
-    p_slopes = slopes + b.to(tl.int64) * 2 * N + n
-    tl.store(p_slopes, tl.where(finite, by_y, 0.0), mask=mask)
-    tl.store(p_slopes + N, tl.where(finite, by_x, 0.0), mask=mask)
+    return by_y, by_x
+
+
+@triton.jit(do_not_specialize=VARYING)
+def trace(features, maps, grad, weights, keys, slopes, C, h, w, H, W, N, tiles, BN: tl.constexpr, BC: tl.constexpr,
+          ACC: tl.constexpr):  # fmt: skip
+    """weights [B, 6, N] of rows and columns and keys [B, N], the first cell, or h w for a NaN; slopes [B, 2, N], the
+    gradient of the displacement. Either may be absent."""
+    _, b, n = locate(1, tiles, BN)
+    mask = n < N
+    y, x, finite = positions(maps, b, n, mask, H, W, ACC)
+    row, wy, sy = span(y, h, H, maps, ACC)
+    column, wx, sx = span(x, w, W, maps, ACC)
+    if weights is not None:
+        p_weights = weights + b.to(tl.int64) * 6 * N + n
+        for k in tl.static_range(3):
+            tl.store(p_weights + tl.cast(N, tl.int64) * k, wy[k], mask=mask)
+            tl.store(p_weights + tl.cast(N, tl.int64) * (3 + k), wx[k], mask=mask)
+        tl.store(keys + b.to(tl.int64) * N + n, tl.where((y == y) & (x == x), row * w + column, h * w), mask=mask)
+    if slopes is not None:
+        by_y, by_x = slope(features, grad, b, n, row, column, wy, wx, sy, sx, C, h, w, N, BN, BC, ACC)
+        p_slopes = slopes + b.to(tl.int64) * 2 * N + n
+        tl.store(p_slopes, tl.where(finite, by_y, 0.0), mask=mask)
+        tl.store(p_slopes + N, tl.where(finite, by_x, 0.0), mask=mask)
 
 
 @triton.jit
@@ -199,10 +202,9 @@ def load_slopes(slopes, b, n, mask, N):
     return tl.load(p_slopes, mask=mask, other=0.0), tl.load(p_slopes + N, mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def weigh_logits(maps, slopes, grad_logits, H, W, N, tiles, BN: tl.constexpr, ACC: tl.constexpr):
+@triton.jit
+def weigh_logits(maps, slopes, grad_logits, b, n, H, W, N, ACC: tl.constexpr):
     """grad_logits [B, 9, N] = a_k (<d, o_k> - <d, o~>)."""
-    _, b, n = locate(1, tiles, BN)
     mask = n < N
     top, total = normalizer(maps, b, n, mask, ACC)
     moved_y, moved_x = displace(maps, b, n, mask, H, W, ACC)
@@ -218,10 +220,9 @@ def weigh_logits(maps, slopes, grad_logits, H, W, N, tiles, BN: tl.constexpr, AC
         tl.store(p_grad, value.to(grad_logits.data.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
-def weigh_offsets(maps, slopes, grad_offsets, H, W, N, tiles, BN: tl.constexpr, ACC: tl.constexpr):
+@triton.jit
+def weigh_offsets(maps, slopes, grad_offsets, b, n, H, W, N, BN: tl.constexpr, ACC: tl.constexpr):
     """grad_offsets [B, 2, N] = sum of a_k(p) d(p) over the pixels p whose k-th neighbor this is."""
-    _, b, n = locate(1, tiles, BN)
     mask = n < N
     sum_y = tl.zeros((BN,), ACC)
     sum_x = tl.zeros((BN,), ACC)
@@ -247,6 +248,32 @@ def weigh_offsets(maps, slopes, grad_offsets, H, W, N, tiles, BN: tl.constexpr, 
     p_grad = grad_offsets.data + b.to(tl.int64) * grad_offsets.b + pixel_offsets(grad_offsets, n)
     tl.store(p_grad, sum_y.to(grad_offsets.data.dtype.element_ty), mask=mask)
     tl.store(p_grad + grad_offsets.c, sum_x.to(grad_offsets.data.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def weigh(maps, slopes, grad_offsets, grad_logits, H, W, N, tiles, BN: tl.constexpr, ACC: tl.constexpr):
+    """The gradients of offsets and neighbor logits; either may be absent."""
+    _, b, n = locate(1, tiles, BN)
+    if grad_offsets.data is not None:
+        weigh_offsets(maps, slopes, grad_offsets, b, n, H, W, N, BN, ACC)
+    if grad_logits.data is not None:
+        weigh_logits(maps, slopes, grad_logits, b, n, H, W, N, ACC)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def count_before(keys, starts, cells, N, tiles, steps, BN: tl.constexpr):
+    """starts [B, cells + 1]: how many of the sorted keys [B, N] are smaller than each cell, by `steps` halvings."""
+    _, b, cell = locate(1, tiles, BN)
+    low = tl.zeros((BN,), tl.int64)
+    high = low + N
+    p_keys = keys + b.to(tl.int64) * N
+    for _ in range(steps):
+        middle = (low + high) // 2
+        wide = low < high
+        below = wide & (tl.load(p_keys + middle, mask=wide, other=0) < cell)
+        high = tl.where(below, high, middle)
+        low = tl.where(below, middle + 1, low)
+    tl.store(starts + b.to(tl.int64) * (cells + 1) + cell, low, mask=cell <= cells)
 
 
 @triton.jit

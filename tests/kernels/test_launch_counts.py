@@ -32,11 +32,11 @@ COUNTS = {
     "centers with pull": ((26, 3), (16, 4)),
     "soft class sums": ((4, 2), (6, 3)),
     "hard class sums": ((16, 1), (7, 1)),
-    "focal": ((3, 2), (2, 0)),
-    "cross-entropy": ((3, 2), (2, 0)),
-    "OHEM": ((7, 9), (2, 0)),
-    "anchors": ((4, 5), None),
-    "refine": ((0, 1), (4, 5)),
+    "focal": ((0, 2), (2, 0)),
+    "cross-entropy": ((0, 2), (2, 0)),
+    "OHEM": ((0, 5), (2, 0)),
+    "anchors": ((1, 4), None),
+    "refine": ((0, 1), (1, 4)),
     "top-k": ((0, 2), None),
 }
 

@@ -40,7 +40,7 @@ template <typename T>
 void use(Device& d, Params<T> p, T* t) {
   softmax_focal(d, p);
   sigmoid_focal(d, p);
-  kth_largest(d, static_cast<const T*>(t), 0, 0, t);
+  kth_largest(d, static_cast<const T*>(t), 0, 0, T(0), t);
 }
 template void use(Device&, Params<float>, float*);
 template void use(Device&, Params<double>, double*);

@@ -68,6 +68,22 @@ __device__ __forceinline__ T block_sum(T value) {
   return sum;
 }
 
+// The sum of `value` over the threads of the block up to this one.
+template <typename T>
+__device__ __forceinline__ T block_scan(T value) {
+  __shared__ T warps[kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T before = __shfl_up_sync(kFullMask, value, step);
+    if (lane >= step) value += before;
+  }
+  __syncthreads();  // the sums of the scan before have been read
+  if (lane == kWarp - 1) warps[warp] = value;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) value += warps[w];
+  return value;
+}
+
 // The largest of each of N values over the block, in every thread.
 template <typename T, int N>
 __device__ __forceinline__ void block_max(T (&values)[N]) {

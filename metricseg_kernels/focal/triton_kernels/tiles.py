@@ -26,6 +26,7 @@ class Params(NamedTuple):
     smoothing: Any
     alpha: Any
     ignore_index: Any
+    ignored_loss: Any  # of the loss map
     classes: Any
     rows: Axis
     cols: Axis

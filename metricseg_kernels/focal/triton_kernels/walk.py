@@ -55,7 +55,7 @@ def finish_softmax(io, params, pixels, labels, stats, best, w_all, totals, kind)
     nll, value, coefs = softmax_pixel(stats, w_t, w_all, params, kind.POWER, kind.SMOOTHED)
     if io.keep_above is not None:
         valid = valid & ((nll > tl.load(io.keep_above)) | (nll != nll))
-    value = tl.where(bad, float("nan"), tl.where(valid, value, 0.0))
+    value = tl.where(bad, float("nan"), tl.where(valid, value, params.ignored_loss))
     if io.loss is not None:
         tl.store(io.loss + pixels.n, value, mask=pixels.mine)
     counted = valid & pixels.mine
@@ -315,10 +315,10 @@ def tile_geometry(params, height, with_grad: tl.constexpr, kind):
 
 # Numbers are arguments of their own: Triton compiles anew for a 1, a multiple of 16 or a large integer within a tuple,
 # on which do_not_specialize has no effect. Arguments also stay in constant memory and take no registers.
-@triton.jit(do_not_specialize=list(range(2, 35)))
+@triton.jit(do_not_specialize=list(range(2, 36)))
 def walk(
     io, kind, gamma: tl.float64, smoothing: tl.float64, alpha: tl.float64, ignore_index: tl.int64,
-    classes: tl.int32, height: tl.int32,
+    ignored_loss: tl.float64, classes: tl.int32, height: tl.int32,
     y_cells: tl.int32, y_labels: tl.int32, y_mul: tl.int32, y_add: tl.int32, y_den: tl.int32,
     x_cells: tl.int32, x_labels: tl.int32, x_mul: tl.int32, x_add: tl.int32, x_den: tl.int32,
     input_b: tl.int64, input_k: tl.int64, input_y: tl.int64, input_x: tl.int64,
@@ -332,6 +332,7 @@ def walk(
         smoothing=tl.full((), smoothing, kind.ACC),
         alpha=tl.full((), alpha, kind.ACC),
         ignore_index=ignore_index,
+        ignored_loss=tl.full((), ignored_loss, kind.ACC),
         classes=classes,
         rows=Axis(y_cells, y_labels, y_mul, y_add, y_den),
         cols=Axis(x_cells, x_labels, x_mul, x_add, x_den),

@@ -13,7 +13,7 @@ SIZES = {"even": (4, 64, 128), "odd": (2, 65, 129)}  # [B, h, w]: 16 divides the
 JOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "sample": {
         "labels": ("int64", "int32", "uint8"), "layout": ("nchw", "strided"), "size": tuple(SIZES),
-        "grouped": (True, False), "half": (True, False),
+        "predictions": ("int64", "uint8", None), "first": (True, False), "half": (True, False),
     },
     "gather": {
         "dtype": tuple(ARITHMETIC), "layout": ("nchw", "nhwc", "strided"), "size": tuple(SIZES),
@@ -29,13 +29,15 @@ def calls() -> Iterator[Call]:
             yield Call("-".join(map(str, (job, *choice.values()))), run)
 
 
-def launch_sample(labels: str, layout: str, size: str, grouped: bool, half: bool) -> None:
+def launch_sample(labels: str, layout: str, size: str, predictions: str | None, first: bool, half: bool) -> None:
     from metricseg_kernels.anchors import op
+    from metricseg_kernels.anchors.reference import SampleInputs
 
     maps, seed = make_maps(SIZES[size], getattr(torch, labels), layout), make_maps((), torch.int64)
-    first = make_maps(SIZES[size], torch.uint8) if grouped else None
-    outputs = op._sample_outputs(maps, 1024)
-    op.kernels("triton").sample_anchors_kernel(maps, first, seed, 1024, 100, 100, half, 19, 255, -1, *outputs)
+    predicted = make_maps(SIZES[size], getattr(torch, predictions), layout) if predictions else None
+    named = make_maps(SIZES[size], torch.uint8) if first else None
+    inputs = SampleInputs(maps, predicted, named, seed, 1024, 100, 100, half, 19, 255, -1)
+    op.kernels("triton").sample_anchors_kernel(inputs, op._sample_outputs(maps, 1024))
 
 
 def launch_gather(dtype: str, layout: str, size: str, channels: int, normalize: bool) -> None:

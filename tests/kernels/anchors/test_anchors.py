@@ -66,7 +66,8 @@ def test_what_is_promised(case: Case, strategy: str) -> None:
     flat = labels.flatten().tolist()
     assert [flat[i] for i in index] == sampled
 
-    first = reference.preferred(strategy, labels, predictions, confidence, 0.7, 2, case.ignore_index)
+    preferred = reference.preferred(strategy, labels, predictions, confidence, 0.7, 2, case.ignore_index)
+    first = reference.first_group(labels, *preferred)
     first = [1] * len(flat) if first is None else first.flatten().tolist()
     slots = slots_of(case, labels)
     views = max(1, min(case.max_samples // max(1, len(slots)), case.max_views))
@@ -170,7 +171,7 @@ def test_slots_are_chosen_uniformly() -> None:
 def test_boundary_is_near_another_class() -> None:
     labels, predictions, confidence = make(NAMED["primes"])
     for radius in (1, 2, 5, 40):
-        first = reference.preferred("boundary", labels, predictions, confidence, 0.7, radius, 255)
+        _, first = reference.preferred("boundary", labels, predictions, confidence, 0.7, radius, 255)
         for b, y, x in torch.cartesian_prod(torch.arange(3), torch.arange(0, 13, 3), torch.arange(0, 29, 3)).tolist():
             around = labels[b, max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
             if labels[b, y, x] != 255:
@@ -184,8 +185,8 @@ def test_semi_hard_is_wrong_or_unsure() -> None:
     for threshold in (0.0, 0.3, 1.1):
         unsure = (confidence < threshold) | confidence.isnan()
         for guess, expected in ((predictions, wrong | unsure), (None, unsure)):
-            first = reference.preferred("semi_hard", labels, guess, confidence, threshold, 2, 255)
-            assert torch.equal(first.bool(), expected)
+            preferred = reference.preferred("semi_hard", labels, guess, confidence, threshold, 2, 255)
+            assert torch.equal(reference.first_group(labels, *preferred), expected)
 
 
 def test_seed_as_number_tensor_or_generator(backend: str, device: str) -> None:

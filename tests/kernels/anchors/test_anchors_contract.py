@@ -30,10 +30,11 @@ def map_and_features(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.kernels
 def test_opcheck(backend: str, device: str) -> None:
     labels, predictions, _ = make(NAMED["primes"], device)
-    first, seed = (predictions != labels).view(torch.uint8), torch.tensor(3, device=device)
-    for group in (first, None):
+    seed = torch.tensor(3, device=device)
+    for preferred in ((predictions, None), (None, predictions == 1)):
         torch.library.opcheck(
-            torch.ops.metricseg.sample_anchors.default, (labels, group, seed, 32, 5, 4, True, 256, 255, -1, backend)
+            torch.ops.metricseg.sample_anchors.default,
+            (labels, *preferred, seed, 32, 5, 4, True, 256, 255, -1, backend),
         )
     for shape, layout in (p.values for p in FEATURES[1:4]):
         features, index = make_features(shape, layout, torch.float32, device)
@@ -92,14 +93,15 @@ def test_no_shape_depends_on_data(strategy: str) -> None:
     with FakeTensorMode():
         labels, predictions = torch.zeros(2, 2, 16, 24, dtype=torch.long)
         features = torch.zeros(2, 6, 16, 24, requires_grad=True)
-        first = reference.preferred(strategy, labels, predictions, torch.zeros(2, 16, 24), 0.7, 2, 255)
-        scalars = (torch.zeros((), dtype=torch.long), 40, 6, 6, strategy == "hard", 256, 255, -1)
+        preferred = reference.preferred(strategy, labels, predictions, torch.zeros(2, 16, 24), 0.7, 2, 255)
+        seed = torch.zeros((), dtype=torch.long)
+        inputs = reference.SampleInputs(labels, *preferred, seed, 40, 6, 6, strategy == "hard", 256, 255, -1)
         for name in ("reference", "cuda"):
             if name == "reference":
-                index, sampled, count, _ = reference.sample(labels, first, *scalars)
+                index, sampled, count, _ = reference.sample(inputs)
                 rows = reference.gather(features, index, True, 1e-12)
             else:
-                index, sampled, count = torch.ops.metricseg.sample_anchors(labels, first, *scalars, name)
+                index, sampled, count = torch.ops.metricseg.sample_anchors(*inputs, name)
                 rows, _ = torch.ops.metricseg.gather_pixels(features, index, True, 1e-12, name)
             assert index.shape == sampled.shape == (40,) and count.shape == () and rows.shape == (40, 6)
             (grad,) = torch.autograd.grad(rows.sum(), features)
@@ -112,9 +114,10 @@ def test_the_reference_stays_on_the_device(strategy: str) -> None:
     with FakeTensorMode(), OnDevice():
         labels = torch.zeros(2, 16, 24, dtype=torch.long, device="cuda")
         confidence, features = (torch.zeros(size, device="cuda") for size in ((2, 16, 24), (2, 6, 16, 24)))
-        first = reference.preferred(strategy, labels, labels, confidence, 0.7, 2, 255)
+        preferred = reference.preferred(strategy, labels, labels, confidence, 0.7, 2, 255)
         seed = torch.zeros((), dtype=torch.long, device="cuda")
-        index, *_ = reference.sample(labels, first, seed, 40, 6, 6, strategy == "hard", 256, 255, -1)
+        inputs = reference.SampleInputs(labels, *preferred, seed, 40, 6, 6, strategy == "hard", 256, 255, -1)
+        index, *_ = reference.sample(inputs)
         assert reference.gather(features, index, True, 1e-12).shape == (40, 6)
         with pytest.raises(AssertionError, match="meets the host"):
             torch.tensor([1, 2]).to("cuda")

@@ -26,6 +26,8 @@ from test_gather_pixels import *  # noqa: F403
 
 import metricseg_kernels as mk
 from metricseg_kernels.anchors import op
+from metricseg_kernels.anchors.reference import SampleInputs
+from metricseg_kernels.core import checks
 
 
 @pytest.fixture
@@ -62,15 +64,14 @@ def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> Non
 def test_labels_out_of_range_are_ignored_and_counted(backend: str) -> None:
     """The raw kernel, as a device runs it: no exception, no address made of such a label."""
     labels, predictions, _ = make(NAMED["even"])
-    first = (predictions != labels).view(torch.uint8)
     bad, clean = labels.clone(), labels.clone()
     bad[0, 3, 4], bad[1, 5, 6], bad[1, 5, 7] = 2**62, -(2**62), 5
     clean[0, 3, 4] = clean[1, 5, 6] = clean[1, 5, 7] = 255
     results = []
     for maps in (bad, clean):
-        outputs = [torch.empty(size, dtype=torch.long) for size in ((64,), (64,), (), (2,))]
-        scalars = (torch.tensor(1), 64, 9, 9, True, 5, 255, -1)
-        op.kernels(backend).sample_anchors_kernel(maps, first, *scalars, *outputs)
+        inputs = SampleInputs(maps, predictions, None, torch.tensor(1), 64, 9, 9, True, 5, 255, -1)
+        outputs = op._sample_outputs(maps, 64)
+        op.kernels(backend).sample_anchors_kernel(inputs, outputs)
         results.append(outputs)
     assert all(torch.equal(a, b) for a, b in zip(results[0][:3], results[1][:3], strict=True))
     assert results[0][3].tolist() == [3, 2**62] and results[1][3].tolist() == [0, 0]
@@ -99,6 +100,13 @@ def test_nan_stays_in_its_pixel(backend: str) -> None:
     assert grad[0, :, 0, 1].isnan().all() and grad.isfinite().all(1).sum() == 11
 
 
+def test_launches_of_a_small_call(shim: ModuleType, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    labels, seed = torch.zeros(2, 32, 64, dtype=torch.int64), torch.tensor(1)
+    _, found = cuda_host.launches(shim, lambda: mk.sample_anchors(labels, labels, seed=seed, backend=backend).index)
+    assert len(found) <= 5, found
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 for B, h, w, K, S, views, least, dtype in [(2, 9, 13, 5, 40, 9, 3, "i8"), (3, 1, 41, 7, 5, 2, 0, "u1"),
@@ -108,12 +116,14 @@ for B, h, w, K, S, views, least, dtype in [(2, 9, 13, 5, 40, 9, 3, "i8"), (3, 1,
     if B:
         labels[0, 0, 0] = 255
         labels[0, 0, 1:3] = [254, 200] if dtype == "u1" else [10**6, -7]
+    predictions = rng.integers(0, min(K, 6), (B, h, w)).astype(dtype)
     first = rng.integers(0, 2, (B, h, w)).astype("u1")
     for deviations in (6.0, -1.0, 40.0):
         m.slacken(deviations)
-        for group in (first, None) if deviations == 6.0 else (first,):
+        choices = [(predictions, None), (predictions, first), (None, first), (None, None)]
+        for preferred in choices if deviations == 6.0 else choices[:1]:
             index, sampled, count, bad = np.empty(S, "i8"), np.empty(S, "i8"), np.empty((), "i8"), np.empty(2, "i8")
-            m.sample_anchors_kernel(labels, group, np.array(5), S, views, least, True, K, 255, -1,
+            m.sample_anchors_kernel(labels, *preferred, np.array(5), S, views, least, True, K, 255, -1,
                                     index, sampled, count, bad)
             n = int(count)
             assert (labels.ravel()[index[:n]] == sampled[:n]).all() and (index[n:] == -1).all()

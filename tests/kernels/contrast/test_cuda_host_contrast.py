@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import cuda_host
 import pytest
 import torch
-from aten_launches import outermost
 from contrast_cases import (
     CASES,
     FORMS,
@@ -155,22 +153,11 @@ def test_launches_of_small_calls(
     monkeypatch.setattr(checks, "validates", lambda _: False)
     case = Case("small", 1024, 256, columns=columns, classes=19)
     sets = learning(make(case))
-    counts = []
-
-    def count(step: Callable[[], Any]) -> Any:
-        shim.record(True)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            out = step()
-        operators = list(outermost([e for e in profile.events() if e.cpu_parent is None]))
-        counts.append(len(operators) + len(shim.recorded()))
-        shim.record(False)
-        return out
-
-    loss = count(lambda: call(form, sets, **options(case, form), backend=backend))
+    loss, forward = cuda_host.launches(shim, lambda: call(form, sets, **options(case, form), backend=backend))
     leaves = [t for t in (sets.anchors, sets.contrast) if t is not None]
     upstream = torch.ones(())
-    count(lambda: torch.autograd.grad(loss, leaves, upstream))
-    assert counts[0] <= most[0] and counts[1] <= most[1], counts
+    _, back = cuda_host.launches(shim, lambda: torch.autograd.grad(loss, leaves, upstream))
+    assert len(forward) <= most[0] and len(back) <= most[1], (forward, back)
 
 
 ASAN_SCRIPT = """

@@ -86,7 +86,7 @@ class Launch(NamedTuple):
         keep_above = number if "ohem" in self.flags else None
         smoothing = 0.1 if "smoothing" in self.flags else 0.0
         focal.focal_kernel(input, target, weight, keep_above, grad_loss, self.gamma, smoothing, 255, align_corners,
-                           loss, totals, argmax, grad)  # fmt: skip
+                           0.0, loss, totals, number if self.mode == "sum" else None, argmax, grad)  # fmt: skip
 
 
 # Each pair of values of two fields occurs in a row, as test_triton_focal.py checks.
@@ -164,15 +164,27 @@ LAUNCHES = """
 """
 
 
-def select(dtype: torch.dtype) -> None:
+def select(dtype: torch.dtype, size: int) -> None:
     from metricseg_kernels.focal import triton as focal
 
-    values = torch.empty(2**20, dtype=dtype)
-    focal.kth_largest_kernel(values, 100, values.new_empty(()))
+    values = torch.empty(size, dtype=dtype)
+    focal.kth_largest_kernel(values, 100, 0.5, values.new_empty(()))
+
+
+def rank(classes: int, dtype: torch.dtype) -> None:
+    """The losses that OHEM ranks: no sums."""
+    from metricseg_kernels.focal import triton as focal
+
+    input, target = torch.empty((4, classes, 64, 128), dtype=dtype), torch.empty((4, 256, 512), dtype=torch.int64)
+    loss = torch.empty(target.shape)
+    focal.focal_kernel(input, target, None, None, None, 0.0, 0.0, 255, False, -1.0, loss, None, None, None, None)
 
 
 def calls() -> Iterator[Call]:
     for launch in map(Launch.parse, LAUNCHES.split()):
         yield Call(launch.id, launch.run, may_spill=64 if launch.dtype == "float64" else 0)
     for name in ("fp32", "fp64"):
-        yield Call(f"select-{name}", partial(select, getattr(torch, DTYPES[name])))
+        for size in (2**20, 2**16):
+            yield Call(f"select-{name}-{size}", partial(select, getattr(torch, DTYPES[name]), size))
+    for classes, name in ((19, "bf16"), (150, "fp32")):
+        yield Call(f"rank-{classes}-{name}", partial(rank, classes, getattr(torch, DTYPES[name])))

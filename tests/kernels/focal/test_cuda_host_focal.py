@@ -20,6 +20,7 @@ from test_focal_contract import *  # noqa: F403
 from tolerances import FLOOR_PARAMS
 
 import metricseg_kernels as mk
+from metricseg_kernels.core import checks
 from metricseg_kernels.focal import op
 
 TILED = [
@@ -67,7 +68,7 @@ def test_labels_out_of_range_are_counted_and_poison_the_loss(classes: int, backe
         for loss in (torch.empty(()), torch.empty(1, 16, 24)):
             totals, grad = torch.empty(5, dtype=torch.float64), torch.empty_like(input)
             op.kernels(backend).focal_kernel(
-                input, labels, None, None, None, 2.0, 0.0, 255, False, loss, totals, None, grad
+                input, labels, None, None, None, 2.0, 0.0, 255, False, 0.0, loss, totals, None, None, grad
             )
             outputs[name, loss.dim()] = loss, totals, grad
     assert outputs["bad", 0][0].isnan() and outputs["clean", 0][0].isfinite()
@@ -105,6 +106,18 @@ def test_a_lost_barrier_is_found(
             loss_and_grad(mk.focal_loss, input, target, backend=backend)
 
 
+def test_launches_of_a_small_call(shim: ModuleType, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    x, target = torch.zeros(2, 19, 32, 64, requires_grad=True), torch.zeros(2, 128, 256, dtype=torch.int64)
+    for loss_fn, kwargs, most in (
+        (mk.focal_loss, {}, 2), (mk.cross_entropy, {}, 2), (mk.ohem_cross_entropy, {"min_kept": 1000}, 4),
+    ):  # fmt: skip
+        loss, forward = cuda_host.launches(shim, lambda f=loss_fn, k=kwargs: f(x, target, backend=backend, **k))
+        upstream = torch.ones_like(loss)
+        _, back = cuda_host.launches(shim, lambda y=loss, u=upstream: torch.autograd.grad(y, x, u))
+        assert len(forward) <= most and len(back) <= 2, (forward, back)
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 for K, h, w, H, W, ac, dtype in [(3, 3, 5, 12, 20, 0, "f4"), (21, 4, 3, 7, 11, 1, "f4"), (45, 2, 2, 2, 2, 0, "f2"),
@@ -114,18 +127,20 @@ for K, h, w, H, W, ac, dtype in [(3, 3, 5, 12, 20, 0, "f4"), (21, 4, 3, 7, 11, 1
     x = rng.standard_normal((1, K, h, w)).astype(dtype) if dtype != "u2" else np.full((1, K, h, w), 0x3f80, "u2")
     t = rng.integers(0, K, (1, H, W)).astype("i4")
     t[0, 0, 0], t[0, 1, 1] = 255, 10**6
-    common = (float(rng.choice([0, 0.5, 2])), 0.1, 255, bool(ac))
+    common = (float(rng.choice([0, 0.5, 2])), 0.1, 255, bool(ac), 0.0)
+    divisor = np.empty((), acc)
     totals, argmax, grad = np.empty(5), np.empty((1, H, W), "i4"), np.empty_like(x)
     for loss, upstream in ((np.empty((), acc), None), (np.empty((1, H, W), acc), np.ones((1, H, W), acc))):
-        m.focal_kernel(x, t, np.ones(K, acc), None, upstream, *common, loss, totals, argmax, grad)
-        m.focal_kernel(x, t, None, np.zeros((), acc), None, *common, loss, totals, None, None)
+        m.focal_kernel(x, t, np.ones(K, acc), None, upstream, *common, loss, totals, divisor, argmax, grad)
+        m.focal_kernel(x, t, None, np.zeros((), acc), None, *common, loss, totals, None, None, None)
         assert totals[3] == (K < 10**6) and totals[4] == 10**6
     loss, upstream = np.empty((1, K, H, W), acc), np.ones((1, K, H, W), acc)
     m.sigmoid_focal_kernel(x, t, upstream, 2.0, 0.25, 255, bool(ac), loss, totals, grad)
     m.sigmoid_focal_kernel(x, upstream, None, 2.0, 0.25, 255, bool(ac), np.empty((), acc), totals, grad)
-    values, result = rng.standard_normal(5000).astype(acc), np.empty((), acc)
-    m.kth_largest_kernel(values, 17, result)
-    assert result == np.sort(values)[::-1][17]
+    for n in (5000, 70000):
+        values, result = rng.standard_normal(n).astype(acc), np.empty((), acc)
+        m.kth_largest_kernel(values, 17, np.inf, result)
+        assert result == np.sort(values)[::-1][17]
 print("clean")
 """
 

@@ -10,7 +10,7 @@ from tolerances import FLOOR_PARAMS, assert_gradient
 from torch import Tensor
 
 import metricseg_kernels as mk
-from metricseg_kernels.focal import reference
+from metricseg_kernels.focal import op, reference
 
 FAMILY = "focal"
 
@@ -145,8 +145,26 @@ def test_kth_largest(k: int, dtype: torch.dtype, backend: str, device: str) -> N
     values[::7] = -1.0
     values[::11] = values[3]
     values[5], values[6] = torch.inf, 0.0
-    got = torch.ops.metricseg.kth_largest(values, k, backend)
-    assert got == reference.kth_largest(values, k)
+    for most in (torch.inf, 0.5, -2.0):
+        assert kth_largest(values, k, most, backend) == reference.kth_largest(values, k).clamp(max=most)
+
+
+def kth_largest(values: Tensor, k: int, most: float, backend: str) -> Tensor:
+    result = values.new_empty(())
+    op.kernels(backend).kth_largest_kernel(values, k, most, result)
+    return result
+
+
+@pytest.mark.parametrize("size", [1, 65536, 65537])  # on CUDA, the most values that take the short way, and one more
+@pytest.mark.kernels
+def test_kth_largest_of_many(size: int, backend: str, device: str) -> None:
+    """Values of one kind, as many as there are; a NaN is the largest, and stays."""
+    noise = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(device)
+    for values in (noise, torch.full_like(noise, 0.25), noise.sign() * 0.0):
+        for k in {0, size // 3, size - 1}:
+            assert kth_largest(values, k, torch.inf, backend) == reference.kth_largest(values, k)
+    noise[size // 2] = torch.nan
+    assert kth_largest(noise, 0, 0.5, backend).isnan()
 
 
 @pytest.mark.parametrize("case", [NAMED[n] for n in ("up4", "primes", "identity", "ade", "down")],

@@ -63,16 +63,18 @@ def test_opcheck(layout: str, reduce: bool, backend: str, device: str) -> None:
     input.requires_grad_()
     torch.library.opcheck(
         torch.ops.metricseg.focal_forward.default,
-        (input, target, weight, None, 2.0, 0.1, 255, False, reduce, reduce, True, backend),
+        (input, target, weight, None, 2.0, 0.1, 255, False, reduce, reduce, True, reduce, backend),
     )
     torch.library.opcheck(
         torch.ops.metricseg.sigmoid_focal_forward.default,
         (input, target, 2.0, 0.25, 255, False, reduce, reduce, backend),
     )
     if reduce:
-        nll = torch.rand(50, device=device)
-        torch.library.opcheck(torch.ops.metricseg.kth_largest.default, (nll, 3, backend))
-        torch.library.opcheck(torch.ops.metricseg.scale_gradient.default, (input.detach(), nll[0]))
+        torch.library.opcheck(
+            torch.ops.metricseg.ohem_threshold.default, (input.detach(), target, 3, 0.5, 255, False, backend)
+        )
+        scale = torch.rand((), device=device)
+        torch.library.opcheck(torch.ops.metricseg.scale_gradient.default, (input.detach(), scale))
     else:
         grad = torch.rand((), device=device)
         torch.library.opcheck(

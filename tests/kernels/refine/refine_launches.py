@@ -17,6 +17,7 @@ AXES = {
     "offsets": ("same", "float32"),
     "corners": (False, True),
     "zeros": (False, True),
+    "wanted": ("all", "features", "moves"),  # gradients
 }
 SIZES = {"even": ((4, 64, 128), (128, 256)), "odd": ((2, 33, 65), (129, 257))}  # [B, h, w], (H, W)
 CHANNELS = (256, 19, 64, 128)
@@ -31,7 +32,7 @@ def calls() -> Iterator[Call]:
 
 
 def launch(channels: int, dtype: str, layout: str, size: str, neighbors: bool, offsets: str, corners: bool,
-           zeros: bool) -> None:  # fmt: skip
+           zeros: bool, wanted: str) -> None:  # fmt: skip
     from metricseg_kernels.refine import op
 
     ((batch, *cells), labels), storage = SIZES[size], ARITHMETIC[dtype][0]
@@ -40,4 +41,5 @@ def launch(channels: int, dtype: str, layout: str, size: str, neighbors: bool, o
     moved = make_maps((batch, 2, *labels), kind)
     logits = make_maps((batch, 9, *labels), kind) if neighbors else None
     output = op._fwd(x, moved, logits, corners, zeros, "triton")
-    op._bwd(output, x, moved, logits, corners, zeros, [True, True, neighbors], "triton")
+    gradients = [wanted != "moves", wanted != "features", wanted != "features" and neighbors]
+    op._bwd(output, x, moved, logits, corners, zeros, gradients, "triton")

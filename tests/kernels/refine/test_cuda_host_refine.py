@@ -107,6 +107,16 @@ def test_a_lost_barrier_is_found(name: str, barrier: int, shim: ModuleType, back
             mk.refine_upsample(**arguments, backend=backend)
 
 
+def test_launches_of_a_small_call(shim: ModuleType, backend: str) -> None:
+    x, offsets, neighbors = (
+        torch.zeros(2, *size, requires_grad=True) for size in ((256, 32, 64), (2, 128, 256), (9, 128, 256))
+    )
+    out, forward = cuda_host.launches(shim, lambda: mk.refine_upsample(x, offsets, neighbors, backend=backend))
+    upstream = torch.ones_like(out)
+    _, back = cuda_host.launches(shim, lambda: torch.autograd.grad(out, (x, offsets, neighbors), upstream))
+    assert len(forward) <= 1 and len(back) <= 5, (forward, back)
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 def values(*shape, dtype, scale=1):

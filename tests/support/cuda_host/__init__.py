@@ -10,11 +10,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from aten_launches import outermost
 from filelock import FileLock  # torch brings it
 from torch import Tensor
 
@@ -123,6 +126,19 @@ def stand_in(
     module.configure(2, SHARED, 1)
     module.lose_barrier(-1)
     return "cuda"
+
+
+def launches(module: ModuleType, step: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """(result of a step, names of what it launches: operators of ATen, then kernels and memsets); no kernel runs."""
+    module.record(True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        out = step()
+    found = [
+        *outermost([e for e in profile.events() if e.cpu_parent is None]),
+        *(name for name, *_ in module.recorded()),
+    ]
+    module.record(False)
+    return out, found
 
 
 def run_sanitized(family: str, script: str) -> None:

@@ -16,11 +16,11 @@ static void run(const Arguments<py::array>& a) {
   });
 }
 
-static void kth_largest_kernel(const py::array& values, int64_t k, const py::array& result) {
+static void kth_largest_kernel(const py::array& values, int64_t k, double most, const py::array& result) {
   HostDevice device;
   dispatch_accumulator(type_of(values), [&](auto zero) {
     using T = decltype(zero);
-    kth_largest(device, data_of<T>(values), values.size(), k, data_of<T>(result));
+    kth_largest(device, data_of<T>(values), values.size(), k, static_cast<T>(most), data_of<T>(result));
   });
 }
 

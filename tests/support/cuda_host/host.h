@@ -34,7 +34,9 @@ struct HostDevice {
     return reinterpret_cast<T*>(scratches.back().data());
   }
   void clear(void* data, int64_t bytes) {
-    if (!cuda_host::only_record) std::memset(data, 0, bytes);
+    if (bytes <= 0) return;
+    if (cuda_host::only_record) return cuda_host::recorded.push_back({"memset", 1, 0, 0});
+    std::memset(data, 0, bytes);
   }
   template <typename Kernel, typename... Arguments>
   void launch(Kernel kernel, int64_t blocks, int threads, int64_t smem, Arguments... arguments) {
@@ -93,7 +95,8 @@ inline Map map_of(const Array& a) {
 }
 
 // configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has; and
-// record(whether to run no kernel), after which recorded() are the launches as (kernel, blocks, threads, shared bytes).
+// record(whether to run no kernel), after which recorded() are the launches as (kernel, blocks, threads, shared bytes),
+// a "memset" among them.
 inline void define_switches(py::module_& m) {
   m.def("configure", [](int multiprocessors, int64_t smem, unsigned seed) {
     limits_of_device = {multiprocessors, smem};
