@@ -10,7 +10,7 @@ import pytest
 import test_centers
 import torch
 from centers_cases import JOBS, NAMED, Case, against_reference, double, make, run
-from cuda_host.fixtures import *  # noqa: F403
+from cuda_host.fixtures import device, shim  # noqa: F401
 from test_centers import (  # noqa: F401
     FAMILY,
     test_absent_classes,
@@ -21,6 +21,7 @@ from test_centers_bad_input import (  # noqa: F401
     test_a_bad_pixel_in_class_centers,
     test_an_ignored_label_that_is_a_class,
     test_label_255_is_out_of_range_where_it_is_not_ignored,
+    test_label_out_of_range_where_nothing_is_checked,
     test_logits_of_minus_infinity_are_no_members,
     test_nothing_labelled_is_zero_with_zero_gradient,
     test_zero_norm_is_like_nothing,
@@ -37,6 +38,7 @@ from test_centers_contract import test_margins_and_poison as check_margins
 from tolerances import assert_as_good
 
 import metricseg_kernels as mk
+from metricseg_kernels.centers import cuda, op
 
 # more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
 TILES = Case("tiles", (1, 9, 16), 136, 37, label_dtype=torch.uint8)
@@ -52,12 +54,17 @@ BY_DTYPE = {
 IN_TF32 = [NAMED["powers-of-two"], NAMED["channels-last-own"], NAMED["primes"], BLOCKS]
 
 
+@pytest.fixture
+def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
+    return cuda_host.stand_in(monkeypatch, op, shim, cuda)
+
+
 @pytest.fixture(autouse=True)
-def exact(shim: ModuleType) -> Iterator[None]:
+def precision() -> Iterator[None]:
     """Exact products of fp32 maps, as PyTorch has them if not told otherwise."""
-    shim.set_exact(True)
+    torch.set_float32_matmul_precision("highest")
     yield
-    shim.set_exact(True)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("dtype", BY_DTYPE, ids=str)
@@ -75,22 +82,22 @@ def test_other_forms(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "soft"])
-def test_tf32(name: str, shim: ModuleType, backend: str) -> None:
+def test_tf32(name: str, backend: str) -> None:
     """fp32 maps with the mantissa of fp16: at most twice its error; and as good as fp32 if all factors have it."""
     for case in IN_TF32:
         inputs = make(case)
         (truth,), true_grads = run(JOBS[name], double(inputs), case, backend="reference")
         (plain,), plain_grads = run(JOBS[name], make(case, torch.float16), case, backend="reference")
-        shim.set_exact(False)
+        torch.set_float32_matmul_precision("high")
         (ours,), grads = run(JOBS[name], inputs, case, backend=backend)
-        shim.set_exact(True)
+        torch.set_float32_matmul_precision("highest")
         (same,), _ = run(JOBS[name], inputs, case, backend=backend)
         assert not torch.equal(ours, same)
         for got, simple, right in zip((ours, *grads), (plain, *plain_grads), (truth, *true_grads), strict=True):
             assert_as_good(got, simple, right, torch.float16)
 
 
-def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
+def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """Small integers: products and sums are exact. With the shared memory of sm_90, which one kernel needs."""
     shim.configure(2, 226 << 10, 0)
     for layout in ("nchw", "nhwc"):
@@ -98,7 +105,7 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         inputs = inputs._replace(features=(8 * inputs.features).round(), centers=(8 * inputs.centers).round())
         results = []
         for exact in (True, False):
-            shim.set_exact(exact)
+            torch.set_float32_matmul_precision("highest" if exact else "high")
             x, w = inputs.features.detach().requires_grad_(), inputs.centers.detach().requires_grad_()
             logits = mk.center_similarity(x, w, metric="dot", scale=1.0, backend=backend)
             upstream = (8 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))).round()
@@ -106,7 +113,7 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_little_shared_memory(shim: ModuleType, backend: str) -> None:
+def test_little_shared_memory(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """That of sm_86 and sm_89: fewer stages, and S and T apart."""
     shim.configure(2, 95 << 10, 0)
     against_reference("pulled", TILES, torch.bfloat16, backend, "cpu")
@@ -143,7 +150,7 @@ def test_another_dtype_of_centers_and_logits(backend: str) -> None:
     test_centers.test_centers_and_logits_of_another_dtype(torch.bfloat16, backend, "cpu")
 
 
-def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> None:
+def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """In whatever order blocks, warps and lanes run."""
     for name, case, dtype in (("pulled", TILES, torch.bfloat16), ("soft", BLOCKS, torch.float32), ("hard", ODD, torch.float32)):  # fmt: skip
         runs = []
@@ -154,7 +161,7 @@ def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> Non
 
 
 @pytest.mark.parametrize("barrier", [0, 1, 2, 3, 4])
-def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:
+def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:  # noqa: F811
     """So the tests above show that none is missing."""
     case = NAMED["primes"]
     for name in ("cosine", "soft"):
@@ -195,5 +202,5 @@ print("clean")
 
 
 @pytest.mark.slow
-def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
+def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:  # noqa: F811
     cuda_host.run_sanitized("centers", ASAN_SCRIPT)
