@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.labels import is_bad
 from ..core.library import define_kernel, ops
 from ..core.unit import EPS
-from .folding import fold_gradient, fold_weights
-from .means import MeanOutputs, finish_means, sums_gradient
-from .op import SimilarityGradInputs, SimilarityInputs
-from .pull import class_gradients, finish_pull
+from .means import EPS as EPS_OF_MASS
+from .means import MeanOutputs
+from .op import SimilarityGradInputs, SimilarityInputs, none_if_empty
 
 KEEPS_LOGITS = True
 
@@ -21,23 +19,37 @@ define_kernel(
     "Tensor(c!)? norms) -> ()"
 )
 define_kernel(
-    "pixel_similarity_bwd_kernel(Tensor grad_logits, Tensor? grad_target_similarity, Tensor features, Tensor weights, "
-    "Tensor? labels, Tensor? norms, str metric, float scale, int ignore_index, float eps, bool exact, Tensor? logits, "
-    "Tensor? target_similarity, Tensor(a!)? grad_features, Tensor(b!)? grad_weights) -> ()"
+    "pixel_similarity_bwd_kernel(Tensor grad_logits, Tensor? grad_pull, Tensor? pull_stats, Tensor features, "
+    "Tensor weights, Tensor? labels, Tensor? norms, str metric, float scale, int ignore_index, float eps, bool exact, "
+    "Tensor? logits, Tensor? target_similarity, Tensor(a!)? grad_features, Tensor(b!)? grad_weights) -> ()"
 )
 define_kernel(
-    "soft_class_sums_fwd_kernel(Tensor features, Tensor logits, bool exact, Tensor(a!) sums, Tensor(b!) mass) -> ()"
+    "center_pull_fwd_kernel(Tensor target_similarity, Tensor labels, float scale, int ignore_index, Tensor(a!) pull, "
+    "Tensor(b!) pull_stats) -> ()"
 )
 define_kernel(
-    "soft_class_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, bool exact, "
-    "Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()"
+    "soft_class_means_fwd_kernel(Tensor features, Tensor logits, bool exact, float least, bool by_mass, "
+    "Tensor(a!) centers, Tensor(b!)? kept, Tensor(c!) totals, Tensor(d!) present) -> ()"
 )
 define_kernel(
-    "hard_class_sums_fwd_kernel(Tensor features, Tensor labels, int ignore_index, Tensor(a!) sums, Tensor(b!) mass) "
+    "soft_class_means_bwd_kernel(Tensor grad, Tensor? means, Tensor totals, Tensor features, Tensor logits, "
+    "bool exact, Tensor(a!)? grad_features, Tensor(b!)? grad_logits) -> ()"
+)
+define_kernel(
+    "hard_class_means_fwd_kernel(Tensor features, Tensor labels, int ignore_index, float least, bool by_mass, "
+    "Tensor(a!) centers, Tensor(b!) totals, Tensor(c!) present) -> ()"
+)
+define_kernel(
+    "hard_class_means_bwd_kernel(Tensor grad, Tensor totals, Tensor labels, int ignore_index, "
+    "Tensor(a!) grad_features) -> ()"
+)
+define_kernel(
+    "fold_rows_fwd_kernel(Tensor centers, str metric, float scale, float eps, Tensor(a!) weights, Tensor(b!)? bias) "
     "-> ()"
 )
 define_kernel(
-    "hard_class_sums_bwd_kernel(Tensor grad_sums, Tensor labels, int ignore_index, Tensor(a!) grad_features) -> ()"
+    "fold_rows_bwd_kernel(Tensor grad_weights, Tensor? grad_bias, Tensor centers, str metric, float scale, float eps, "
+    "Tensor(a!) grad) -> ()"
 )
 
 
@@ -61,46 +73,29 @@ def similarity_bwd_kernel(
     inputs: SimilarityGradInputs, grad_features: Tensor | None, grad_weights: Tensor | None
 ) -> None:
     """See op.py."""
-    grad_logits, grad_pull, stats, *needed, logits, target_similarity = inputs._replace(
-        weights=inputs.weights.contiguous()
-    )
-    grad_target = None
-    if grad_pull is not None and stats is not None and inputs.norms is not None and inputs.labels is not None:
-        grad_target = torch.empty_like(inputs.norms)
-        grads = class_gradients(grad_pull, stats)[:, :, None].contiguous()
-        ops.hard_class_sums_bwd_kernel(grads, inputs.labels, inputs.ignore_index, grad_target[:, None])
-    ops.pixel_similarity_bwd_kernel(
-        grad_logits, grad_target, *needed, EPS, _exact(), logits, target_similarity, grad_features, grad_weights
-    )
+    *needed, logits, target_similarity = inputs._replace(weights=inputs.weights.contiguous())
+    ops.pixel_similarity_bwd_kernel(*needed, EPS, _exact(), logits, target_similarity, grad_features, grad_weights)
 
 
 def pull_fwd_kernel(
     target_similarity: Tensor, labels: Tensor, scale: float, ignore_index: int, pull: Tensor, pull_stats: Tensor
 ) -> None:
     """See pull.py."""
-    batch, classes = len(pull_stats), pull_stats.shape[1] - 1
-    sums, mass = pull_stats.new_empty((batch, classes, 1)), pull_stats.new_empty((batch, classes))
-    ops.hard_class_sums_fwd_kernel(target_similarity[:, None], labels, ignore_index, sums, mass)
-    bad = is_bad(labels, classes, ignore_index).flatten(1).any(1)
-    finish_pull(sums[..., 0].masked_fill(bad[:, None], torch.nan), mass, scale, pull, pull_stats)
-    pull_stats[:, 0].masked_fill_(bad, torch.inf)
+    ops.center_pull_fwd_kernel(target_similarity, labels, scale, ignore_index, pull, pull_stats)
 
 
 def class_means_fwd_kernel(
     features: Tensor, assignment: Tensor, ignore_index: int, by_mass: bool, out: MeanOutputs
 ) -> None:
     """See means.py."""
-    sums, mass = out.totals.new_empty(out.centers.shape), torch.empty_like(out.totals)
-    hard = not assignment.is_floating_point()
-    if hard:
-        ops.hard_class_sums_fwd_kernel(features, assignment, ignore_index, sums, mass)
+    least = EPS_OF_MASS if by_mass else float(max(features.shape[2] * features.shape[3], 1))
+    centers, kept, totals, present = out
+    if assignment.is_floating_point():
+        ops.soft_class_means_fwd_kernel(
+            features, assignment, _exact(), least, by_mass, centers, none_if_empty(kept), totals, present
+        )
     else:
-        ops.soft_class_sums_fwd_kernel(features, assignment, _exact(), sums, mass)
-    finish_means(sums, mass, features.shape[2] * features.shape[3], by_mass, out)
-    if hard:
-        bad = is_bad(assignment, mass.shape[1], ignore_index).flatten(1).any(1)
-        out.totals.masked_fill_(bad[:, None], torch.nan)
-        out.centers.masked_fill_(bad[:, None, None], torch.nan)
+        ops.hard_class_means_fwd_kernel(features, assignment, ignore_index, least, by_mass, centers, totals, present)
 
 
 def class_means_bwd_kernel(
@@ -114,14 +109,21 @@ def class_means_bwd_kernel(
     grad_assignment: Tensor | None,
 ) -> None:
     """See means.py."""
-    grad_sums, grad_mass = sums_gradient(grad, means, totals)
     if assignment.is_floating_point():
-        ops.soft_class_sums_bwd_kernel(
-            grad_sums, grad_mass, features, assignment, _exact(), grad_features, grad_assignment
+        ops.soft_class_means_bwd_kernel(
+            grad, means, totals, features, assignment, _exact(), grad_features, grad_assignment
         )
     elif grad_features is not None:
-        grad_sums = grad_sums.masked_fill(totals.isnan()[..., None], 0.0)
-        ops.hard_class_sums_bwd_kernel(grad_sums, assignment, ignore_index, grad_features)
+        ops.hard_class_means_bwd_kernel(grad, totals, assignment, ignore_index, grad_features)
 
 
-fold_centers_fwd_kernel, fold_centers_bwd_kernel = fold_weights, fold_gradient
+def fold_centers_fwd_kernel(centers: Tensor, metric: str, scale: float, weights: Tensor, bias: Tensor) -> None:
+    """See folding.py."""
+    ops.fold_rows_fwd_kernel(centers, metric, scale, EPS, weights, none_if_empty(bias))
+
+
+def fold_centers_bwd_kernel(
+    grad_weights: Tensor, grad_bias: Tensor | None, centers: Tensor, metric: str, scale: float, grad: Tensor
+) -> None:
+    """See folding.py."""
+    ops.fold_rows_bwd_kernel(grad_weights, grad_bias, centers, metric, scale, EPS, grad)

@@ -31,8 +31,7 @@ class Source(NamedTuple):
     map: View
     pixels: Tensor | None  # [B, N]: norms, or log-sum-exps
     labels: View  # at which A of the features' gradient has r O too
-    grad_pull: Tensor | None
-    pull_stats: Tensor | None
+    own: Tensor | None  # O [B, N]
     kind: Any  # compile-time: "gradient", "soft" or "hard"; last, see View
 
 
@@ -49,10 +48,10 @@ def make_source(
     kind: str,
     pixels: Tensor | None = None,
     labels: Tensor | None = None,
-    pull: tuple[Tensor | None, Tensor | None] = (None, None),
+    own: Tensor | None = None,
 ) -> Source:
-    view = make_view(widen(None if pull[0] is None else labels))
-    return Source(make_view(widen(maps)), pixels, view, *pull, tl.constexpr(kind))
+    view = make_view(widen(None if own is None else labels))
+    return Source(make_view(widen(maps)), pixels, view, own, tl.constexpr(kind))
 
 
 def similarity_fwd_kernel(
@@ -79,17 +78,20 @@ def similarity_bwd_kernel(
 ) -> None:
     """See op.py."""
     grad_logits, weights = inputs.grad_logits, inputs.weights
-    pull, along = (inputs.grad_pull, inputs.pull_stats), None
-    source = make_source(grad_logits, "gradient", inputs.norms, inputs.labels, pull)
+    batch, classes, height, width = grad_logits.shape
+    wants_along = grad_features is not None and inputs.metric != "dot" and grad_features.numel() > 0
+    pulls, own, along = wants_along and inputs.grad_pull is not None, None, None
+    if pulls:
+        own = weights.new_empty((batch, height, width))
+    source = make_source(grad_logits, "gradient", inputs.norms, inputs.labels, own)
     with on_device_of(grad_logits):
-        if grad_features is not None and inputs.metric != "dot" and grad_features.numel():
-            batch, classes, height, width = grad_logits.shape
+        if wants_along:
             block = PIXELS[weights.dtype]
             tiles = triton.cdiv(height * width, block)
             along = weights.new_empty((batch, height, width))
             along_pixels[(batch * tiles,)](
                 source, make_view(inputs.logits if inputs.metric == "cosine" else None),
-                None if pull[0] is None else inputs.target_similarity, along,
+                *((inputs.target_similarity, inputs.grad_pull, inputs.pull_stats) if pulls else (None,) * 3), along,
                 inputs.scale, inputs.ignore_index, classes, height * width, tiles,
                 BK=min(16, triton.next_power_of_2(classes)), BN=block, **FUSED,
             )  # fmt: skip
@@ -216,7 +218,7 @@ def _gradients(
     pixels = height * width
     hard = source.kind.value == "hard"
     groups, classes = sums or (0, 0) if weights is None else weights.shape[:2]
-    more = source.grad_pull is not None or (hard and sums is not None)
+    more = source.own is not None or (hard and sums is not None)
     launch = make_launch(features, "ST more" if more else "ST", classes)
     tiles, chunks = launch.tiles(pixels), launch.chunks(channels)
     grad = make_view(None if grad_features is None or grad_features.numel() == 0 else grad_features)

@@ -126,19 +126,16 @@ def weigh(a, at, b, n, k, K, N, tile):
 
 @triton.jit
 def load_own(a, b, n, K, N, ignore_index):
-    """(label, O) of pixels n, O as pull.py has it; (-1, 0) without a label."""
+    """(label, O) of pixels n; (-1, 0) without a label."""
     label = load_labels(a.labels, b, n, K, N, ignore_index)
-    p_stats = a.pull_stats + tl.cast(b, tl.int64) * (K + 1)
-    share = tl.load(a.grad_pull) / tl.load(p_stats)
-    return label, -share / tl.load(p_stats + 1 + label, mask=label >= 0, other=float("inf"))
+    return label, tl.load(a.own + tl.cast(b, tl.int64) * N + n, mask=label >= 0, other=0.0)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def along_pixels(
-    a, logits, target_similarity, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
-):
+def along_pixels(a, logits, target_similarity, grad_pull, pull_stats, out, square: tl.float64, ignore_index, K, N, tiles,
+                 BK: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k
-    G_k."""
+    G_k; and O, own [B, N], as pull.py has it."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
     total = tl.zeros((BK, BN), ACC)
@@ -156,9 +153,13 @@ def along_pixels(
         norm = tl.load(a.pixels + p_pixels, mask=n < N, other=0.0)
         r = inverse(norm)
         along *= r
-        if target_similarity is not None:
-            label, share = load_own(a, b, n, K, N, ignore_index)
+        if a.own is not None:
+            label = load_labels(a.labels, b, n, K, N, ignore_index)
+            p_stats = pull_stats + b.to(tl.int64) * (K + 1)
+            share = -tl.load(grad_pull) / tl.load(p_stats)
+            share /= tl.load(p_stats + 1 + label, mask=label >= 0, other=float("inf"))
             along += r * share * tl.load(target_similarity + p_pixels, mask=label >= 0, other=0.0)
+            tl.store(a.own + p_pixels, share, mask=n < N)
         along = tl.where(norm < 1e-12, 0.0, r * along)  # a norm below the least is a constant
     tl.store(out + p_pixels, along, mask=n < N)
 
@@ -207,7 +208,7 @@ def gradients(x, rows, a, along, grad, out, mass, lowest, ignore_index, tiles, g
                 columns = operand(values, tile)
             else:
                 columns = values.to(tile.DTYPE)
-        if a.grad_pull is not None:
+        if a.own is not None:
             label, share = load_own(a, b, n, K, N, ignore_index)
         sums_so_far, sums, masses_so_far, masses = sums, (), masses, ()
         for i in tl.static_range(len(ks)):
@@ -218,7 +219,7 @@ def gradients(x, rows, a, along, grad, out, mass, lowest, ignore_index, tiles, g
             if mass is not None:
                 masses += (masses_so_far[i] + tl.sum(weights, 1),)
             if grad.data is not None:
-                if a.grad_pull is not None:
+                if a.own is not None:
                     weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
                 # [BC, k] @ [k, BN]
                 moved = dot(kept[i], operand(weights, tile), moved, tile)
@@ -250,14 +251,14 @@ def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
     chunk, b, n = locate(chunks, tiles, tile.BN)
     c = chunk * tile.BC + tl.arange(0, tile.BC)
     at = load_pixels(a, b, n, rows.K, N, ignore_index, tile)
-    if a.grad_pull is not None:
+    if a.own is not None:
         label, share = load_own(a, b, n, rows.K, N, ignore_index)
     moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
     for k0 in range(0, rows.K, tile.BK):
         ks = class_blocks(k0, tile)
         for i in tl.static_range(len(ks)):
             weights = weigh(a, at, b, n, ks[i], rows.K, N, tile)
-            if a.grad_pull is not None:
+            if a.own is not None:
                 weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
             # [BC, k] @ [k, BN]
             moved = dot(load_rows(rows, b, c, ks[i]), operand(weights, tile), moved, tile)

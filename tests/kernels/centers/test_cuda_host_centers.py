@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import cuda_host
 import pytest
 import test_centers
 import torch
-from centers_cases import JOBS, NAMED, Case, against_reference, double, make, run
+from aten_launches import outermost
+from centers_cases import JOBS, NAMED, Case, against_reference, double, learning, make, run
 from cuda_host.fixtures import device, shim  # noqa: F401
 from test_centers import (  # noqa: F401
     FAMILY,
@@ -39,6 +41,7 @@ from tolerances import assert_as_good
 
 import metricseg_kernels as mk
 from metricseg_kernels.centers import cuda, op
+from metricseg_kernels.core import checks
 
 # more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
 TILES = Case("tiles", (1, 9, 16), 136, 37, label_dtype=torch.uint8)
@@ -170,6 +173,40 @@ def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -
             run(JOBS[name], make(case, torch.bfloat16), case, backend=backend)
 
 
+@pytest.mark.parametrize("job, dtype, most", [
+    ("pulled", torch.float32, (5, 5)), ("pulled", torch.bfloat16, (5, 4)), ("soft", torch.float32, (3, 4)),
+    ("soft", torch.bfloat16, (3, 4)), ("hard", torch.float32, (5, 2)),
+])  # fmt: skip
+def test_launches_of_small_calls(
+    job: str,
+    dtype: torch.dtype,
+    most: tuple[int, int],
+    shim: ModuleType,  # noqa: F811
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels of ours and of ATen, forward and backward; no kernel runs."""
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    case = Case("small", (2, 32, 64), 256, 19)
+    inputs = learning(make(case, dtype), JOBS[job].learn)
+    counts = []
+
+    def count(step: Callable[[], Any]) -> Any:
+        shim.record(True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = step()
+        operators = list(outermost([e for e in profile.events() if e.cpu_parent is None]))
+        counts.append((operators, [launch[0] for launch in shim.recorded()]))
+        shim.record(False)
+        return out
+
+    out = count(lambda: JOBS[job].call(inputs, case, backend=backend))
+    outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+    leaves, upstream = [getattr(inputs, name) for name in JOBS[job].learn], list(map(torch.ones_like, outputs))
+    count(lambda: torch.autograd.grad(outputs, leaves, upstream))
+    assert [len(operators) + len(kernels) for operators, kernels in counts] == list(most), counts
+
+
 ASAN_SCRIPT = """
 rng = np.random.default_rng(0)
 def values(*shape, dtype):
@@ -183,20 +220,26 @@ for B, C, h, w, K, dtype, acc in [(2, 5, 7, 11, 19, "f4", "f4"), (1, 136, 4, 40,
     labels = rng.integers(-1, K + 1, (B, h, w))
     pixels = lambda: np.empty((B, h, w), acc)
     for exact in (True, False):
-        m.set_exact(exact)
         for metric, map, groups in (("cosine", x, 1), ("euclidean", last, B)):
             weights, logits, grad = values(groups, K, C, dtype=acc), values(B, K, h, w, dtype=dtype), np.empty_like(map)
             bias, norms, target = (None, pixels(), pixels()) if metric == "cosine" else (values(groups, K, dtype=acc), None, None)
             some = labels if target is not None else None
-            m.similarity_fwd_kernel(map, weights, bias, some, metric, 2.0, 255, logits, target, norms)
-            grad_target = None if target is None else values(B, h, w, dtype=acc)
-            m.similarity_bwd_kernel(values(B, K, h, w, dtype=dtype), grad_target, map, weights, some, norms, metric, 2.0,
-                                    255, logits, target, grad, np.empty_like(weights))
-            for assignment in (values(B, K, h, w, dtype=dtype), labels):
-                sums, mass = np.empty((B, K, C), acc), np.empty((B, K), acc)
-                m.class_sums_fwd_kernel(map, assignment, 255, sums, mass)
-                to = np.empty_like(assignment) if assignment.ndim == 4 else None
-                m.class_sums_bwd_kernel(sums, mass, map, assignment, 255, grad, to)
+            given = values(groups, K, C, dtype=dtype)
+            m.fold_rows_fwd_kernel(given, metric, 2.0, 1e-12, weights, bias)
+            m.fold_rows_bwd_kernel(weights, bias, given, metric, 2.0, 1e-12, np.empty_like(given))
+            m.pixel_similarity_fwd_kernel(map, weights, bias, some, metric, 2.0, 255, 1e-12, exact, logits, target, norms)
+            pull, stats = (None, None) if target is None else (np.empty((), acc), np.empty((B, 1 + K), acc))
+            if target is not None:
+                m.center_pull_fwd_kernel(target, labels, 2.0, 255, pull, stats)
+            m.pixel_similarity_bwd_kernel(values(B, K, h, w, dtype=dtype), pull, stats, map, weights, some, norms, metric,
+                                          2.0, 255, 1e-12, exact, logits, target, grad, np.empty_like(weights))
+            centers, totals, present = values(B, K, C, dtype=dtype), np.empty((B, K), acc), np.empty((B, K), bool)
+            members, kept = values(B, K, h, w, dtype=dtype), None if dtype == acc else np.empty((B, K, C), acc)
+            m.soft_class_means_fwd_kernel(map, members, exact, 1e-6, True, centers, kept, totals, present)
+            m.soft_class_means_bwd_kernel(centers, centers if kept is None else kept, totals, map, members, exact, grad,
+                                          np.empty_like(members))
+            m.hard_class_means_fwd_kernel(map, labels, 255, 1e-6, True, centers, totals, present)
+            m.hard_class_means_bwd_kernel(centers, totals, labels, 255, grad)
 print("clean")
 """
 
