@@ -132,8 +132,8 @@ def load_own(a, b, n, K, N, ignore_index):
 
 
 @triton.jit(do_not_specialize=VARYING)
-def along_pixels(a, logits, target_similarity, grad_pull, pull_stats, out, square: tl.float64, ignore_index, K, N, tiles,
-                 BK: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+def along_pixels(a, logits, target_similarity, grad_pull, pull_stats, out, square: tl.float64, ignore_index, K, N,
+                 tiles, BK: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k
     G_k; and O, own [B, N], as pull.py has it."""
     _, b, n = locate(1, tiles, BN)
