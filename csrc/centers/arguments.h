@@ -13,7 +13,7 @@ namespace metricseg::centers {
 
 template <typename Tensor>
 struct SimilarityArguments {
-  std::optional<Tensor> grad_logits, grad_target_similarity;  // backward only
+  std::optional<Tensor> grad_logits, grad_pull, pull_stats;  // backward only
   Tensor features, weights;
   std::optional<Tensor> bias, labels;
   std::string metric;
@@ -47,32 +47,60 @@ struct SimilarityArguments {
     p.target_similarity = data_of<T>(target_similarity);
     p.norms = data_of<T>(norms);
     p.grad_logits = map_of(grad_logits);
-    p.grad_target_similarity = map_of(grad_target_similarity);
+    p.grad_pull = data_of<T>(grad_pull);
+    p.pull_stats = data_of<T>(pull_stats);
     p.grad_features = map_of(grad_features);
     p.grad_weights = data_of<T>(grad_weights);
     return p;
   }
 };
 
+// Outputs of the means, or their gradient and what forward kept. Centers are [B, K, C].
 template <typename Tensor>
-struct SoftSumsArguments {
-  Tensor features, logits, sums, mass;  // backward: the gradients of the last two
+struct MeansArguments {
+  double least;
+  bool by_mass;
+  Tensor centers;  // backward: their gradient
+  std::optional<Tensor> kept;
+  Tensor totals;
+  std::optional<Tensor> present;  // forward
+
+  template <typename T>
+  MeansParams<T> params() const {
+    return {size_of(totals, 0), size_of(totals, 1), size_of(centers, 2), static_cast<T>(least), by_mass,
+            map_of(centers),    data_of<T>(kept),   data_of<T>(totals),  data_of<bool>(present)};
+  }
+  template <typename T>
+  MeansGradParams<T> grad_params() const {
+    return {size_of(totals, 0),
+            size_of(totals, 1),
+            size_of(centers, 2),
+            map_of(centers),
+            map_of(kept),
+            data_of<T>(totals),
+            nullptr,
+            nullptr};
+  }
+};
+
+template <typename Tensor>
+struct SoftArguments {
+  Tensor features, logits;
   bool exact;
+  MeansArguments<Tensor> means;
   std::optional<Tensor> grad_features, grad_logits;  // backward only
 
   template <typename T>
-  SoftSumsParams<T> params() const {
-    SoftSumsParams<T> p{};
+  SoftParams<T> params() const {
+    SoftParams<T> p{};
     p.batch = size_of(features, 0);
     p.channels = size_of(features, 1);
     p.height = size_of(features, 2);
     p.width = size_of(features, 3);
-    p.classes = size_of(sums, 1);
+    p.classes = size_of(logits, 1);
     p.features = map_of(features);
     p.logits = map_of(logits);
     p.exact = exact;
-    p.sums = data_of<T>(sums);
-    p.mass = data_of<T>(mass);
     p.grad_features = map_of(grad_features);
     p.grad_logits = map_of(grad_logits);
     return p;
@@ -80,11 +108,10 @@ struct SoftSumsArguments {
 };
 
 template <typename Tensor>
-struct HardSumsArguments {
+struct HardArguments {
   Tensor features, labels;  // backward: features are their gradient
   int64_t ignore_index;
-  Tensor sums;  // backward: their gradient
-  std::optional<Tensor> mass;
+  MeansArguments<Tensor> means;
 
   template <typename T>
   LabelSumsParams<T> params() const {
@@ -95,13 +122,59 @@ struct HardSumsArguments {
     p.channels = size_of(features, 1);
     p.height = size_of(features, 2);
     p.width = size_of(features, 3);
-    p.of_image = p.image_step = size_of(sums, 1);
+    p.of_image = p.image_step = size_of(means.totals, 1);
     p.classes = p.batch * p.of_image;
     p.ignore_index = ignore_index;
-    p.sums = data_of<T>(sums);
     p.sums_row = p.channels;
     p.sums_column = 1;
-    p.mass = data_of<T>(mass);
+    return p;
+  }
+};
+
+template <typename Tensor>
+struct FoldArguments {
+  Tensor centers;
+  std::string metric;
+  double scale, eps;
+  Tensor weights;  // backward: their gradient, and of the bias
+  std::optional<Tensor> bias, grad;
+
+  template <typename T>
+  FoldParams<T> params() const {
+    FoldParams<T> p{};
+    p.rows = size_of(weights, 0) * size_of(weights, 1);
+    p.channels = size_of(weights, 2);
+    p.centers = map_of(centers);
+    p.metric = metric == "cosine" ? Metric::cosine : metric == "dot" ? Metric::dot : Metric::euclidean;
+    p.scale = static_cast<T>(scale);
+    p.eps = static_cast<T>(eps);
+    p.weights = data_of<T>(weights);
+    p.bias = data_of<T>(bias);
+    p.grad = map_of(grad);
+    return p;
+  }
+};
+
+template <typename Tensor>
+struct PullArguments {
+  Tensor target_similarity, labels;
+  double scale;
+  int64_t ignore_index;
+  Tensor pull, stats;
+
+  template <typename T>
+  PullParams<T> params() const {
+    PullParams<T> p{};
+    p.batch = size_of(labels, 0);
+    p.height = size_of(labels, 1);
+    p.width = size_of(labels, 2);
+    p.classes = size_of(stats, 1) - 1;
+    p.target_similarity = data_of<T>(target_similarity);
+    p.labels = map_of(labels);
+    p.scale = static_cast<T>(scale);
+    p.ignore_index = ignore_index;
+    p.pull = data_of<T>(pull);
+    p.stats = data_of<T>(stats);
     return p;
   }
 };
@@ -112,6 +185,7 @@ void similarity_fwd_kernel(Tensor features, Tensor weights, std::optional<Tensor
                            std::string metric, double scale, int64_t ignore_index, double eps, bool exact,
                            Tensor logits, std::optional<Tensor> target_similarity, std::optional<Tensor> norms) {
   run({{},
+       {},
        {},
        features,
        weights,
@@ -130,13 +204,14 @@ void similarity_fwd_kernel(Tensor features, Tensor weights, std::optional<Tensor
 }
 
 template <typename Tensor, void (*run)(const SimilarityArguments<Tensor>&)>
-void similarity_bwd_kernel(Tensor grad_logits, std::optional<Tensor> grad_target_similarity, Tensor features,
-                           Tensor weights, std::optional<Tensor> labels, std::optional<Tensor> norms,
+void similarity_bwd_kernel(Tensor grad_logits, std::optional<Tensor> grad_pull, std::optional<Tensor> pull_stats,
+                           Tensor features, Tensor weights, std::optional<Tensor> labels, std::optional<Tensor> norms,
                            std::string metric, double scale, int64_t ignore_index, double eps, bool exact,
                            std::optional<Tensor> logits, std::optional<Tensor> target_similarity,
                            std::optional<Tensor> grad_features, std::optional<Tensor> grad_weights) {
   run({grad_logits,
-       grad_target_similarity,
+       grad_pull,
+       pull_stats,
        features,
        weights,
        {},
@@ -153,25 +228,45 @@ void similarity_bwd_kernel(Tensor grad_logits, std::optional<Tensor> grad_target
        grad_weights});
 }
 
-template <typename Tensor, void (*run)(const SoftSumsArguments<Tensor>&)>
-void soft_sums_fwd_kernel(Tensor features, Tensor logits, bool exact, Tensor sums, Tensor mass) {
-  run({features, logits, sums, mass, exact, {}, {}});
+template <typename Tensor, void (*run)(const SoftArguments<Tensor>&)>
+void soft_means_fwd_kernel(Tensor features, Tensor logits, bool exact, double least, bool by_mass, Tensor centers,
+                           std::optional<Tensor> kept, Tensor totals, Tensor present) {
+  run({features, logits, exact, {least, by_mass, centers, kept, totals, present}, {}, {}});
 }
 
-template <typename Tensor, void (*run)(const SoftSumsArguments<Tensor>&)>
-void soft_sums_bwd_kernel(Tensor grad_sums, Tensor grad_mass, Tensor features, Tensor logits, bool exact,
-                          std::optional<Tensor> grad_features, std::optional<Tensor> grad_logits) {
-  run({features, logits, grad_sums, grad_mass, exact, grad_features, grad_logits});
+template <typename Tensor, void (*run)(const SoftArguments<Tensor>&)>
+void soft_means_bwd_kernel(Tensor grad, std::optional<Tensor> means, Tensor totals, Tensor features, Tensor logits,
+                           bool exact, std::optional<Tensor> grad_features, std::optional<Tensor> grad_logits) {
+  run({features, logits, exact, {0.0, false, grad, means, totals, {}}, grad_features, grad_logits});
 }
 
-template <typename Tensor, void (*run)(const HardSumsArguments<Tensor>&)>
-void hard_sums_fwd_kernel(Tensor features, Tensor labels, int64_t ignore_index, Tensor sums, Tensor mass) {
-  run({features, labels, ignore_index, sums, mass});
+template <typename Tensor, void (*run)(const HardArguments<Tensor>&)>
+void hard_means_fwd_kernel(Tensor features, Tensor labels, int64_t ignore_index, double least, bool by_mass,
+                           Tensor centers, Tensor totals, Tensor present) {
+  run({features, labels, ignore_index, {least, by_mass, centers, {}, totals, present}});
 }
 
-template <typename Tensor, void (*run)(const HardSumsArguments<Tensor>&)>
-void hard_sums_bwd_kernel(Tensor grad_sums, Tensor labels, int64_t ignore_index, Tensor grad_features) {
-  run({grad_features, labels, ignore_index, grad_sums, {}});
+template <typename Tensor, void (*run)(const HardArguments<Tensor>&)>
+void hard_means_bwd_kernel(Tensor grad, Tensor totals, Tensor labels, int64_t ignore_index, Tensor grad_features) {
+  run({grad_features, labels, ignore_index, {0.0, false, grad, {}, totals, {}}});
+}
+
+template <typename Tensor, void (*run)(const FoldArguments<Tensor>&)>
+void fold_fwd_kernel(Tensor centers, std::string metric, double scale, double eps, Tensor weights,
+                     std::optional<Tensor> bias) {
+  run({centers, metric, scale, eps, weights, bias, {}});
+}
+
+template <typename Tensor, void (*run)(const FoldArguments<Tensor>&)>
+void fold_bwd_kernel(Tensor grad_weights, std::optional<Tensor> grad_bias, Tensor centers, std::string metric,
+                     double scale, double eps, Tensor grad) {
+  run({centers, metric, scale, eps, grad_weights, grad_bias, grad});
+}
+
+template <typename Tensor, void (*run)(const PullArguments<Tensor>&)>
+void pull_kernel(Tensor target_similarity, Tensor labels, double scale, int64_t ignore_index, Tensor pull,
+                 Tensor stats) {
+  run({target_similarity, labels, scale, ignore_index, pull, stats});
 }
 
 }  // namespace metricseg::centers

@@ -51,8 +51,10 @@ struct ProjectParams {
   T* target_similarity;
   T* norms;
   View input;  // [B, M, h, w] or absent: features of spread, logits of soft
-  // spread: out = product - along features
-  const T* along;  // [B, number_stride] or absent, with the features
+  // spread: out = product - along features + own rows_label
+  const T* along;         // [B, number_stride] or absent, with the features
+  const T* own;           // [B, number_stride] or absent
+  const int* own_labels;  // [B, number_stride], with own
   int64_t number_stride;
   // soft
   const T* lse;        // [B, number_stride]
@@ -90,12 +92,37 @@ struct ProjectPlace {
 template <typename T, int MT>
 using Sums = T[MT][4][4];
 
+// What the epilogues need of the block's pixels, in shared memory.
+template <typename T>
+struct Columns {
+  T* shares;    // [groups, 128] of |x|^2; soft: [2, 128] of sum_j M_j m_j
+  T* factors;   // [128] r; along; or lse
+  T* shifts;    // [128] square |x|^2; own; or sum_j M_j m_j
+  int* labels;  // [128], negative for none
+  T* free;      // shared memory behind them
+};
+
+// staged [rows, 128] += own w_label, from the first row on
+template <typename Kind, int Stride, typename T>
+__device__ __forceinline__ void add_own(const ProjectParams<T>& p, const Place& place, const Columns<T>& c, T* staged) {
+  const auto* const rows = static_cast<const typename Kind::Operand*>(p.rows) + place.image * p.row_image;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < place.rows * kPixels; i += kProductThreads) {
+    const int n = i % kPixels, label = c.labels[n];
+    const int64_t row = place.first_row + i / kPixels;
+    if (label < 0 || row >= p.row_count) continue;
+    staged[i / kPixels * Stride + n] += c.shifts[n] * widen<T>(rows[row * p.padded_depth + label]);
+  }
+  __syncthreads();
+}
+
 // Products through shared memory, kRows at a time: filled with the input if there is one, then f(row, values, staged)
 // looks at a lane's values of a row, pixels 8 j + 2 (lane % 4) + e of the warp, and at staged[8 j + e], which is written
 // to the output if it `stores`. The loops are not unrolled: an epilogue is compiled once, not for each fragment.
-template <typename T, int MT, typename F>
+template <typename Kind, int MT, typename T, typename F>
 __device__ __forceinline__ void each_row(const ProjectParams<T>& p, const ProjectPlace& at, const Sums<T, MT>& sums,
-                                         T* stage, bool stores, F f) {
+                                         const Columns<T>& c, bool stores, F f) {
+  T* const stage = c.free;
   constexpr int kRows = MT == 1 ? 32 : 64, kStride = kPixels + 8;
   const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll 1
@@ -123,19 +150,10 @@ __device__ __forceinline__ void each_row(const ProjectParams<T>& p, const Projec
     }
     if (!stores) continue;
     __syncthreads();
+    if (p.own) add_own<Kind, kStride>(p, place, c, stage);
     store_tile<T, kRows, kPixels, kStride>(p.out, place, stage);
   }
 }
-
-// What the epilogues need of the block's pixels, in shared memory.
-template <typename T>
-struct Columns {
-  T* shares;    // [groups, 128] of |x|^2; soft: [2, 128] of sum_j M_j m_j
-  T* factors;   // [128] r; along; or lse
-  T* shifts;    // [128] square |x|^2; or sum_j M_j m_j
-  int* labels;  // [128], negative for none
-  T* free;      // shared memory behind them
-};
 
 template <typename T>
 __device__ __forceinline__ Columns<T> make_columns(const ProjectParams<T>& p, const ProjectPlace& at, T* smem,
@@ -166,6 +184,10 @@ __device__ __forceinline__ Columns<T> make_columns(const ProjectParams<T>& p, co
   } else {
     const T* const numbers = p.epilogue == Epilogue::spread ? p.along : p.lse;
     factor = numbers && n < pixels ? numbers[at.image * p.number_stride + n] : T(0);
+    if (p.own && n < pixels) {
+      shift = p.own[at.image * p.number_stride + n];
+      label = p.own_labels[at.image * p.number_stride + n];
+    }
     if (p.epilogue == Epilogue::soft_of_shares && n < pixels) {
       for (int i = 0; i < p.blocks; ++i) shift += p.shares[i * p.all_pixels + place];
     }
@@ -198,9 +220,9 @@ __device__ __forceinline__ void share_means(const ProjectParams<T>& p, const Pro
 }
 
 // similarity: r <x, w> + bias - square |x|^2
-// spread:     product - along x
+// spread:     product - along x + own w_label
 // soft:       M (m - sum_j M_j m_j), in two passes: first the sum, or this block's share of it, then the result
-template <typename T, int MT>
+template <typename Kind, int MT, typename T>
 __device__ __forceinline__ void finish(const ProjectParams<T>& p, const ProjectPlace& at, const Sums<T, MT>& sums,
                                        T* smem, int groups) {
   const Columns<T> c = make_columns(p, at, smem, groups);
@@ -210,7 +232,7 @@ __device__ __forceinline__ void finish(const ProjectParams<T>& p, const ProjectP
 #pragma unroll 1
   for (int pass = p.epilogue == Epilogue::soft || passes == 1 ? 0 : 1; pass < passes; ++pass) {
     T means[4][2] = {};
-    each_row<T, MT>(p, at, sums, c.free, pass == 1, [&](int row, const T(&values)[4][2], T* staged) {
+    each_row<Kind, MT>(p, at, sums, c, pass == 1, [&](int row, const T(&values)[4][2], T* staged) {
       const bool known = row < p.row_count;
       T added = 0;
       if (known && similar && p.bias) added = p.bias[at.image * p.bias_image + row];
@@ -315,7 +337,7 @@ __global__ void __launch_bounds__(kProductThreads, (ProjectTile<Kind, MT>::kBloc
     __syncthreads();
   }
   // computed anew: it would take registers in the loop
-  finish<T, MT>(p, ProjectPlace::of(p, opaque(index)), sums, values, kGroups);
+  finish<Kind, MT>(p, ProjectPlace::of(p, opaque(index)), sums, values, kGroups);
 }
 
 }  // namespace metricseg::centers

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../engines/pixel_rows/label_sums.cuh"
+#include "pull.cuh"
 #include "sums.cuh"
 #include "weigh.cuh"
 
@@ -47,35 +47,38 @@ void dispatch_rows(const RowBlocks& blocks, const F& f) {
   f(std::integral_constant<int, 1>());
 }
 
-// Rows [images, M, J] as operands [images, padded M, padded J] in scratch.
+// Rows [images, M, J] as operands [images, padded M, padded J] in scratch, which r then describes.
 template <typename Kind, typename T, typename Device>
-const void* make_rows(Device& device, RowsParams<T> r, int64_t images) {
+void allocate_rows(Device& device, RowsParams<T>& r, int64_t images) {
   r.count = images * r.padded_rows * r.padded_columns;
-  auto* const operands = device.template scratch<typename Kind::Operand>(r.count);
-  if (r.count > 0) {
-    device.launch(rows_kernel<Kind>, ceil_div(r.count, kProductThreads), kProductThreads, 0, r, operands);
-  }
-  return operands;
+  r.to = device.template scratch<typename Kind::Operand>(r.count);
 }
 
-// The product of rows [images, M, J], with these strides, and p.x.
+// The rows that the product of rows [images, M, J], with these strides, and p.x takes; p is completed.
 template <typename Kind, typename T, typename Device>
-void project(Device& device, ProjectParams<T> p, int64_t batch, const T* rows, int64_t images, int64_t image_stride,
-             int64_t row_stride, int64_t column_stride) {
+RowsParams<T> plan_product(Device& device, ProjectParams<T>& p, const T* rows, int64_t images, int64_t image_stride,
+                           int64_t row_stride, int64_t column_stride) {
   const RowBlocks blocks = make_row_blocks<Kind>(p.row_count);
   constexpr int kDepth = ProjectTile<Kind, 1>::kDepth;
   p.padded_depth = ceil_div(p.depth, kDepth) * kDepth;
   p.blocks = blocks.blocks;
   p.block_rows = blocks.rows;
   p.tiles = static_cast<int>(ceil_div(p.x.pixels, kPixels));
-  if (batch * p.tiles == 0) return;
   const int64_t padded = int64_t(p.blocks) * p.block_rows;
-  p.rows = make_rows<Kind, T>(
-      device, {rows, image_stride, row_stride, column_stride, p.row_count, p.depth, padded, p.padded_depth, 0}, images);
+  RowsParams<T> r{rows,   image_stride,   row_stride, column_stride, p.row_count, p.depth,
+                  padded, p.padded_depth, 0,          nullptr};
+  allocate_rows<Kind>(device, r, images);
+  p.rows = r.to;
   p.row_image = images > 1 ? padded * p.padded_depth : 0;
+  return r;
+}
+
+template <typename Kind, typename T, typename Device>
+void project(Device& device, ProjectParams<T> p, int64_t batch) {
+  if (batch * p.tiles == 0) return;
   const auto launch = [&](Epilogue epilogue) {
     p.epilogue = epilogue;
-    dispatch_rows<Kind>(blocks, [&](auto mt) {
+    dispatch_rows<Kind>(make_row_blocks<Kind>(p.row_count), [&](auto mt) {
       constexpr int kTiles = decltype(mt)::value;
       device.launch(project_kernel<Kind, kTiles>, batch * p.tiles * p.blocks, kProductThreads,
                     ProjectTile<Kind, kTiles>::kSmem, p);
@@ -95,9 +98,10 @@ void join_parts(Device& device, const T* from, int64_t groups, int64_t parts, in
   if (blocks > 0) device.launch(join_parts_kernel<T>, blocks, kProductThreads, 0, from, parts, count, to);
 }
 
-// to [groups, K, C] = A X^T over the images of each group; with p.grad, T too.
+// p.out [groups, p.parts, K, C]: A X^T over the parts of each group, in scratch unless `to` can take it; with p.grad, T
+// too.
 template <typename Kind, int MT, bool Spreads, typename T, typename Device>
-void sum_pixels(Device& device, SumsParams<T> p, int64_t groups, T* to) {
+void sum_parts(Device& device, SumsParams<T>& p, int64_t groups, T* to) {
   using Tile = SumsTile<Kind, MT, Spreads>;
   p.tiles = static_cast<int>(ceil_div(p.x.pixels, Tile::kDepth));
   const int64_t all = p.images * p.tiles, others = int64_t(p.blocks) * p.chunks * groups;
@@ -106,10 +110,15 @@ void sum_pixels(Device& device, SumsParams<T> p, int64_t groups, T* to) {
   // one wave of blocks, or four if that would not be whole: each part costs a row of sums
   const int64_t wanted = slots / others >= 4 ? slots / others : ceil_div(4 * slots, others);
   p.parts = static_cast<int>(std::max<int64_t>(std::min(wanted, all), 1));
-  p.out = p.parts == 1 ? to : device.template scratch<T>(groups * p.parts * count);
+  p.out = to && p.parts == 1 ? to : device.template scratch<T>(groups * p.parts * count);
   p.stages = Tile::smem(Tile::kStages) <= device.limits().smem ? Tile::kStages : 2;
   device.launch(sums_kernel<Kind, MT, Spreads>, others * p.parts, kProductThreads, Tile::smem(p.stages), p);
-  if (p.parts > 1) join_parts(device, p.out, groups, p.parts, count, to);
+}
+
+template <typename Kind, typename T, typename Device>
+void sum_parts(Device& device, SumsParams<T>& p, int64_t groups, T* to) {
+  dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes),
+                      [&](auto mt) { sum_parts<Kind, decltype(mt)::value, false>(device, p, groups, to); });
 }
 
 template <typename Kind, typename T>
@@ -126,13 +135,6 @@ SumsParams<T> make_sums(const View& a, const View& x, int64_t batch, int64_t gro
   p.blocks = blocks.blocks;
   p.chunks = static_cast<int>(ceil_div(channels, kChannels));
   return p;
-}
-
-template <typename Kind, typename T, typename Device>
-void sum_pixels(Device& device, const SumsParams<T>& p, int64_t groups, T* to) {
-  if (groups * p.channels == 0) return;
-  dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes),
-                      [&](auto mt) { sum_pixels<Kind, decltype(mt)::value, false>(device, p, groups, to); });
 }
 
 // A [B, K, h w] operands in scratch, rows of whole vectors; p is completed.
@@ -168,24 +170,13 @@ void similarity_fwd(Device& device, const SimilarityParams<T>& s) {
     p.eps = s.eps;
     p.target_similarity = s.target_similarity;
     p.norms = s.norms;
-    project<decltype(kind)>(device, p, s.batch, s.weights, s.weight_images, s.classes * s.channels, s.channels, 1);
+    using Kind = decltype(kind);
+    const RowsParams<T> rows =
+        plan_product<Kind>(device, p, s.weights, s.weight_images, s.classes * s.channels, s.channels, 1);
+    if (s.batch * p.tiles == 0) return;
+    if (rows.count > 0) device.launch(rows_kernel<Kind>, rows.blocks(), kProductThreads, 0, rows);
+    project<Kind>(device, p, s.batch);
   });
-}
-
-// Features' gradient T = W^T A, less along x.
-template <typename Kind, typename T, typename Device>
-void spread(Device& device, const View& a, const View& features, const View& out, const T* along, int64_t number_stride,
-            int64_t batch, int64_t channels, int64_t classes, const T* rows, int64_t images) {
-  ProjectParams<T> p{};
-  p.epilogue = Epilogue::spread;
-  p.x = a;
-  p.depth = classes;
-  p.row_count = channels;
-  p.out = out;
-  if (along) p.input = features;
-  p.along = along;
-  p.number_stride = number_stride;
-  project<Kind>(device, p, batch, rows, images, classes * channels, 1, channels);
 }
 
 // Arguments of `weigh` that all calls share.
@@ -200,30 +191,78 @@ WeighParams<T> make_weigh(const Map& from, int64_t batch, int64_t classes, int64
   return w;
 }
 
-// S and T in one walk over the features. False if a kernel does not take it.
+// The features' gradient T = W^T A; rows are W [images, K, C].
 template <typename Kind, typename T, typename Device>
-bool sum_and_spread(Device& device, const SimilarityParams<T>& s, const WeighParams<T>& w, SumsParams<T> p) {
+ProjectParams<T> plan_spread(Device& device, WeighParams<T>& w, const View& a, const View& out, int64_t channels,
+                             const T* rows, int64_t images) {
+  ProjectParams<T> p{};
+  p.epilogue = Epilogue::spread;
+  p.x = a;
+  p.depth = w.classes;
+  p.row_count = channels;
+  p.out = out;
+  w.rows[0] = plan_product<Kind>(device, p, rows, images, w.classes * channels, 1, channels);
+  return p;
+}
+
+// Whether one kernel makes S and T in one walk over the features.
+template <typename Kind, typename T, typename Device>
+bool takes_both(Device& device, const SumsParams<T>& p) {
+  bool taken = false;
   if constexpr (Kind::kTensorCores) {
     if (p.blocks > 1 || (p.x.lasts && !p.grad.lasts)) return false;
-    bool taken = false;
-    dispatch_rows<Kind>(make_row_blocks<Kind>(s.classes), [&](auto mt) {
-      constexpr int kTiles = decltype(mt)::value;
-      if (SumsTile<Kind, kTiles, true>::smem(2) > device.limits().smem) return;
-      taken = true;
-      const int64_t padded = int64_t(p.chunks) * kChannels;
-      p.weights = make_rows<Kind, T>(
-          device, {s.weights, s.classes * s.channels, 1, s.channels, s.channels, s.classes, padded, p.block_rows, 0},
-          s.weight_images);
-      p.weight_group = s.weight_images > 1 ? padded * p.block_rows : 0;
-      p.along = w.along;
-      p.own = w.own;
-      p.own_labels = w.own_labels;
-      p.number_stride = w.stride;
-      sum_pixels<Kind, kTiles, true>(device, p, s.weight_images, s.grad_weights);
+    dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes), [&](auto mt) {
+      taken = SumsTile<Kind, decltype(mt)::value, true>::smem(2) <= device.limits().smem;
     });
-    return taken;
   }
-  return false;
+  return taken;
+}
+
+// W of `sum_and_spread`; p is completed.
+template <typename Kind, typename T, typename Device>
+void plan_both(Device& device, const SimilarityParams<T>& s, WeighParams<T>& w, SumsParams<T>& p) {
+  const int64_t padded = int64_t(p.chunks) * kChannels;
+  w.rows[0] = {s.weights, s.classes * s.channels, 1, s.channels, s.channels, s.classes,
+               padded,    p.block_rows,           0, nullptr};
+  allocate_rows<Kind>(device, w.rows[0], s.weight_images);
+  p.weights = w.rows[0].to;
+  p.weight_group = s.weight_images > 1 ? padded * p.block_rows : 0;
+  p.along = w.along;
+  p.own = w.own;
+  p.own_labels = w.own_labels;
+  p.number_stride = w.stride;
+}
+
+template <typename Kind, typename T, typename Device>
+void sum_and_spread(Device& device, SumsParams<T>& p, int64_t groups, T* to) {
+  if constexpr (Kind::kTensorCores) {
+    dispatch_rows<Kind>(make_row_blocks<Kind>(p.classes),
+                        [&](auto mt) { sum_parts<Kind, decltype(mt)::value, true>(device, p, groups, to); });
+  }
+}
+
+// `weigh_gradient`'s arguments, with what it leaves in scratch.
+template <typename T, typename Device>
+WeighParams<T> plan_gradient(Device& device, const SimilarityParams<T>& s, bool spreads) {
+  WeighParams<T> w = make_weigh<T>(s.grad_logits, s.batch, s.classes, s.height, s.width);
+  const int64_t numbers = w.batch * w.stride;
+  w.norms = s.norms;
+  w.square = s.square;
+  w.eps = s.eps;
+  if (s.grad_pull) {
+    w.labels = s.labels;
+    w.ignore_index = s.ignore_index;
+    w.grad_pull = s.grad_pull;
+    w.pull_stats = s.pull_stats;
+    w.target_similarity = s.target_similarity;
+    w.own = device.template scratch<T>(numbers);
+    w.own_labels = device.template scratch<int>(numbers);
+  }
+  if (spreads && (s.cosine || s.square != T(0))) {
+    w.along = device.template scratch<T>(numbers);
+    if (s.cosine) w.logits = s.logits;
+  }
+  return w;
 }
 
 template <typename T, typename Device>
@@ -238,85 +277,97 @@ void similarity_bwd(Device& device, const SimilarityParams<T>& s) {
   dispatch_kind<T>(s.features.type, s.exact, [&](auto kind) {
     using Kind = decltype(kind);
     const View features = make_view(s.features, s.batch, s.channels, s.height, s.width);
-    WeighParams<T> w = make_weigh<T>(s.grad_logits, s.batch, s.classes, s.height, s.width);
-    const int64_t numbers = w.batch * w.stride;
-    w.norms = s.norms;
-    w.square = s.square;
-    w.eps = s.eps;
-    if (s.grad_target_similarity) {
-      w.labels = s.labels;
-      w.ignore_index = s.ignore_index;
-      w.grad_target = make_view(s.grad_target_similarity, s.batch, 1, s.height, s.width);
-      w.target_similarity = s.target_similarity;
-      w.own = device.template scratch<T>(numbers);
-      w.own_labels = device.template scratch<int>(numbers);
-    }
-    if (spreads && (s.cosine || s.square != T(0))) {
-      w.along = device.template scratch<T>(numbers);
-      if (s.cosine) w.logits = s.logits;
-    }
+    WeighParams<T> w = plan_gradient(device, s, spreads);
     const View a = allocate_a<Kind>(device, w);
-    device.launch(weigh_gradient_kernel<Kind>, s.batch * w.tiles, kProductThreads, 0, w);
     SumsParams<T> p = make_sums<Kind, T>(a, features, s.batch, groups, s.classes, s.channels);
     if (spreads) p.grad = make_view(s.grad_features, s.batch, s.channels, s.height, s.width);
-    if (spreads && s.grad_weights && sum_and_spread<Kind>(device, s, w, p)) return;
-    if (s.grad_weights) sum_pixels<Kind>(device, p, groups, s.grad_weights);
-    if (!spreads) return;
-    if (w.labels) {
-      device.launch(add_own_kernel<Kind>, ceil_div(s.batch * s.pixels(), kProductThreads), kProductThreads, 0, w);
+    const bool both = spreads && s.grad_weights && takes_both<Kind>(device, p);
+    ProjectParams<T> q{};
+    if (both) {
+      plan_both<Kind>(device, s, w, p);
+    } else if (spreads) {
+      q = plan_spread<Kind>(device, w, a, p.grad, s.channels, s.weights, groups);
+      if (w.along) q.input = features;
+      q.along = w.along;
+      q.own = w.own;
+      q.own_labels = w.own_labels;
+      q.number_stride = w.stride;
     }
-    spread<Kind>(device, a, features, p.grad, w.along, w.stride, s.batch, s.channels, s.classes, s.weights,
-                 s.weight_images);
+    device.launch(weigh_gradient_kernel<Kind>, w.blocks(), kProductThreads, 0, w);
+    if (both) {
+      sum_and_spread<Kind>(device, p, groups, s.grad_weights);
+    } else if (s.grad_weights) {
+      sum_parts<Kind>(device, p, groups, s.grad_weights);
+    }
+    if (s.grad_weights && p.parts > 1) {
+      join_parts(device, p.out, groups, p.parts, s.classes * s.channels, s.grad_weights);
+    }
+    if (spreads && !both) project<Kind>(device, q, s.batch);
   });
 }
 
 template <typename T, typename Device>
-void soft_sums_fwd(Device& device, const SoftSumsParams<T>& s) {
-  if (s.batch * s.pixels() == 0) {
-    device.clear(s.sums, s.batch * s.classes * s.channels * sizeof(T));
-    return device.clear(s.mass, s.batch * s.classes * sizeof(T));
-  }
+void soft_means_fwd(Device& device, const SoftParams<T>& s, const MeansParams<T>& means) {
+  if (s.batch * s.pixels() == 0) return finish_means<T>(device, means, nullptr, 0, nullptr, 0);
   dispatch_kind<T>(s.features.type, s.exact, [&](auto kind) {
     using Kind = decltype(kind);
     WeighParams<T> w = make_weigh<T>(s.logits, s.batch, s.classes, s.height, s.width);
     w.lse = device.template scratch<T>(s.batch * w.stride);
     w.mass = device.template scratch<T>(s.batch * w.tiles * s.classes);
     const View a = allocate_a<Kind>(device, w);
-    device.launch(weigh_soft_kernel<Kind>, s.batch * w.tiles, kProductThreads, 0, w);
-    join_parts(device, w.mass, s.batch, w.tiles, s.classes, s.mass);
+    device.launch(weigh_soft_kernel<Kind>, w.blocks(), kProductThreads, 0, w);
     const View features = make_view(s.features, s.batch, s.channels, s.height, s.width);
-    sum_pixels<Kind>(device, make_sums<Kind, T>(a, features, s.batch, s.batch, s.classes, s.channels), s.batch, s.sums);
+    SumsParams<T> p = make_sums<Kind, T>(a, features, s.batch, s.batch, s.classes, s.channels);
+    if (s.channels > 0) sum_parts<Kind>(device, p, s.batch, static_cast<T*>(nullptr));
+    finish_means<T>(device, means, p.out, p.parts, w.mass, w.tiles);
   });
 }
 
 template <typename T, typename Device>
-void soft_sums_bwd(Device& device, const SoftSumsParams<T>& s) {
+void soft_means_bwd(Device& device, const SoftParams<T>& s, MeansGradParams<T> means) {
   const bool spreads = s.grad_features && s.channels > 0;
   if (s.batch * s.pixels() == 0 || (!spreads && !s.grad_logits)) return;
+  means = sums_gradient(device, means, true);
   dispatch_kind<T>(s.features.type, s.exact, [&](auto kind) {
     using Kind = decltype(kind);
     WeighParams<T> w = make_weigh<T>(s.logits, s.batch, s.classes, s.height, s.width);
     w.lse = device.template scratch<T>(s.batch * w.stride);
     const View a = spreads ? allocate_a<Kind>(device, w) : View{};
-    device.launch(weigh_soft_kernel<Kind>, s.batch * w.tiles, kProductThreads, 0, w);
+    ProjectParams<T> spread{}, p{};
     if (spreads) {
       const View out = make_view(s.grad_features, s.batch, s.channels, s.height, s.width);
-      spread<Kind>(device, a, View{}, out, static_cast<const T*>(nullptr), 0, s.batch, s.channels, s.classes, s.sums,
-                   s.batch);
+      spread = plan_spread<Kind>(device, w, a, out, s.channels, static_cast<const T*>(means.grad_sums), s.batch);
     }
-    if (!s.grad_logits) return;
-    ProjectParams<T> p{};
-    p.epilogue = Epilogue::soft;
-    p.x = make_view(s.features, s.batch, s.channels, s.height, s.width);
-    p.depth = s.channels;
-    p.row_count = s.classes;
-    p.out = make_view(s.grad_logits, s.batch, s.classes, s.height, s.width);
-    p.input = w.from;
-    p.lse = w.lse;
-    p.number_stride = w.stride;
-    p.grad_mass = s.mass;
-    project<Kind>(device, p, s.batch, s.sums, s.batch, s.classes * s.channels, s.channels, 1);
+    if (s.grad_logits) {
+      p.epilogue = Epilogue::soft;
+      p.x = make_view(s.features, s.batch, s.channels, s.height, s.width);
+      p.depth = s.channels;
+      p.row_count = s.classes;
+      p.out = make_view(s.grad_logits, s.batch, s.classes, s.height, s.width);
+      p.input = w.from;
+      p.lse = w.lse;
+      p.number_stride = w.stride;
+      p.grad_mass = means.grad_mass;
+      w.rows[1] = plan_product<Kind>(device, p, static_cast<const T*>(means.grad_sums), s.batch, s.classes * s.channels,
+                                     s.channels, 1);
+    }
+    device.launch(weigh_soft_kernel<Kind>, w.blocks(), kProductThreads, 0, w);
+    if (spreads) project<Kind>(device, spread, s.batch);
+    if (s.grad_logits) project<Kind>(device, p, s.batch);
   });
+}
+
+template <typename T, typename Device>
+void hard_means_fwd(Device& device, LabelSumsParams<T> p, const MeansParams<T>& means) {
+  p.sums = device.template scratch<T>(p.classes * p.channels);
+  label_sums_fwd(device, p, true, [&](const LabelSumsParams<T>& q) { return MeansOfLabels<T>{means, q.out_of_range}; });
+}
+
+template <typename T, typename Device>
+void hard_means_bwd(Device& device, LabelSumsParams<T> p, const MeansGradParams<T>& means) {
+  if (p.pixels() * p.channels == 0) return;
+  p.sums = sums_gradient(device, means, false).grad_sums;
+  label_sums_bwd(device, p);
 }
 
 }  // namespace metricseg::centers

@@ -5,12 +5,12 @@
 // docs/kernels/centers.md.
 #pragma once
 
+#include "means.cuh"
 #include "project.cuh"
 
 namespace metricseg::centers {
 
 constexpr int kChannels = 128;  // of a block
-constexpr int kJoined = 32, kJoinGroups = kProductThreads / kJoined;
 
 template <typename Kind, int MT, bool Spreads>
 struct SumsTile {

@@ -1,32 +1,15 @@
-// Operands of the products: rows, padded to whole tiles, and A [K, N], which is r G or the softmax of logits, rounded
-// once and with rows of whole 16-byte vectors; beside it one number for each pixel. A block of `weigh` takes 128 pixels
-// and walks over all classes, its warps taking every eighth. Derivation: docs/kernels/centers.md.
+// Operand A [K, N] of the products, which is r G or the softmax of logits, rounded once and with rows of whole 16-byte
+// vectors; beside it one number for each pixel. A block of `weigh` takes 128 pixels and walks over all classes, its warps
+// taking every eighth. Further blocks make the operands of the rows, which saves launches. Derivation:
+// docs/kernels/centers.md.
 #pragma once
 
 #include "project.cuh"
+#include "rows.cuh"
 
 namespace metricseg::centers {
 
 constexpr int kWeighWarps = kProductThreads / kWarp, kLanePixels = kPixels / kWarp;
-
-template <typename T>
-struct RowsParams {
-  const T* from;  // [images, M, J] with these strides
-  int64_t image, row, column;
-  int64_t rows, columns, padded_rows, padded_columns;  // M, J
-  int64_t count;                                       // of the padded values of all images
-};
-
-template <typename Kind>
-__global__ void __launch_bounds__(kProductThreads)
-    rows_kernel(RowsParams<typename Kind::Sum> p, typename Kind::Operand* to) {
-  const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x;
-  if (i >= p.count) return;
-  const int64_t column = i % p.padded_columns, row = i / p.padded_columns % p.padded_rows;
-  const int64_t image = i / p.padded_columns / p.padded_rows;
-  const bool known = row < p.rows && column < p.columns;
-  to[i] = Kind::round(known ? p.from[image * p.image + row * p.row + column * p.column] : typename Kind::Sum(0));
-}
 
 template <typename T>
 struct WeighParams {
@@ -38,29 +21,48 @@ struct WeighParams {
   // gradient of logits
   Map logits;      // [B, K, h, w] contiguous, or absent
   const T* norms;  // [B, h w] or null
-  Map labels;      // with the gradient of target_similarity, or absent
+  Map labels;      // with grad_pull, or absent
   int64_t ignore_index;
-  View grad_target;
+  const T *grad_pull, *pull_stats;  // [], [B, 1 + K]
   const T* target_similarity;
   T square, eps;
   T* along;         // [B, stride]: the part of dx = t - along x along x; or null
   T* own;           // [B, stride]: r O; or null
   int* own_labels;  // [B, stride]: of own, negative for none
   // softmax
-  T* lse;   // [B, stride]
-  T* mass;  // [B, tiles, K], or null
+  T* lse;                 // [B, stride]
+  T* mass;                // [B, tiles, K], or null
+  RowsParams<T> rows[2];  // made on the way, those with a count
+
+  int64_t blocks() const { return batch * tiles + rows[0].blocks() + rows[1].blocks(); }
 };
 
-// The label of a pixel whose target_similarity has a gradient, or a negative number.
+// Whether this block makes rows, and no A.
+template <typename Kind>
+__device__ __forceinline__ bool makes_rows(const WeighParams<typename Kind::Sum>& p) {
+  int64_t block = blockIdx.x - p.batch * p.tiles;
+  if (block < 0) return false;
+  const int64_t first = (p.rows[0].count + kProductThreads - 1) / kProductThreads;
+  if (block < first) {
+    fill_rows<Kind>(p.rows[0], block);
+  } else {
+    fill_rows<Kind>(p.rows[1], block - first);
+  }
+  return true;
+}
+
+// The label of a pixel that pulls, or a negative number.
 template <typename T>
 __device__ __forceinline__ int64_t own_label(const WeighParams<T>& p, int64_t image, int64_t n) {
   const int64_t label = label_at(p.labels, image, n / p.from.width, n % p.from.width);
   return class_of(label, p.classes, p.ignore_index);
 }
 
+// O at a pixel of this class
 template <typename T>
-__device__ __forceinline__ T own_gradient(const WeighParams<T>& p, int64_t image, int64_t n) {
-  return p.grad_target.map.template as<const T>()[image * p.grad_target.map.b + p.grad_target.offset(n)];
+__device__ __forceinline__ T own_gradient(const WeighParams<T>& p, int64_t image, int64_t label) {
+  const T* const stats = p.pull_stats + image * (p.classes + 1);
+  return -(*p.grad_pull / stats[0]) / stats[1 + label];
 }
 
 // A = r G; along = r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k G_k
@@ -68,6 +70,7 @@ template <typename Kind>
 __global__ void __launch_bounds__(kProductThreads) weigh_gradient_kernel(WeighParams<typename Kind::Sum> p) {
   using T = typename Kind::Sum;
   __shared__ T shares[kWeighWarps][kPixels];
+  if (makes_rows<Kind>(p)) return;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t image = blockIdx.x / p.tiles, first = blockIdx.x % p.tiles * int64_t(kPixels), pixels = p.from.pixels;
   with_storage<T>(p.from.map, [&](auto* data) {
@@ -106,7 +109,7 @@ __global__ void __launch_bounds__(kProductThreads) weigh_gradient_kernel(WeighPa
   if (threadIdx.x >= kPixels || n >= pixels) return;
   const T norm = p.norms ? p.norms[place] : T(1), r = p.norms ? inverse(norm, p.eps) : T(1);
   const int64_t label = p.labels ? own_label(p, image, n) : kIgnored;
-  const T gradient = label >= 0 ? own_gradient(p, image, n) : T(0);
+  const T gradient = label >= 0 ? own_gradient(p, image, label) : T(0);
   if (p.own) {
     p.own[to] = r * gradient;
     p.own_labels[to] = static_cast<int>(label);
@@ -122,25 +125,12 @@ __global__ void __launch_bounds__(kProductThreads) weigh_gradient_kernel(WeighPa
   p.along[to] = norm < p.eps ? T(0) : r * (r * sum);  // a norm below the least is a constant
 }
 
-// A = r (G + O) at the labels
-template <typename Kind>
-__global__ void __launch_bounds__(kProductThreads) add_own_kernel(WeighParams<typename Kind::Sum> p) {
-  using T = typename Kind::Sum;
-  const int64_t i = blockIdx.x * int64_t(kProductThreads) + threadIdx.x, pixels = p.from.pixels;
-  if (i >= p.batch * pixels) return;
-  const int64_t image = i / pixels, n = i % pixels, label = own_label(p, image, n);
-  if (label < 0) return;
-  const T g = load_float<T>(p.from.map, image * p.from.map.b + label * p.from.map.k + p.from.offset(n));
-  const T r = p.norms ? inverse(p.norms[i], p.eps) : T(1);
-  auto* const a = static_cast<typename Kind::Operand*>(p.a) + (image * p.classes + label) * p.stride;
-  a[n] = Kind::round(r * (g + own_gradient(p, image, n)));
-}
-
 // lse = log sum_k exp(logits_k), A = exp(logits - lse), mass = sum over the block's pixels
 template <typename Kind>
 __global__ void __launch_bounds__(kProductThreads) weigh_soft_kernel(WeighParams<typename Kind::Sum> p) {
   using T = typename Kind::Sum;
   __shared__ T shares[2][kWeighWarps][kPixels];
+  if (makes_rows<Kind>(p)) return;
   auto* const tops = shares[0];
   auto* const totals = shares[1];
   const T least = -std::numeric_limits<T>::infinity();

@@ -15,10 +15,11 @@ from ..core.product import product
 from ..core.unit import unit
 from . import reference
 from .folding import fold
+from .means import EPS
+from .pull import mean_of_present
 
 METRICS = ("cosine", "dot", "euclidean")
 AVERAGES = ("mass", "area")
-EPS = 1e-6  # pixels, added to the mass of a class
 
 
 @overload
@@ -93,11 +94,17 @@ def class_centers(
     checks.choice("average", average, AVERAGES)
     classes = _check_assignment(features, assignment, num_classes)
     ignored = resolve_ignore_index(ignore_index, classes)
-    sums, mass = _class_sums(features, assignment, classes, ignored, backend, "assignment")
-    pixels = features.shape[2] * features.shape[3]
-    total = mass[..., None] + EPS if average == "mass" else max(pixels, 1)
-    centers = (sums / total).to(features.dtype)
-    return (centers, mass > 0) if return_present else centers
+    chosen, by_mass = choose("centers", features.device, features.dtype, backend), average == "mass"
+    if chosen == "reference":
+        sums, mass = _class_sums(features, assignment, classes, ignored, "assignment")
+        pixels = features.shape[2] * features.shape[3]
+        total = mass[..., None] + EPS if by_mass else max(pixels, 1)
+        centers, present = (sums / total).to(features.dtype), mass > 0
+    else:
+        centers, _, _, present = ops.class_means_fwd(
+            features, assignment, classes, ignored, by_mass, "assignment", chosen
+        )
+    return (centers, present) if return_present else centers
 
 
 @overload
@@ -246,13 +253,7 @@ def center_push(centers: Tensor, present: Tensor | None = None, margin: float = 
     w = unit(centers.to(checks.accumulator(centers.dtype)), -1)
     close = (product(w, w.mT) - margin).relu() * (1 - torch.eye(classes, dtype=w.dtype, device=w.device))
     near = close.sum(-1) / max(classes - 1, 1)
-    return _mean_of_present(near.reshape(-1, classes), present.reshape(-1, classes))
-
-
-def _mean_of_present(values: Tensor, present: Tensor) -> Tensor:
-    """The mean over images of the mean over the classes that they have, of values [B, K]."""
-    mean = (values * present).sum(1) / present.sum(1).clamp(min=1)
-    return mean.sum() / max(mean.numel(), 1)
+    return mean_of_present(near.reshape(-1, classes), present.reshape(-1, classes))
 
 
 def _similarity(
@@ -272,32 +273,28 @@ def _similarity(
     if labels is not None:
         _check_labels(name, labels, features)
     chosen = choose("centers", features.device, features.dtype, backend)
-    if chosen == "reference":
-        logits, target_similarity = reference.similarity(features, centers, metric, scale, labels, ignored)
-    else:
+    if chosen != "reference":
         weights, bias = fold(centers, metric, scale, chosen)
-        logits, target_similarity, _ = ops.center_similarity_fwd(
-            features, weights, bias, labels, metric, scale, ignored, chosen
+        logits, pull, *_ = ops.pixels_to_centers_fwd(
+            features, weights, bias, labels, metric, scale, ignored, name, chosen
         )
+        return logits, None if labels is None else pull
+    logits, target_similarity = reference.similarity(features, centers, metric, scale, labels, ignored)
     if labels is None:
         return logits, None
-    sums, mass = _class_sums(target_similarity[:, None], labels, centers.shape[-2], ignored, backend, name)
+    sums, mass = _class_sums(target_similarity[:, None], labels, centers.shape[-2], ignored, name)
     far = 1 - sums[..., 0] / (scale * mass.clamp(min=1))  # [B, K]
-    return logits, _mean_of_present(far, mass > 0)
+    return logits, mean_of_present(far, mass > 0)
 
 
 def _class_sums(
-    features: Tensor, assignment: Tensor, classes: int, ignore_index: int, backend: str | None, name: str
+    features: Tensor, assignment: Tensor, classes: int, ignore_index: int, name: str
 ) -> tuple[Tensor, Tensor]:
-    """Sums [B, K, C] and mass [B, K] in the accumulator dtype; NaN in images with a label out of range."""
-    chosen = choose("centers", features.device, features.dtype, backend)
+    """Sums [B, K, C] and mass [B, K] by the reference; NaN sums in images with a label out of range."""
     hard = not assignment.is_floating_point()
-    if chosen != "reference":
-        sums, mass = ops.class_sums(features, assignment, classes, ignore_index, name, chosen)
-    else:
-        if hard and not torch.compiler.is_compiling():
-            check_labels(assignment, classes, ignore_index, name)
-        sums, mass = reference.class_sums(features, assignment, classes, ignore_index)
+    if hard and not torch.compiler.is_compiling():
+        check_labels(assignment, classes, ignore_index, name)
+    sums, mass = reference.class_sums(features, assignment, classes, ignore_index)
     if hard and not checks.validates(features.device):
         bad = is_bad(assignment, classes, ignore_index).flatten(1).any(1)
         sums = sums.masked_fill(bad[:, None, None], torch.nan)

@@ -46,7 +46,7 @@ FAMILIES = {
         "same operations on mma.sync, not wgmma.",
         kernels={
             "similarity_fwd_kernel": 1, "similarity_bwd_kernel": 1,
-            "class_sums_fwd_kernel": 3, "class_sums_bwd_kernel": 5,
+            "pull_fwd_kernel": 4, "class_means_fwd_kernel": 4, "class_means_bwd_kernel": 6,
             "fold_centers_fwd_kernel": 3, "fold_centers_bwd_kernel": 5,
         },
         gpu_seconds=(38, 30),

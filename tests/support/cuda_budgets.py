@@ -196,7 +196,9 @@ def launches(family: str, device: Device) -> dict[str, Launch]:
     module = cuda_host.load(family)
     with pytest.MonkeyPatch.context() as patch:
         op = importlib.import_module(f"metricseg_kernels.{family}.op")
-        through = importlib.import_module(f"metricseg_kernels.{family}.cuda") if family == "contrast" else None
+        through = (
+            importlib.import_module(f"metricseg_kernels.{family}.cuda") if family in ("contrast", "centers") else None
+        )
         cuda_host.stand_in(patch, op, module, through)
         module.configure(device.multiprocessors, device.smem - 1024 - 4096, 0)
         module.record(True)

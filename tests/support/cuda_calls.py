@@ -75,7 +75,8 @@ def call_centers() -> None:
         centers = torch.zeros(*own, shape.classes, shape.channels, dtype=dtype, requires_grad=True)
         logits = torch.zeros(shape.batch, shape.classes, *shape.cells, dtype=dtype, requires_grad=True)
         labels = torch.zeros(shape.batch, *shape.cells, dtype=torch.long)
-        mk.center_similarity(x, centers, backend="cuda").sum().backward()
+        similarity, pull = mk.center_similarity(x, centers, pull_labels=labels, backend="cuda")
+        (similarity.sum() + pull).backward()
         mk.class_centers(x, logits, backend="cuda").sum().backward()
         mk.class_centers(x, labels, num_classes=shape.classes, backend="cuda").sum().backward()
 

@@ -68,14 +68,22 @@ template void metricseg::segments::split_by_label(Device&, const SplitParams&);
 """,
     "centers": """
 template <typename T>
-void use(Device& d, SimilarityParams<T> p, SoftSumsParams<T> q) {
+void use(Device& d, SimilarityParams<T> p, SoftParams<T> q, LabelSumsParams<T> l, MeansParams<T> m,
+         MeansGradParams<T> g, FoldParams<T> f, PullParams<T> u) {
   similarity_fwd(d, p);
   similarity_bwd(d, p);
-  soft_sums_fwd(d, q);
-  soft_sums_bwd(d, q);
+  soft_means_fwd(d, q, m);
+  soft_means_bwd(d, q, g);
+  hard_means_fwd(d, l, m);
+  hard_means_bwd(d, l, g);
+  fold_fwd(d, f);
+  fold_bwd(d, f);
+  mean_pull(d, u);
 }
-template void use(Device&, SimilarityParams<float>, SoftSumsParams<float>);
-template void use(Device&, SimilarityParams<double>, SoftSumsParams<double>);
+template void use(Device&, SimilarityParams<float>, SoftParams<float>, LabelSumsParams<float>, MeansParams<float>,
+                  MeansGradParams<float>, FoldParams<float>, PullParams<float>);
+template void use(Device&, SimilarityParams<double>, SoftParams<double>, LabelSumsParams<double>, MeansParams<double>,
+                  MeansGradParams<double>, FoldParams<double>, PullParams<double>);
 """,
     "refine": """
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../../common/cuda/reduce.cuh"
 #include "../../common/cuda/scalar.cuh"
@@ -30,7 +31,8 @@ struct LabelSumsParams {
   int64_t ignore_index;  // a label of no pixel, beside those out of range
   T* sums;               // [K, C], contiguous; backward: their gradient, with these strides
   int64_t sums_row, sums_column;
-  T* mass;  // [K] numbers of pixels; forward only
+  T* mass;                 // [K] numbers of pixels; forward only
+  unsigned* out_of_range;  // [B] whether an image has a label out of range, zero at first, or null; forward only
 
   METRICSEG_HD int64_t pixels() const { return batch * height * width; }
 };
@@ -54,6 +56,13 @@ __device__ __forceinline__ uint32_t key_at(const LabelSumsParams<T>& p, uint32_t
   return static_cast<uint32_t>(label >= 0 ? at.image * p.image_step + label : p.classes);
 }
 
+template <typename T>
+__device__ __forceinline__ void mark_out_of_range(const LabelSumsParams<T>& p, uint32_t n) {
+  const Pixel at = pixel_at(p, n);
+  const int64_t label = label_at(p.labels, at.image, at.y, at.x);
+  if (class_of(label, p.of_image, p.ignore_index) == kOutOfRange) atomicMax(&p.out_of_range[at.image], 1u);
+}
+
 struct Entry {
   uint32_t key, pixel;
 };
@@ -65,6 +74,8 @@ struct SortPass {
   unsigned* counts;   // [2^bits, tiles], then where the entries of a tile begin
   int shift, bits;
   int tiles;
+  uint32_t* zeros;  // [zero_count], which the first pass clears
+  int64_t zero_count;
 
   __device__ __forceinline__ int digit(uint32_t key) const { return key >> shift & ((1u << bits) - 1); }
 };
@@ -80,6 +91,10 @@ __global__ void __launch_bounds__(kSortThreads) count_digits_kernel(LabelSumsPar
   if (threadIdx.x < kDigits) counts[threadIdx.x] = 0;
   __syncthreads();
   const int64_t begin = int64_t(blockIdx.x) * kSortTile;
+  for (int64_t i = int64_t(blockIdx.x) * kSortThreads + threadIdx.x; i < pass.zero_count;
+       i += int64_t(pass.tiles) * kSortThreads) {
+    pass.zeros[i] = 0;
+  }
   for (int i = threadIdx.x; i < kSortTile && begin + i < p.pixels(); i += kSortThreads) {
     atomicAdd(&counts[pass.digit(entry_at(p, pass, begin + i).key)], 1u);
   }
@@ -167,7 +182,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_kernel(LabelSumsParams<T> p
 template <typename T>
 struct SumScratch {
   const Entry* entries;  // [N] in order of their keys
-  uint32_t* bounds;      // [2, K] first entry of a label, and the one after its last; zero at first
+  uint32_t* bounds;      // [2, K] first entry of a label, and the one after its last; the first pass clears them
   T* parts;              // [units, 2, C] of the label that a unit of entries begins with, and of the one it ends with
 };
 
@@ -178,6 +193,12 @@ __global__ void __launch_bounds__(kSumThreads) add_kernel(LabelSumsParams<T> p, 
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, chunk = blockIdx.x % chunks;
   const int64_t unit = blockIdx.x / chunks * int64_t(kSumWarps) + warp, first_channel = int64_t(chunk) * kWarp;
   const int64_t begin = unit * kSumRun, N = p.pixels();
+  if (p.out_of_range && chunk == 0) {
+#pragma unroll 1
+    for (int64_t n = begin + lane; n < begin + kSumRun && n < N; n += kWarp) {
+      mark_out_of_range(p, static_cast<uint32_t>(n));
+    }
+  }
   const int64_t end = begin + kSumRun < N ? begin + kSumRun : N;
   const int width = p.channels - first_channel < kWarp ? static_cast<int>(p.channels - first_channel) : kWarp;
   T* const values = shared_memory<T>() + warp * kWarp * kLine;  // [channels, pixels]
@@ -242,20 +263,35 @@ __global__ void __launch_bounds__(kSumThreads) add_kernel(LabelSumsParams<T> p, 
   if (begin < end) flush(end);
 }
 
+// The epilogue of `join`: sums and numbers of pixels as they are.
+template <typename T>
+struct KeptSums {
+  static constexpr bool kOfWholeSums = false;  // no use for sums that are whole before
+  LabelSumsParams<T> p;
+
+  __device__ __forceinline__ void count(int64_t label, int64_t count) const { p.mass[label] = static_cast<T>(count); }
+  __device__ __forceinline__ void sum(int64_t label, int64_t channel, T sum, int64_t) const {
+    p.sums[label * p.channels + channel] = sum;
+  }
+};
+
 // The sums of labels that were left in parts, and of those without a pixel. A block takes a label: 8 groups of 32
 // channels, each every eighth part.
-template <typename T>
-__global__ void __launch_bounds__(256) join_kernel(LabelSumsParams<T> p, SumScratch<T> s) {
+template <typename T, typename Epilogue>
+__global__ void __launch_bounds__(256) join_kernel(LabelSumsParams<T> p, SumScratch<T> s, Epilogue epilogue) {
   constexpr int kGroups = 256 / kWarp;
   __shared__ T parts[kGroups][kWarp];
   const int64_t label = blockIdx.x, begin = s.bounds[label], end = s.bounds[p.classes + label];
   const int lane = threadIdx.x % kWarp, group = threadIdx.x / kWarp;
-  if (threadIdx.x == 0) p.mass[label] = static_cast<T>(end - begin);
+  if (threadIdx.x == 0) epilogue.count(label, end - begin);
   const int64_t first = begin / kSumRun, last = end > begin ? (end - 1) / kSumRun : first;
-  if (end > begin && first == last) return;  // whole in one unit
+  const bool whole = end > begin && first == last;  // in one unit
+  if (whole && !Epilogue::kOfWholeSums) return;
   for (int64_t channel = lane; channel - lane < p.channels; channel += kWarp) {
     T sum = 0;
-    if (channel < p.channels && end > begin) {
+    if (channel < p.channels && whole) {
+      if (group == 0) sum = p.sums[label * p.channels + channel];
+    } else if (channel < p.channels && end > begin) {
 #pragma unroll 4
       for (int64_t unit = first + group; unit <= last; unit += kGroups) {
         sum += s.parts[(2 * unit + (unit == first)) * p.channels + channel];
@@ -266,7 +302,7 @@ __global__ void __launch_bounds__(256) join_kernel(LabelSumsParams<T> p, SumScra
     __syncthreads();
     if (group != 0 || channel >= p.channels) continue;
     for (int other = 1; other < kGroups; ++other) sum += parts[other][lane];
-    p.sums[label * p.channels + channel] = sum;
+    epilogue.sum(label, channel, sum, end - begin);
   }
 }
 
@@ -307,34 +343,44 @@ __global__ void __launch_bounds__(kSpreadThreads) spread_kernel(LabelSumsParams<
   });
 }
 
-template <typename T, typename Device>
-void label_sums_fwd(Device& device, const LabelSumsParams<T>& p) {
+// make_epilogue(p), once p is complete; p.sums is scratch if the epilogue has a use for whole sums.
+template <typename T, typename Device, typename F>
+void label_sums_fwd(Device& device, LabelSumsParams<T> p, bool marks, const F& make_epilogue) {
   const int64_t N = p.pixels(), tiles = ceil_div(N, kSortTile);
-  if (N == 0 || p.channels == 0) {
-    device.clear(p.sums, p.classes * p.channels * sizeof(T));
-    if (N == 0) return device.clear(p.mass, p.classes * sizeof(T));
-  }
   int bits = 1;  // of the largest key, K
   while (p.classes >> bits > 0) ++bits;
   const int passes = static_cast<int>(ceil_div(bits, kDigit)), each = static_cast<int>(ceil_div(bits, passes));
   Entry* buffers[2] = {device.template scratch<Entry>(N), passes > 1 ? device.template scratch<Entry>(N) : nullptr};
-  SortPass pass{nullptr, nullptr, device.template scratch<unsigned>(tiles << each), 0, each, static_cast<int>(tiles)};
-  for (int i = 0; i < passes; ++i, pass.shift += each) {
+  const int64_t units = ceil_div(N, kSumRun), chunks = std::max<int64_t>(ceil_div(p.channels, kWarp), 1);
+  const int64_t zeros = 2 * p.classes + (marks ? p.batch : 0);
+  auto* const bounds = device.template scratch<uint32_t>(zeros);
+  if (marks) p.out_of_range = bounds + 2 * p.classes;
+  SortPass pass{nullptr, nullptr, device.template scratch<unsigned>(tiles << each), 0, each, static_cast<int>(tiles),
+                bounds,  zeros};
+  for (int i = 0; i < passes && N > 0; ++i, pass.shift += each) {
     pass.to = buffers[i % 2];
     device.launch(count_digits_kernel<T>, tiles, kSortThreads, 0, p, pass);
     device.launch(scan_kernel<kScanThreads>, 1, kScanThreads, 0, pass.counts, tiles << each);
     const int64_t smem = ((kSortThreads << each) + 2 * kSortThreads) * sizeof(uint16_t);
     device.launch(sort_kernel<T>, tiles, kSortThreads, smem, p, pass);
     pass.from = pass.to;
+    pass.zero_count = 0;
   }
-  const int64_t units = ceil_div(N, kSumRun), chunks = std::max<int64_t>(ceil_div(p.channels, kWarp), 1);
-  SumScratch<T> s{pass.from, device.template scratch<uint32_t>(2 * p.classes),
-                  device.template scratch<T>(2 * units * p.channels)};
-  device.clear(s.bounds, 2 * p.classes * sizeof(uint32_t));
+  SumScratch<T> s{pass.from, bounds, device.template scratch<T>(2 * units * p.channels)};
   constexpr int64_t kEach = kWarp * (kWarp + 1) * sizeof(T) + kWarp * (sizeof(int64_t) + sizeof(uint32_t));
-  device.launch(add_kernel<T>, ceil_div(units, kSumWarps) * chunks, kSumThreads, kSumWarps * kEach, p, s,
-                static_cast<int>(chunks));
-  device.launch(join_kernel<T>, p.classes, 256, 0, p, s);
+  if (N > 0) {
+    device.launch(add_kernel<T>, ceil_div(units, kSumWarps) * chunks, kSumThreads, kSumWarps * kEach, p, s,
+                  static_cast<int>(chunks));
+  } else {
+    device.clear(bounds, zeros * sizeof(uint32_t));
+  }
+  const auto epilogue = make_epilogue(p);
+  if (p.classes > 0) device.launch(join_kernel<T, std::decay_t<decltype(epilogue)>>, p.classes, 256, 0, p, s, epilogue);
+}
+
+template <typename T, typename Device>
+void label_sums_fwd(Device& device, const LabelSumsParams<T>& p) {
+  label_sums_fwd(device, p, false, [](const LabelSumsParams<T>& q) { return KeptSums<T>{q}; });
 }
 
 template <typename T, typename Device>

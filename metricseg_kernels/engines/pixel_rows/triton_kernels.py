@@ -56,6 +56,15 @@ def load_labels(map, b, n, K, N, ignore_index):
 
 
 @triton.jit
+def load_classes(map, b, n, K, N, ignore_index):
+    """The classes of pixels n [n]; -1 for none, -2 for a label out of range."""
+    p_labels = map.data + tl.cast(b, tl.int64) * map.b + pixel_offsets(map, n)
+    label = tl.load(p_labels, mask=n < N, other=0).to(tl.int64)
+    found = tl.where((label >= 0) & (label < K), label, -2)
+    return tl.where((n < N) & (label != ignore_index), found, -1).to(tl.int32)
+
+
+@triton.jit
 def load_rows(rows, b, c, k):
     """W^T of image b, [c, k], 0 beyond C and K."""
     p_rows = rows.data + tl.cast(b, tl.int64) * rows.b

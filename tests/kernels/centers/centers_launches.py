@@ -24,7 +24,7 @@ LABELS = {"labels": ("uint8", "int32", "int64")}
 JOBS: dict[str, dict[str, tuple[Any, ...]]] = {
     "logits": COMMON | SIMILARITY | {"metric": ("cosine", "dot", "euclidean")},
     "pull": COMMON | SIMILARITY | LABELS,
-    "soft": COMMON | {"assignment": LAYOUTS, "wanted": WANTED},
+    "soft": COMMON | {"assignment": LAYOUTS, "wanted": WANTED, "average": ("mass", "area")},
     "hard": COMMON | LABELS,
 }
 CHANNELS = (256, 64, 512, 32, 128, 96)
@@ -73,13 +73,11 @@ def launch_similarity(
     bias = bias if metric == "euclidean" else None
     pull = None if labels is None else make_maps(size, getattr(torch, labels))
     scalars = (metric, scale, ignore_index)
-    outputs = op._similarity(features, weights, bias, pull, *scalars, "triton")
-    logits, target, norms = map(op._none_if_empty, outputs)
-    grad_logits = make_maps(logits.shape, storage, upstream)
-    grad_target = (
-        None if target is None else make_maps(size, target.dtype, "expanded" if upstream == "expanded" else "nchw")
-    )
-    op._similarity_backward(grad_logits, grad_target, features, weights, pull, norms, *scalars, logits, target,
+    out = op._similarity(features, weights, bias, pull, *scalars, "pull_labels", "triton")
+    target, norms = map(op.none_if_empty, (out.target_similarity, out.norms))
+    grad_logits = make_maps(out.logits.shape, storage, upstream)
+    grad_pull = (None, None) if pull is None else (out.pull, out.pull_stats)
+    op._similarity_backward(grad_logits, *grad_pull, features, weights, pull, norms, *scalars, out.logits, target,
                             wanted != "other", wanted != "features", "triton")  # fmt: skip
 
 
@@ -92,9 +90,10 @@ def launch_sums(
     assignment: str = "nchw",
     labels: str | None = None,
     wanted: str = "features",
+    average: str = "mass",
     ignore_index: int = 255,
 ) -> None:
-    from metricseg_kernels.centers import op
+    from metricseg_kernels.centers import means
 
     (batch, height, width), storage = size, ARITHMETIC[dtype][0]
     features = make_maps((batch, channels, height, width), storage, layout)
@@ -102,8 +101,11 @@ def launch_sums(
         membership = make_maps((batch, classes, height, width), storage, assignment)
     else:
         membership = make_maps(size, getattr(torch, labels))
-    grads = op._sums(features, membership, classes, ignore_index, "assignment", "triton")
-    op._sums_backward(*grads, features, membership, ignore_index, wanted != "other", wanted != "features", "triton")
+    by_mass = average == "mass"
+    out = means._forward(features, membership, classes, ignore_index, by_mass, "assignment", "triton")
+    kept = (out.kept if out.kept.ndim > 1 else out.centers) if labels is None and by_mass else None
+    means._backward(out.centers, kept, out.totals, features, membership, ignore_index, wanted != "other",
+                    wanted != "features", "triton")  # fmt: skip
 
 
 def compilations(sizes: list[tuple[int, int, int]]) -> dict[str, int]:

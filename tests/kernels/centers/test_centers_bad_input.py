@@ -11,6 +11,7 @@ from centers_cases import JOBS, METRICS, NAMED, Case, learning, make, run
 from tolerances import relative_error
 
 import metricseg_kernels as mk
+from metricseg_kernels.core import checks
 
 FAMILY = "centers"
 X, W, OWN = torch.ones(2, 4, 3, 5), torch.ones(6, 4), torch.ones(2, 6, 4)
@@ -112,6 +113,27 @@ def test_label_out_of_range(name: str, label: int, backend: str, device: str, mo
         monkeypatch.delenv("METRICSEG_VALIDATE")
         result = CALLS[name](x, labels, backend=backend)
         assert result[0].isnan().all() and result[1].isfinite().all() if name == "assignment" else result.isnan()
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", checks.LABELS, ids=str)
+def test_label_out_of_range_where_nothing_is_checked(
+    dtype: torch.dtype, backend: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA: NaN centers of the image, and no gradient from it; a NaN pull, with the gradient of other images."""
+    if backend == "cpu":
+        pytest.skip("labels are checked on the CPU")
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    case = NAMED["ade20k-full-own"]._replace(classes=40, channels=70, label_dtype=dtype)
+    inputs = make(case, device=device)
+    for label in (200, 40) if dtype == torch.uint8 else (-1, 2**31 - 1):
+        inputs.labels[0, 0, 1] = label
+        for name in ("hard", "hard-area", "pull"):
+            ours, theirs = (run(JOBS[name], inputs, case, backend=b) for b in (backend, "reference"))
+            for a, b in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+                torch.testing.assert_close(a, b, equal_nan=True)
+            bad = ours[0][0] if name == "pull" else ours[0][0][0]
+            assert bad.isnan().all() and not ours[1][0][0].any() and ours[1][0][1].any()
 
 
 def test_label_255_is_out_of_range_where_it_is_not_ignored(backend: str, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -101,23 +102,23 @@ def test_backward_twice_gives_the_same(backend: str, device: str) -> None:
 @pytest.mark.kernels
 def test_opcheck_of_similarity(case: Case, metric: str, backend: str, device: str) -> None:
     features, centers, _, labels = learning(make(case, device=device), ("features", "centers"))
-    forward, backward = torch.ops.metricseg.center_similarity_fwd, torch.ops.metricseg.center_similarity_bwd
+    forward, backward = torch.ops.metricseg.pixels_to_centers_fwd, torch.ops.metricseg.pixels_to_centers_bwd
     weights, bias = op.folded(centers.detach(), metric, 2.0)
     if metric != "cosine":
         labels = None
-    given = (labels, metric, 2.0, case.ignore_index, backend)
+    given = (labels, metric, 2.0, case.ignore_index, "name", backend)
     leaves = (features, weights.requires_grad_(), None if bias is None else bias.requires_grad_())
     torch.library.opcheck(forward.default, (*leaves, *given))
     features, weights, bias = (t if t is None else t.detach() for t in leaves)
     torch.library.opcheck(forward.default, (features, weights, bias, None, *given[1:]))
-    logits, target, norms = forward(features, weights, bias, *given)
-    grad_target = None if labels is None else torch.rand_like(target)
+    out = op.SimilarityOutputs(*forward(features, weights, bias, *given))
+    pull = (None, None) if labels is None else (torch.rand_like(out.pull), out.pull_stats)
     keeps = backends.capability("centers", backend, "KEEPS_LOGITS")
-    kept = (logits, target if target.numel() else None) if keeps else (None, None)
-    saved = (features, weights, labels, norms if norms.numel() else None, *given[1:4], *kept)
-    grad_logits, expanded = torch.rand_like(logits), torch.ones((), device=device).expand(logits.shape)
+    kept = (out.logits, op.none_if_empty(out.target_similarity)) if keeps else (None, None)
+    saved = (features, weights, labels, op.none_if_empty(out.norms), *given[1:4], *kept)
+    grad_logits, expanded = torch.rand_like(out.logits), torch.ones((), device=device).expand(out.logits.shape)
     for grad, wanted in ((grad_logits, (True, True)), (expanded, (True, False)), (expanded, (False, True))):
-        torch.library.opcheck(backward.default, (grad, grad_target, *saved, *wanted, backend))
+        torch.library.opcheck(backward.default, (grad, *pull, *saved, *wanted, backend))
 
 
 @pytest.mark.kernels
@@ -154,16 +155,21 @@ def test_opcheck_of_folding(backend: str, device: str) -> None:
 
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["nchw", "nhwc"])
 @pytest.mark.kernels
-def test_opcheck_of_class_sums(case: Case, backend: str, device: str) -> None:
+def test_opcheck_of_class_means(case: Case, backend: str, device: str) -> None:
     features, _, logits, labels = learning(make(case, device=device), ("features", "logits"))
-    forward, backward = torch.ops.metricseg.class_sums, torch.ops.metricseg.class_sums_backward
-    for assignment in (logits, labels):
-        torch.library.opcheck(forward.default, (features, assignment, case.classes, case.ignore_index, "name", backend))
-        sums, mass = forward(features.detach(), assignment.detach(), case.classes, case.ignore_index, "name", backend)
-        saved = (features.detach(), assignment.detach(), case.ignore_index)
-        for wanted in ((True, assignment is logits), (False, assignment is logits)):
-            grads = (torch.rand_like(sums), torch.ones((), device=device).expand(mass.shape))
-            torch.library.opcheck(backward.default, (*grads, *saved, *wanted, backend))
+    forward, backward = torch.ops.metricseg.class_means_fwd, torch.ops.metricseg.class_means_bwd
+    for assignment, by_mass in itertools.product((logits, labels), (True, False)):
+        given = (case.classes, case.ignore_index, by_mass, "name", backend)
+        torch.library.opcheck(forward.default, (features, assignment, *given))
+        soft = assignment is logits
+        centers, _, totals, _ = forward(features.detach(), assignment.detach(), *given)
+        means = centers if soft and by_mass else None
+        saved = (means, totals, features.detach(), assignment.detach(), case.ignore_index)
+        for grad, wanted in (
+            (torch.rand_like(centers), True),
+            (torch.ones((), device=device).expand_as(centers), False),
+        ):
+            torch.library.opcheck(backward.default, (grad, *saved, wanted, soft, backend))
 
 
 def system(inputs: Inputs, target: Tensor, backend: str) -> tuple[Tensor, ...]:
@@ -275,7 +281,7 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
     guarded = Guarded(op.kernels(backend))
     monkeypatch.setattr(op, "kernels", lambda _: guarded)
     watched = work()
-    assert guarded.calls == 2 * (5 + 1 + 4)  # forward and backward each; "pulled" has the sums of its labels, too
+    assert guarded.calls == 2 * (5 + 4) + 1  # forward and backward each; and the pull of "pulled"
     for a, b in zip(plain, watched, strict=True):
         assert torch.equal(a.nan_to_num(-1e30), b.nan_to_num(-2e30))
 

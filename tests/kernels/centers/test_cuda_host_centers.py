@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import cuda_host
 import pytest
 import test_centers
 import torch
-from centers_cases import JOBS, NAMED, Case, against_reference, double, make, run
-from cuda_host.fixtures import *  # noqa: F403
+from aten_launches import outermost
+from centers_cases import JOBS, NAMED, Case, against_reference, double, learning, make, run
+from cuda_host.fixtures import device, shim  # noqa: F401
 from test_centers import (  # noqa: F401
     FAMILY,
     test_absent_classes,
@@ -21,6 +23,7 @@ from test_centers_bad_input import (  # noqa: F401
     test_a_bad_pixel_in_class_centers,
     test_an_ignored_label_that_is_a_class,
     test_label_255_is_out_of_range_where_it_is_not_ignored,
+    test_label_out_of_range_where_nothing_is_checked,
     test_logits_of_minus_infinity_are_no_members,
     test_nothing_labelled_is_zero_with_zero_gradient,
     test_zero_norm_is_like_nothing,
@@ -37,6 +40,8 @@ from test_centers_contract import test_margins_and_poison as check_margins
 from tolerances import assert_as_good
 
 import metricseg_kernels as mk
+from metricseg_kernels.centers import cuda, op
+from metricseg_kernels.core import checks
 
 # more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
 TILES = Case("tiles", (1, 9, 16), 136, 37, label_dtype=torch.uint8)
@@ -52,12 +57,17 @@ BY_DTYPE = {
 IN_TF32 = [NAMED["powers-of-two"], NAMED["channels-last-own"], NAMED["primes"], BLOCKS]
 
 
+@pytest.fixture
+def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
+    return cuda_host.stand_in(monkeypatch, op, shim, cuda)
+
+
 @pytest.fixture(autouse=True)
-def exact(shim: ModuleType) -> Iterator[None]:
+def precision() -> Iterator[None]:
     """Exact products of fp32 maps, as PyTorch has them if not told otherwise."""
-    shim.set_exact(True)
+    torch.set_float32_matmul_precision("highest")
     yield
-    shim.set_exact(True)
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.parametrize("dtype", BY_DTYPE, ids=str)
@@ -75,22 +85,22 @@ def test_other_forms(name: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["cosine", "soft"])
-def test_tf32(name: str, shim: ModuleType, backend: str) -> None:
+def test_tf32(name: str, backend: str) -> None:
     """fp32 maps with the mantissa of fp16: at most twice its error; and as good as fp32 if all factors have it."""
     for case in IN_TF32:
         inputs = make(case)
         (truth,), true_grads = run(JOBS[name], double(inputs), case, backend="reference")
         (plain,), plain_grads = run(JOBS[name], make(case, torch.float16), case, backend="reference")
-        shim.set_exact(False)
+        torch.set_float32_matmul_precision("high")
         (ours,), grads = run(JOBS[name], inputs, case, backend=backend)
-        shim.set_exact(True)
+        torch.set_float32_matmul_precision("highest")
         (same,), _ = run(JOBS[name], inputs, case, backend=backend)
         assert not torch.equal(ours, same)
         for got, simple, right in zip((ours, *grads), (plain, *plain_grads), (truth, *true_grads), strict=True):
             assert_as_good(got, simple, right, torch.float16)
 
 
-def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
+def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """Small integers: products and sums are exact. With the shared memory of sm_90, which one kernel needs."""
     shim.configure(2, 226 << 10, 0)
     for layout in ("nchw", "nhwc"):
@@ -98,7 +108,7 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         inputs = inputs._replace(features=(8 * inputs.features).round(), centers=(8 * inputs.centers).round())
         results = []
         for exact in (True, False):
-            shim.set_exact(exact)
+            torch.set_float32_matmul_precision("highest" if exact else "high")
             x, w = inputs.features.detach().requires_grad_(), inputs.centers.detach().requires_grad_()
             logits = mk.center_similarity(x, w, metric="dot", scale=1.0, backend=backend)
             upstream = (8 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))).round()
@@ -106,7 +116,7 @@ def test_tf32_of_numbers_that_it_has(shim: ModuleType, backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_little_shared_memory(shim: ModuleType, backend: str) -> None:
+def test_little_shared_memory(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """That of sm_86 and sm_89: fewer stages, and S and T apart."""
     shim.configure(2, 95 << 10, 0)
     against_reference("pulled", TILES, torch.bfloat16, backend, "cpu")
@@ -143,7 +153,7 @@ def test_another_dtype_of_centers_and_logits(backend: str) -> None:
     test_centers.test_centers_and_logits_of_another_dtype(torch.bfloat16, backend, "cpu")
 
 
-def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> None:
+def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> None:  # noqa: F811
     """In whatever order blocks, warps and lanes run."""
     for name, case, dtype in (("pulled", TILES, torch.bfloat16), ("soft", BLOCKS, torch.float32), ("hard", ODD, torch.float32)):  # fmt: skip
         runs = []
@@ -154,13 +164,47 @@ def test_order_of_threads_does_not_matter(shim: ModuleType, backend: str) -> Non
 
 
 @pytest.mark.parametrize("barrier", [0, 1, 2, 3, 4])
-def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:
+def test_a_lost_barrier_is_found(barrier: int, shim: ModuleType, backend: str) -> None:  # noqa: F811
     """So the tests above show that none is missing."""
     case = NAMED["primes"]
     for name in ("cosine", "soft"):
         shim.lose_barrier(barrier)
         with pytest.raises(RuntimeError, match="race in shared memory: thread"):
             run(JOBS[name], make(case, torch.bfloat16), case, backend=backend)
+
+
+@pytest.mark.parametrize("job, dtype, most", [
+    ("pulled", torch.float32, (5, 5)), ("pulled", torch.bfloat16, (5, 4)), ("soft", torch.float32, (3, 4)),
+    ("soft", torch.bfloat16, (3, 4)), ("hard", torch.float32, (5, 2)),
+])  # fmt: skip
+def test_launches_of_small_calls(
+    job: str,
+    dtype: torch.dtype,
+    most: tuple[int, int],
+    shim: ModuleType,  # noqa: F811
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels of ours and of ATen, forward and backward; no kernel runs."""
+    monkeypatch.setattr(checks, "validates", lambda _: False)
+    case = Case("small", (2, 32, 64), 256, 19)
+    inputs = learning(make(case, dtype), JOBS[job].learn)
+    counts = []
+
+    def count(step: Callable[[], Any]) -> Any:
+        shim.record(True)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = step()
+        operators = list(outermost([e for e in profile.events() if e.cpu_parent is None]))
+        counts.append((operators, [launch[0] for launch in shim.recorded()]))
+        shim.record(False)
+        return out
+
+    out = count(lambda: JOBS[job].call(inputs, case, backend=backend))
+    outputs = [out] if isinstance(out, torch.Tensor) else list(out)
+    leaves, upstream = [getattr(inputs, name) for name in JOBS[job].learn], list(map(torch.ones_like, outputs))
+    count(lambda: torch.autograd.grad(outputs, leaves, upstream))
+    assert [len(operators) + len(kernels) for operators, kernels in counts] == list(most), counts
 
 
 ASAN_SCRIPT = """
@@ -176,24 +220,30 @@ for B, C, h, w, K, dtype, acc in [(2, 5, 7, 11, 19, "f4", "f4"), (1, 136, 4, 40,
     labels = rng.integers(-1, K + 1, (B, h, w))
     pixels = lambda: np.empty((B, h, w), acc)
     for exact in (True, False):
-        m.set_exact(exact)
         for metric, map, groups in (("cosine", x, 1), ("euclidean", last, B)):
             weights, logits, grad = values(groups, K, C, dtype=acc), values(B, K, h, w, dtype=dtype), np.empty_like(map)
             bias, norms, target = (None, pixels(), pixels()) if metric == "cosine" else (values(groups, K, dtype=acc), None, None)
             some = labels if target is not None else None
-            m.similarity_fwd_kernel(map, weights, bias, some, metric, 2.0, 255, logits, target, norms)
-            grad_target = None if target is None else values(B, h, w, dtype=acc)
-            m.similarity_bwd_kernel(values(B, K, h, w, dtype=dtype), grad_target, map, weights, some, norms, metric, 2.0,
-                                    255, logits, target, grad, np.empty_like(weights))
-            for assignment in (values(B, K, h, w, dtype=dtype), labels):
-                sums, mass = np.empty((B, K, C), acc), np.empty((B, K), acc)
-                m.class_sums_fwd_kernel(map, assignment, 255, sums, mass)
-                to = np.empty_like(assignment) if assignment.ndim == 4 else None
-                m.class_sums_bwd_kernel(sums, mass, map, assignment, 255, grad, to)
+            given = values(groups, K, C, dtype=dtype)
+            m.fold_rows_fwd_kernel(given, metric, 2.0, 1e-12, weights, bias)
+            m.fold_rows_bwd_kernel(weights, bias, given, metric, 2.0, 1e-12, np.empty_like(given))
+            m.pixel_similarity_fwd_kernel(map, weights, bias, some, metric, 2.0, 255, 1e-12, exact, logits, target, norms)
+            pull, stats = (None, None) if target is None else (np.empty((), acc), np.empty((B, 1 + K), acc))
+            if target is not None:
+                m.center_pull_fwd_kernel(target, labels, 2.0, 255, pull, stats)
+            m.pixel_similarity_bwd_kernel(values(B, K, h, w, dtype=dtype), pull, stats, map, weights, some, norms, metric,
+                                          2.0, 255, 1e-12, exact, logits, target, grad, np.empty_like(weights))
+            centers, totals, present = values(B, K, C, dtype=dtype), np.empty((B, K), acc), np.empty((B, K), bool)
+            members, kept = values(B, K, h, w, dtype=dtype), None if dtype == acc else np.empty((B, K, C), acc)
+            m.soft_class_means_fwd_kernel(map, members, exact, 1e-6, True, centers, kept, totals, present)
+            m.soft_class_means_bwd_kernel(centers, centers if kept is None else kept, totals, map, members, exact, grad,
+                                          np.empty_like(members))
+            m.hard_class_means_fwd_kernel(map, labels, 255, 1e-6, True, centers, totals, present)
+            m.hard_class_means_bwd_kernel(centers, totals, labels, 255, grad)
 print("clean")
 """
 
 
 @pytest.mark.slow
-def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
+def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:  # noqa: F811
     cuda_host.run_sanitized("centers", ASAN_SCRIPT)

@@ -1,9 +1,8 @@
-"""Triton kernels of the centers family, on the products of engines/pixel_rows/triton_kernels.py.
+"""Triton kernels of the centers family, on pixels: the products of engines/pixel_rows/triton_kernels.py.
 
 `similarity`, `soft_gradient`: P with an epilogue; all classes of a pixel, or a block of them, are in registers.
 `gradients`: S and T in one walk over a range of pixels; sums go to rows [parts, K, C], added in a fixed order.
 `spread`: T in a walk over K, if K has more than one block.
-`fold_fwd`, `fold_bwd`: a program takes a center [C]; formulas: `op.folded`.
 `along_pixels`, `log_sums`: one number for each pixel, from inputs as small as the logits.
 Features are read once, and L2 serves the other reads. Bytes, operations and derivation: docs/kernels/centers.md.
 """
@@ -11,17 +10,17 @@ Features are read once, and L2 serves the other reads. Bytes, operations and der
 import triton
 import triton.language as tl
 
-from ..core.triton_kernels import divide, exp, root
-from ..engines.pixel_rows.triton_kernels import (
+from ...core.triton_kernels import exp
+from ...engines.pixel_rows.triton_kernels import (
     VARYING,
     class_blocks,
     dot,
+    load_classes,
     load_labels,
     load_rows,
     load_tile,
     multiply,
     operand,
-    pixel_offsets,
     pointers,
     zero_blocks,
 )
@@ -104,7 +103,7 @@ def log_sums(logits, out, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr):
 def load_pixels(a, b, n, K, N, ignore_index, tile):
     """Inputs of A at pixels n [n]: r, log-sum-exps, or labels."""
     if a.kind == "hard":
-        return load_labels(a.map, b, n, K, N, ignore_index)
+        return load_classes(a.map, b, n, K, N, ignore_index)
     elif a.pixels is None:
         return tl.full(n.shape, 1.0, tile.ACC)
     else:
@@ -129,16 +128,14 @@ def weigh(a, at, b, n, k, K, N, tile):
 def load_own(a, b, n, K, N, ignore_index):
     """(label, O) of pixels n; (-1, 0) without a label."""
     label = load_labels(a.labels, b, n, K, N, ignore_index)
-    p_grad = a.grad_target.data + tl.cast(b, tl.int64) * a.grad_target.b + pixel_offsets(a.grad_target, n)
-    return label, tl.load(p_grad, mask=label >= 0, other=0.0)
+    return label, tl.load(a.own + tl.cast(b, tl.int64) * N + n, mask=label >= 0, other=0.0)
 
 
 @triton.jit(do_not_specialize=VARYING)
-def along_pixels(
-    a, logits, target_similarity, out, square: tl.float64, ignore_index, K, N, tiles, BK: tl.constexpr, BN: tl.constexpr
-):
+def along_pixels(a, logits, target_similarity, grad_pull, pull_stats, out, square: tl.float64, ignore_index, K, N,
+                 tiles, BK: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The part of dx = t - out x along x, out [B, N]: r^2 (sum_k G_k z_k + O target_similarity), or 2 square sum_k
-    G_k."""
+    G_k; and O, own [B, N], as pull.py has it."""
     _, b, n = locate(1, tiles, BN)
     ACC: tl.constexpr = out.dtype.element_ty
     total = tl.zeros((BK, BN), ACC)
@@ -156,9 +153,13 @@ def along_pixels(
         norm = tl.load(a.pixels + p_pixels, mask=n < N, other=0.0)
         r = inverse(norm)
         along *= r
-        if target_similarity is not None:
-            label, share = load_own(a, b, n, K, N, ignore_index)
+        if a.own is not None:
+            label = load_labels(a.labels, b, n, K, N, ignore_index)
+            p_stats = pull_stats + b.to(tl.int64) * (K + 1)
+            share = -tl.load(grad_pull) / tl.load(p_stats)
+            share /= tl.load(p_stats + 1 + label, mask=label >= 0, other=float("inf"))
             along += r * share * tl.load(target_similarity + p_pixels, mask=label >= 0, other=0.0)
+            tl.store(a.own + p_pixels, share, mask=n < N)
         along = tl.where(norm < 1e-12, 0.0, r * along)  # a norm below the least is a constant
     tl.store(out + p_pixels, along, mask=n < N)
 
@@ -173,10 +174,11 @@ def make_gradient(moved, values, along, b, n, N):
 
 
 @triton.jit(do_not_specialize=VARYING)
-def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_tiles, N, parts, chunks, tile,
+def gradients(x, rows, a, along, grad, out, mass, lowest, ignore_index, tiles, group_tiles, N, parts, chunks, tile,
               STAGES: tl.constexpr):  # fmt: skip
     """S of BC channels over a part of a group's pixels, out [groups parts, K, C], with sum_n A_kn, mass [groups parts,
-    K]; and T at these pixels, grad [B, C, N], if one block holds all of K. A group is an image, or all."""
+    K], and the lowest label [groups parts], below -1 if one is out of range; and T at these pixels, grad [B, C, N], if
+    one block holds all of K. A group is an image, or all."""
     chunk, part, block = tl.program_id(0) % chunks, tl.program_id(0) // chunks, tl.program_id(1)
     K, C, group = rows.K, rows.C, part // parts
     c = chunk * tile.BC + tl.arange(0, tile.BC)
@@ -186,12 +188,15 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
         masses += (tl.zeros((tile.KS[i],), tile.ACC),)
         if grad.data is not None:
             kept += (load_rows(rows, group, c, ks[i]),)  # [BC, k]
+    lowest_label = tl.zeros((tile.BN,), tl.int32)
     begin = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts) // parts).to(tl.int32)
     end = group * group_tiles + (tl.cast(group_tiles, tl.int64) * (part % parts + 1) // parts).to(tl.int32)
     for t in tl.range(begin, end, num_stages=STAGES):
         b = t // tiles
         n = t % tiles * tile.BN + tl.arange(0, tile.BN)
         at = load_pixels(a, b, n, K, N, ignore_index, tile)
+        if lowest is not None:
+            lowest_label = tl.minimum(lowest_label, at)
         moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
         values = moved
         if x.data is not None:
@@ -203,7 +208,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
                 columns = operand(values, tile)
             else:
                 columns = values.to(tile.DTYPE)
-        if a.grad_target.data is not None:
+        if a.own is not None:
             label, share = load_own(a, b, n, K, N, ignore_index)
         sums_so_far, sums, masses_so_far, masses = sums, (), masses, ()
         for i in tl.static_range(len(ks)):
@@ -214,7 +219,7 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
             if mass is not None:
                 masses += (masses_so_far[i] + tl.sum(weights, 1),)
             if grad.data is not None:
-                if a.grad_target.data is not None:
+                if a.own is not None:
                     weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
                 # [BC, k] @ [k, BN]
                 moved = dot(kept[i], operand(weights, tile), moved, tile)
@@ -227,6 +232,8 @@ def gradients(x, rows, a, along, grad, out, mass, ignore_index, tiles, group_til
     if out is not None:
         for i in tl.static_range(len(ks)):
             store_sums(out, mass, part, chunk, c, ks[i], K, C, sums[i], masses[i])
+    if lowest is not None:
+        tl.store(lowest + part, tl.min(lowest_label, 0), mask=(chunk == 0) & (block == 0))
 
 
 @triton.jit
@@ -244,14 +251,14 @@ def spread(x, rows, a, along, grad, ignore_index, N, tiles, chunks, tile):
     chunk, b, n = locate(chunks, tiles, tile.BN)
     c = chunk * tile.BC + tl.arange(0, tile.BC)
     at = load_pixels(a, b, n, rows.K, N, ignore_index, tile)
-    if a.grad_target.data is not None:
+    if a.own is not None:
         label, share = load_own(a, b, n, rows.K, N, ignore_index)
     moved = tl.zeros((tile.BC, tile.BN), tile.ACC)
     for k0 in range(0, rows.K, tile.BK):
         ks = class_blocks(k0, tile)
         for i in tl.static_range(len(ks)):
             weights = weigh(a, at, b, n, ks[i], rows.K, N, tile)
-            if a.grad_target.data is not None:
+            if a.own is not None:
                 weights += tl.where(ks[i][:, None] == label[None, :], (at * share)[None, :], 0.0)
             # [BC, k] @ [k, BN]
             moved = dot(load_rows(rows, b, c, ks[i]), operand(weights, tile), moved, tile)
@@ -289,57 +296,3 @@ def soft_gradient(x, rows, a, grad_mass, means, grad, N, tiles, blocks, pixels, 
         for i in tl.static_range(len(ks)):
             weights, m = moves[i]
             store_tile(grad, b, ks[i], n, rows.K, N, weights * (m - mean[None, :]))
-
-
-@triton.jit
-def load_center(centers, channels, ACC: tl.constexpr, BLOCK: tl.constexpr):
-    """(channels [BLOCK], whether there are such, the center)."""
-    d = tl.arange(0, BLOCK)
-    p_center = centers + tl.program_id(0).to(tl.int64) * channels
-    return d, d < channels, tl.load(p_center + d, mask=d < channels, other=0.0).to(ACC)
-
-
-@triton.jit(do_not_specialize=["channels"])
-def fold_fwd(centers, weights, bias, channels, scale: tl.float64, METRIC: tl.constexpr, LEAST: tl.constexpr,
-             BLOCK: tl.constexpr):  # fmt: skip
-    """weights [K, C], and bias [K] of "euclidean"."""
-    ACC: tl.constexpr = weights.dtype.element_ty
-    d, known, x = load_center(centers, channels, ACC, BLOCK)
-    s = tl.full((), scale, ACC)
-    if METRIC == "cosine":
-        square = tl.sum(x * x, 0)
-        norm = tl.maximum(root(square), tl.full((), LEAST, ACC))
-        w = s * tl.where(square == 0.0, 0.0, divide(x, tl.broadcast_to(norm, x.shape)))
-    elif METRIC == "dot":
-        w = s * x
-    else:
-        w = 2.0 * s * x
-        tl.store(bias + tl.program_id(0), -s * tl.sum(x * x, 0))
-    tl.store(weights + tl.program_id(0).to(tl.int64) * channels + d, w, mask=known)
-
-
-@triton.jit(do_not_specialize=["channels"])
-def fold_bwd(grad_weights, grad_bias, centers, grad, channels, scale: tl.float64, METRIC: tl.constexpr,
-             LEAST: tl.constexpr, WITH_BIAS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient of centers [K, C]."""
-    ACC: tl.constexpr = grad_weights.dtype.element_ty
-    d, known, x = load_center(centers, channels, ACC, BLOCK)
-    offset = tl.program_id(0).to(tl.int64) * channels
-    g = tl.load(grad_weights + offset + d, mask=known, other=0.0)
-    s = tl.full((), scale, ACC)
-    if METRIC == "cosine":
-        # s (g - u <u, g>) / |x|,  u = x / |x|; of a norm below LEAST, s g / LEAST; of 0, 0
-        square = tl.sum(x * x, 0)
-        norm = root(square)
-        least = tl.maximum(norm, tl.full((), LEAST, ACC))
-        u = divide(x, tl.broadcast_to(least, x.shape))
-        along = tl.where(norm < LEAST, 0.0, tl.sum(u * g, 0))
-        value = tl.where(square == 0.0, 0.0, s * divide(g - u * along, tl.broadcast_to(least, x.shape)))
-    elif METRIC == "dot":
-        value = s * g
-    else:
-        value = g
-        if WITH_BIAS:
-            value -= x * tl.load(grad_bias + tl.program_id(0))
-        value *= 2.0 * s
-    tl.store(grad + offset + d, value.to(grad.dtype.element_ty), mask=known)

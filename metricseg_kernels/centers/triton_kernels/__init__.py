@@ -1,0 +1,1 @@
+"""Triton kernels of the centers family: on pixels, and on rows."""
