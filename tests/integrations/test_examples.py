@@ -27,10 +27,10 @@ def test_the_loss_falls(script):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 def test_at_most_three_lines_beside_the_imports(script):
     """Every line that uses metricseg's losses or adapters carries the mark, and no other does."""
-    lines = script.read_text().split('"""\n', 2)[-1].splitlines()
+    lines = script.read_text().splitlines()
     imports = [line for line in lines if re.match(r"from metricseg\.(?!data)", line)]
     names = {name for line in imports for name in re.findall(r"\w+", line.split("import")[1].split("#")[0])}
     using = [line for line in lines if line not in imports and names & set(re.findall(r"\w+", line.split("#")[0]))]
     marked = [line for line in lines if line.endswith("  # metricseg")]
     assert set(imports) <= set(marked) and set(using) <= set(marked)
-    assert 1 <= len(marked) - len(imports) <= 3 and len(imports) <= 2
+    assert 1 <= len(marked) - len(imports) <= 3 and 1 <= len(imports) <= 2
