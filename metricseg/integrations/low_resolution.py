@@ -51,7 +51,7 @@ class Skip:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.kept: dict[str, Tensor] | None = None  # None outside of a forward pass in training
+        self.kept: dict[str, tuple[Tensor, Tensor]] | None = None  # None outside of a forward pass in training
 
     def begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Pre-hook of the module that upsamples."""
@@ -61,13 +61,20 @@ class Skip:
         """Hook of a head: keep its output, and pass on none of its images."""
         if self.kept is None:
             return output
-        self.kept[name] = output
-        return output[:0]
+        nothing = output[:0]
+        self.kept[name] = output, nothing
+        return nothing
 
     def put(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        """Hook of the module that upsamples: put what was kept into its output."""
+        """Hook of the module that upsamples: put what was kept into its output.
+
+        Adding the sum of nothing, 0, makes what others hooked to the passed-on tensor run before the head's backward:
+        FSDP gathers the parameters of a head there.
+        """
         kept, self.kept = self.kept, None
-        return self.place(output, kept) if kept else output
+        if not kept:
+            return output
+        return self.place(output, {name: logits + nothing.sum() for name, (logits, nothing) in kept.items()})
 
 
 def skip_upsampling(module: nn.Module, heads: Mapping[str, nn.Module], place: Place) -> None:

@@ -93,8 +93,8 @@ class HFLoss(WithAuxiliary):
             counted = ~self.ignored(labels, logits.shape[1])
         else:
             counted = labels != NOT_COUNTED
-        items = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
-        return loss * (counted.sum() / items).to(loss.dtype)
+        items = torch.as_tensor(num_items_in_batch, dtype=loss.dtype, device=loss.device)
+        return loss * (counted.sum(dtype=loss.dtype) / items.clamp(min=1))
 
     def ignored(self, labels: Tensor, classes: int) -> Tensor:
         """Mask of the labels that the criterion ignores."""
