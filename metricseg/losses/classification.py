@@ -178,8 +178,8 @@ class SigmoidFocalLoss(PixelLoss):
     Args:
         gamma: focusing exponent, >= 0.
         alpha: weight of positives, 1 - alpha of negatives; negative for none.
-        options: see `PixelLoss`, except `class_weight`. Targets may also be dense, [B, K, H, W]. Without reduction
-            the result has a class axis.
+        options: see `PixelLoss`, except `class_weight`. Targets may also be dense, [B, K, H, W]. With one class (K = 1)
+            targets [B, H, W] are a binary mask of it, 0 and 1. Without reduction the result has a class axis.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection; torchvision.ops.sigmoid_focal_loss.
     """
@@ -194,6 +194,8 @@ class SigmoidFocalLoss(PixelLoss):
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.sigmoid_focal_loss`."""
+        if input.ndim == 4 and input.shape[1] == 1 and target.ndim == 3:  # an index among one class would be 0 alone
+            target = target[:, None]
         return kernels.sigmoid_focal_loss(
             input, target, gamma=self.gamma, alpha=self.alpha, align_corners=self.align_corners, backend=self.backend,
             **options,

@@ -3,6 +3,7 @@
 A block that can't run here opens with NOT_RUN and the reason, which the reader sees too.
 """
 
+import importlib.util
 import posixpath
 import re
 
@@ -38,7 +39,7 @@ def test_named_files_exist(page):
         target = page.parent / path if path else page
         assert target.exists(), path
         assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
-    named = re.findall(r"`((?:metricseg|metricseg_kernels|csrc|tests|benchmarks)/[\w/.]+\.\w+)`", text)
+    named = re.findall(r"`((?:metricseg|metricseg_kernels|csrc|tests|benchmarks|examples)/[\w/.]+\.\w+)`", text)
     assert not [path for path in named if not (ROOT / path).exists()]
 
 
@@ -47,9 +48,15 @@ def test_python_blocks_run(page):
     torch.manual_seed(0)
     names = {}
     for block in blocks(page):
-        if not block.startswith(NOT_RUN):
+        if not block.startswith(NOT_RUN) and hosts_are_here(block):
             exec(compile(block, page.name, "exec"), names)
     assert "loss" not in names or names["loss"].isfinite()
+
+
+def hosts_are_here(block):
+    """Whether the libraries whose adapters a block imports are installed."""
+    hosts = re.findall(r"metricseg\.integrations\.(\w+)", block)
+    return all(importlib.util.find_spec({"smp": "segmentation_models_pytorch"}.get(host, host)) for host in hosts)
 
 
 def test_few_python_blocks_are_not_run():

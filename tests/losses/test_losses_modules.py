@@ -108,6 +108,21 @@ def test_sigmoid_focal_equals_torchvision(batch):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_one_class_takes_a_binary_mask(batch, dtype):
+    logits, labels = batch[0][:, :1], torch.where(batch[1] == 255, 255, batch[1] % 2).to(dtype)
+    z = F.interpolate(logits, labels.shape[-2:], mode="bilinear")[:, 0]
+    valid = labels != 255
+    expected = F.binary_cross_entropy_with_logits(z[valid], labels[valid].float())
+    loss = SigmoidFocalLoss(gamma=0.0, alpha=-1.0)
+    for mask in (labels, labels[:, None]):
+        torch.testing.assert_close(loss(logits, mask), expected)
+    weight = torch.rand(labels.shape)
+    torch.testing.assert_close(loss(logits, labels, weight), loss(logits, labels[:, None], weight))
+    with pytest.raises(ValueError, match=r"neither in \[0, 1\] nor, .* ignore_index \(255\): for example 2"):
+        loss(logits, torch.full_like(labels, 2))
+
+
 def test_ohem_averages_the_kept(batch):
     logits, labels = batch
     z, t = upsampled(logits, labels)

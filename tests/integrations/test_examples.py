@@ -1,0 +1,36 @@
+"""The scripts in examples/: they run, the loss falls, and metricseg takes at most three lines beside its imports."""
+
+import importlib.util
+import re
+
+import pytest
+from places import ROOT
+
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+HOSTS = {
+    "train_smp": "segmentation_models_pytorch", "train_torchvision": "torchvision", "train_transformers": "transformers",
+    "train_lightning": "lightning",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_the_loss_falls(script):
+    pytest.importorskip(HOSTS[script.stem], reason=f"{HOSTS[script.stem]} is not installed")
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    losses, score = module.main(steps=12)
+    assert len(losses) == 12 and sum(losses[-3:]) < sum(losses[:3])
+    assert 0 < score < 1
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_at_most_three_lines_beside_the_imports(script):
+    """Every line that uses metricseg's losses or adapters carries the mark, and no other does."""
+    lines = script.read_text().splitlines()
+    imports = [line for line in lines if re.match(r"from metricseg\.(?!data)", line)]
+    names = {name for line in imports for name in re.findall(r"\w+", line.split("import")[1].split("#")[0])}
+    using = [line for line in lines if line not in imports and names & set(re.findall(r"\w+", line.split("#")[0]))]
+    marked = [line for line in lines if line.endswith("  # metricseg")]
+    assert set(imports) <= set(marked) and set(using) <= set(marked)
+    assert 1 <= len(marked) - len(imports) <= 3 and 1 <= len(imports) <= 2
