@@ -119,7 +119,7 @@ def sample_anchors(
         ignore_label=ignore_label,
     )
     if name != "reference":
-        return Anchors(*ops.sample_anchors(*inputs, name))
+        return Anchors(*ops.sample_pixels(*inputs, name))
     index, sampled, count, bad = reference.sample(inputs)
     if not torch.compiler.is_compiling():
         op.check_labels(bad, num_classes, ignored)

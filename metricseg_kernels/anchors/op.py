@@ -82,7 +82,7 @@ def _sample(labels: Tensor, predictions: Tensor | None, first: Tensor | None, *r
 
 
 define_op(
-    f"sample_anchors({INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
+    f"sample_pixels({INPUTS}, str backend) -> (Tensor, Tensor, Tensor)",
     _sample,
     lambda labels, predictions, first, seed, max_samples, *_: tuple(_sample_outputs(labels, max_samples)[:3]),
 )

@@ -250,7 +250,7 @@ def sigmoid_focal_loss(
             op.check_labels(totals, input, ignored)
     else:
         with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, None)
-        loss, totals, _ = ops.sigmoid_focal_forward(input, target, *scalars, with_grad, name)
+        loss, totals, _ = ops.sigmoid_focal_fwd(input, target, *scalars, with_grad, name)
     if pixel_weight is not None:
         absent = target[:, 0] == ignored if dense else is_label(target, ignored)
         loss = _weigh(loss, pixel_weight[:, None], absent[:, None], reduction)
@@ -328,7 +328,7 @@ def _softmax_family(
             op.check_labels(totals, input, scalars.ignore_index)
         return _mean(loss, totals[0], None) if mean else loss, totals, argmax
     with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
-    loss, totals, argmax, *_ = ops.focal_forward(
+    loss, totals, argmax, *_ = ops.focal_fwd(
         input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, mean, name
     )
     return loss, totals, argmax if with_argmax else None

@@ -97,7 +97,7 @@ def _focal_outputs(
     return loss, totals, argmax, divisor, empty_gradient(input) if with_grad else input.new_empty((0,))
 
 
-def _focal_forward(
+def _focal_fwd(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -121,7 +121,7 @@ def _focal_forward(
     return loss, totals, argmax, divisor, grad
 
 
-def _focal_backward(
+def _focal_bwd(
     grad_loss: Tensor,
     input: Tensor,
     target: Tensor,
@@ -142,17 +142,17 @@ def _focal_backward(
 
 
 define_op(
-    "focal_forward(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
+    "focal_fwd(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
     "float label_smoothing, int ignore_index, bool align_corners, bool reduce, bool with_grad, bool with_argmax, "
     "bool mean, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _focal_forward,
+    _focal_fwd,
     lambda input, target, *rest: _focal_outputs(input, target, *rest[-5:-1]),
-    *_autograd("focal_backward", tensors=4, divides=True),
+    *_autograd("focal_bwd", tensors=4, divides=True),
 )
 define_op(
-    "focal_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
+    "focal_bwd(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
     "float label_smoothing, int ignore_index, bool align_corners, str backend) -> Tensor",
-    _focal_backward,
+    _focal_bwd,
     lambda grad_loss, input, *_: empty_gradient(input),
 )
 
@@ -204,14 +204,14 @@ def _sigmoid_backward(
 
 
 define_op(
-    "sigmoid_focal_forward(Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
+    "sigmoid_focal_fwd(Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
     "bool align_corners, bool reduce, bool with_grad, str backend) -> (Tensor, Tensor, Tensor)",
     _sigmoid_forward,
     lambda input, target, *rest: _sigmoid_outputs(input, target, *rest[-3:-1]),
-    *_autograd("sigmoid_focal_backward", tensors=2),
+    *_autograd("sigmoid_focal_bwd", tensors=2),
 )
 define_op(
-    "sigmoid_focal_backward(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
+    "sigmoid_focal_bwd(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "
     "bool align_corners, str backend) -> Tensor",
     _sigmoid_backward,
     lambda grad_loss, input, *_: empty_gradient(input),

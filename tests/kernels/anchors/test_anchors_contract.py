@@ -33,7 +33,7 @@ def test_opcheck(backend: str, device: str) -> None:
     seed = torch.tensor(3, device=device)
     for preferred in ((predictions, None), (None, predictions == 1)):
         torch.library.opcheck(
-            torch.ops.metricseg.sample_anchors.default,
+            torch.ops.metricseg.sample_pixels.default,
             (labels, *preferred, seed, 32, 5, 4, True, 256, 255, -1, backend),
         )
     for shape, layout in (p.values for p in FEATURES[1:4]):
@@ -101,7 +101,7 @@ def test_no_shape_depends_on_data(strategy: str) -> None:
                 index, sampled, count, _ = reference.sample(inputs)
                 rows = reference.gather(features, index, True, 1e-12)
             else:
-                index, sampled, count = torch.ops.metricseg.sample_anchors(*inputs, name)
+                index, sampled, count = torch.ops.metricseg.sample_pixels(*inputs, name)
                 rows, _ = torch.ops.metricseg.gather_pixels(features, index, True, 1e-12, name)
             assert index.shape == sampled.shape == (40,) and count.shape == () and rows.shape == (40, 6)
             (grad,) = torch.autograd.grad(rows.sum(), features)

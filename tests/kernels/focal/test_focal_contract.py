@@ -62,11 +62,11 @@ def test_opcheck(layout: str, reduce: bool, backend: str, device: str) -> None:
     weight = torch.rand(input.shape[1], device=device)
     input.requires_grad_()
     torch.library.opcheck(
-        torch.ops.metricseg.focal_forward.default,
+        torch.ops.metricseg.focal_fwd.default,
         (input, target, weight, None, 2.0, 0.1, 255, False, reduce, reduce, True, reduce, backend),
     )
     torch.library.opcheck(
-        torch.ops.metricseg.sigmoid_focal_forward.default,
+        torch.ops.metricseg.sigmoid_focal_fwd.default,
         (input, target, 2.0, 0.25, 255, False, reduce, reduce, backend),
     )
     if reduce:
@@ -78,7 +78,7 @@ def test_opcheck(layout: str, reduce: bool, backend: str, device: str) -> None:
     else:
         grad = torch.rand((), device=device)
         torch.library.opcheck(
-            torch.ops.metricseg.focal_backward.default,
+            torch.ops.metricseg.focal_bwd.default,
             (grad.expand(target.shape), input.detach(), target, weight, None, 2.0, 0.1, 255, False, backend),
         )
 
