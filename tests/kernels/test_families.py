@@ -18,7 +18,7 @@ from metricseg_kernels.core.registry import FAMILIES
 ALLOWED = {"metricseg_kernels/core/registry.py", "metricseg_kernels/__init__.py"}
 # the model layer and its studies call ops by name; tests of an op lie in the folder of its family
 APART = ("metricseg/", "benchmarks/camvid", "benchmarks/study", "benchmarks/short_training", "benchmarks/harness/peers", "docs/", "tests/build", "tests/support/cuda_",
-         "tests/benchmarks", "tests/losses", "tests/models", "tests/training", "tests/data", "tests/kernels")  # fmt: skip
+         "tests/benchmarks", "tests/losses", "tests/integrations", "tests/models", "tests/training", "tests/data", "tests/kernels")  # fmt: skip
 TEXT = (".py", ".toml", ".cpp", ".cu", ".cuh", ".h", "")
 
 
