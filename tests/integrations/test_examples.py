@@ -1,6 +1,7 @@
 """The scripts in examples/: they run, the loss falls, and metricseg takes at most three lines beside its imports."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -34,3 +35,17 @@ def test_at_most_three_lines_beside_the_imports(script):
     marked = [line for line in lines if line.endswith("  # metricseg")]
     assert set(imports) <= set(marked) and set(using) <= set(marked)
     assert 1 <= len(marked) - len(imports) <= 3 and 1 <= len(imports) <= 2
+
+
+def test_the_notebook_runs():
+    """Its code cells, one after the other, as in a kernel."""
+    pytest.importorskip("torchvision")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text())["cells"]
+    assert [cell["outputs"] for cell in cells if cell["cell_type"] == "code"] == [[]] * 4
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert sum(names["losses"][-5:]) < sum(names["losses"][:5]) and 0 < names["miou"] < 1
