@@ -21,9 +21,9 @@ void check(const Arguments<Tensor>& a) {
   constexpr int64_t kLargest = int64_t(1) << 31;
   STD_TORCH_CHECK(K > 0 && K <= 65536 && std::max(H, W) < kLargest, "metricseg: classes or a size out of range");
   for (const Tensor& map : a.maps) {
-    STD_TORCH_CHECK(map.dim() == 4 && std::min(map.size(2), map.size(3)) > 0 &&
-                        std::max(map.size(2), map.size(3)) < kLargest,
-                    "metricseg: a map has a size out of range");
+    STD_TORCH_CHECK(
+        map.dim() == 4 && std::min(map.size(2), map.size(3)) > 0 && std::max(map.size(2), map.size(3)) < kLargest,
+        "metricseg: a map has a size out of range");
     check_tensor(map, {B, K, map.size(2), map.size(3)}, first, first.scalar_type(), "a map", false);
   }
   const std::vector<int64_t> shape{B, H, W};

@@ -67,8 +67,7 @@ __device__ __forceinline__ int64_t first_row(const Axis& axis, int64_t interval)
 
 template <typename T>
 __device__ __forceinline__ unsigned* shared_counts(const Rows& rows) {
-  return rows.shared_at < 0 ? nullptr
-                            : reinterpret_cast<unsigned*>(shared_memory<unsigned char>() + rows.shared_at);
+  return rows.shared_at < 0 ? nullptr : reinterpret_cast<unsigned*>(shared_memory<unsigned char>() + rows.shared_at);
 }
 
 template <typename T, int R>

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,22 +17,22 @@ from .op import Inputs
 from .triton_kernels import Kind, Map, Outputs, best_logit, best_probability
 
 COLUMNS, WARPS = 128, 4  # of a program, one column a thread
-ROWS = (8, 4, 2)  # label rows that may share the rows of cells between which they lie
+# Label rows that may share the rows of cells between which they lie, by dtype of the arithmetic
+ROWS = {torch.float32: (8, 4, 2), torch.float64: (2,)}
 ENOUGH_PROGRAMS = 1024
 MOST_BINS = 4096  # of a program's histogram
-# Classes at once, by (whether one map without scores, dtype): each takes two rows of cells, in exact sizes for 19.
-CHUNKS = {
-    (True, torch.float32): 20, (True, torch.float64): 8,
-    (False, torch.float32): 20, (False, torch.float64): 8,
-}  # fmt: skip
-MANY_MAPS, MANY_MAPS_CHUNK = 8, 8  # more maps take fewer classes, since the code is unrolled over maps
-OPTIONS = {"num_warps": WARPS, "maxnreg": 128, **FUSED}
+# Classes at once, by dtype of the arithmetic, that compile without spills for sm_80 and sm_90. One map without scores
+# takes two rows of cells of each; else there are sums, and what the softmax of each map needs.
+LOGIT_CHUNKS = {torch.float32: 12, torch.float64: 8}
+CHUNKS = {torch.float32: 8, torch.float64: 4}
+REGISTERS = 128  # of a thread: four programs on a multiprocessor
+MANY_MAPS, MANY_CHUNK, MANY_REGISTERS = 8, 4, 255  # more maps have more sums
 
 
 class Rows(NamedTuple):
     """Groups of label rows, one for each program of a tile of columns."""
 
-    count: int  # R
+    each: int  # R
     groups: int
     parts: int  # of an interval
 
@@ -42,20 +42,21 @@ def disguised(number: int) -> int:
     return 4 * number + 2
 
 
-def make_map(map: Tensor, size: tuple[int, int], flipped: bool, share: float, align_corners: bool) -> Map:
-    axes = [make_axis(cells, labels, align_corners) for cells, labels in zip(map.shape[2:], size, strict=True)]
+def make_map(logits: Tensor, size: tuple[int, int], flipped: bool, share: float, align_corners: bool) -> Map:
+    axes = [make_axis(cells, labels, align_corners) for cells, labels in zip(logits.shape[2:], size, strict=True)]
     numbers = [n for axis in axes for n in (axis.cells, axis.mul, axis.add, axis.den)]
     (rounded,) = struct.unpack("f", struct.pack("f", share))
-    return Map(map, *(disguised(n) for n in (*map.stride(), int(flipped), *numbers)), rounded, share - rounded)
+    hidden = [disguised(n) for n in (*logits.stride(), int(flipped), *numbers)]
+    return Map(logits, *(*hidden, rounded, share - rounded))
 
 
-def make_rows(cells: int, labels: int, align_corners: bool, others: int) -> Rows:
+def make_rows(cells: int, labels: int, align_corners: bool, acc: torch.dtype, others: int) -> Rows:
     """others: programs for each group of rows."""
     axis = make_axis(cells, labels, align_corners)
-    each = min(cdiv(axis.den, axis.mul), labels)  # labels of an interval
-    for count in ROWS:
-        parts = cdiv(each, count)
-        if cells < labels and count <= each and others * (cells + 1) * parts >= ENOUGH_PROGRAMS:
+    most = min(cdiv(axis.den, axis.mul), labels)  # labels of an interval
+    for count in ROWS[acc]:
+        parts = cdiv(most, count)
+        if cells < labels and count <= most and others * (cells + 1) * parts >= ENOUGH_PROGRAMS:
             return Rows(count, (cells + 1) * parts, parts)
     return Rows(1, labels, 1)
 
@@ -71,37 +72,33 @@ def launch(inputs: Inputs, out: Outputs, ignore_index: int = 0) -> None:
     if pixels.numel() == 0:
         return
     maps = tuple(
-        make_map(map, (height, width), flipped, share, inputs.align_corners)
-        for map, flipped, share in zip(inputs.maps, inputs.flipped, inputs.shares, strict=True)
+        make_map(logits, (height, width), flipped, share, inputs.align_corners)
+        for logits, flipped, share in zip(inputs.maps, inputs.flipped, inputs.shares, strict=True)
     )
     alone = len(maps) == 1 and out.confidence is None and out.entropy is None
     acc, classes, tiles = accumulator(first.dtype), first.shape[1], cdiv(width, COLUMNS)
-    chunk = CHUNKS[alone, acc] if len(maps) <= MANY_MAPS else MANY_MAPS_CHUNK
+    many = len(maps) > MANY_MAPS
+    chunk = LOGIT_CHUNKS[acc] if alone else MANY_CHUNK if many else CHUNKS[acc]
     ks = class_sizes(cdiv(classes, cdiv(classes, chunk)))
     cells_y, cells_x = first.shape[2:]
-    rows = make_rows(cells_y, height, inputs.align_corners, batch * tiles) if alone else Rows(1, height, 1)
-    largest = max(2 * c * n for map in inputs.maps for c, n in zip(map.shape[2:], (height, width), strict=True))
+    rows = make_rows(cells_y, height, inputs.align_corners, acc, batch * tiles) if alone else Rows(1, height, 1)
+    largest = max(2 * c * n for z in inputs.maps for c, n in zip(z.shape[2:], (height, width), strict=True))
     kind = Kind(
-        KS=ks, BK=sum(ks), P=COLUMNS, R=rows.count, BLEND_Y=cells_y != height, BLEND_X=cells_x != width,
+        KS=ks, BK=sum(ks), P=COLUMNS, R=rows.each, BLEND_Y=cells_y != height, BLEND_X=cells_x != width,
         ACC=TYPES[acc], INT=tl.int32 if largest < 2**30 else tl.int64,
         BINS=0 if out.counts is None else bins_of(classes),
     )  # fmt: skip
     target = (0, 0, 0) if out.target is None else out.target.stride()
-    constants, grid = Kind(*map_constants(kind)), (batch * rows.groups * tiles,)
+    constants, grid = Kind(*map(constant, kind)), (batch * rows.groups * tiles,)
+    options = {"num_warps": WARPS, "maxnreg": MANY_REGISTERS if many else REGISTERS, **FUSED}
     with on_device_of(first):
         if alone:
             best_logit[grid](
                 maps[0], out, constants, classes, height, width, rows.groups, rows.parts, ignore_index, *target,
-                **OPTIONS,
+                **options,
             )  # fmt: skip
         else:
-            best_probability[grid](
-                maps, out, constants, classes, height, width, 1, ignore_index, *target, **OPTIONS
-            )
-
-
-def map_constants(kind: Kind) -> tuple[Any, ...]:
-    return tuple(constant(value) for value in kind)
+            best_probability[grid](maps, out, constants, classes, height, width, 1, ignore_index, *target, **options)
 
 
 def predict_kernel(inputs: Inputs, labels: Tensor, confidence: Tensor | None, entropy: Tensor | None) -> None:

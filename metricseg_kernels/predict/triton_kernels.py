@@ -88,6 +88,16 @@ def plain(number):
 
 
 @triton.jit
+def again(map, zero):
+    """The same map, by a 0 that the compiler can't see through: it keeps no number of it in registers for later."""
+    return Map(
+        map.data, map.b + zero, map.k + zero, map.y + zero, map.x + zero, map.flipped + zero, map.y_cells + zero,
+        map.y_mul + zero, map.y_add + zero, map.y_den + zero, map.x_cells + zero, map.x_mul + zero, map.x_add + zero,
+        map.x_den + zero, map.share, map.share_rest,
+    )  # fmt: skip
+
+
+@triton.jit
 def between(label, cells, mul, add, den, ACC: tl.constexpr):
     """(cell, next cell, its share) of labels; the same cell twice where there is nothing to blend."""
     n = tl.maximum(label * mul.to(label.dtype) + add.to(label.dtype), 0)
@@ -159,17 +169,18 @@ def softmax_stats(map, image, Y, X, ks, sizes, LABEL: tl.constexpr, kind):
 
 
 @triton.jit
-def average(maps, stats, image, Y, X, k0, ks, sizes, kind):
+def average(maps, stats, image, Y, X, k0, ks, zero, sizes, kind):
     """p [k, P] = sum_m share_m exp(z_m - row_max_m) / total_m, block by block; 0 if there is no such class."""
     p = ()
     for i in tl.static_range(len(ks)):
         p += (tl.zeros_like(ks[i]).to(kind.ACC) + tl.zeros((1, kind.P), kind.ACC),)
     for m in tl.static_range(len(maps)):
-        z = load_logits(maps[m], image, Y, X, k0, ks, sizes, kind)
+        z = load_logits(again(maps[m], zero), image, Y, X, k0, ks, sizes, kind)
         sums = ()
         for i in tl.static_range(len(ks)):
             sums += (p[i] + stats[m][1][None, :] * exp(z[i] - stats[m][0][None, :]),)
         p = sums
+        tl.debug_barrier()  # or the compiler spreads registers over the addresses of all maps at once
     return p
 
 
@@ -252,7 +263,7 @@ def best_logit_of_rows(map, out, image, y, lo, hi, X, rows, sizes, kind):
     for r in tl.static_range(kind.R):
         best += (tl.full((kind.P,), float("-inf"), kind.ACC),)
         label += (tl.zeros((kind.P,), tl.int32),)
-        inside += ((X < sizes.width) & (lo + r < hi),)
+        inside += ((sizes.width > X) & (lo + r < hi),)
     for k0 in range(0, sizes.classes, kind.BK):
         count, skip = sizes.classes - k0, tl.cast(k0, tl.int64) * s_k
         top = load_row(p_top + skip, s_k, s_x, ks, count, at, kind.BLEND_X, float("-inf"), kind.ACC)
@@ -333,9 +344,8 @@ def best_probability(
     entropy = tl.zeros((kind.P,), kind.ACC)
     if ALONE == 0 or out.entropy is not None:
         for k0 in range(0, classes, kind.BK):
-            # with this 0 the compiler keeps no cells of the maps in registers through the loop
-            opaque = (k0 * one < 0).to(tl.int32)
-            p = average(maps, stats, image, Y + opaque, X + opaque, k0, ks, sizes, kind)
+            zero = (k0 * one < 0).to(tl.int32)  # see `again`
+            p = average(maps, stats, image, Y, X, k0, ks, zero, sizes, kind)
             if ALONE == 0:
                 best, at = take_best(p, k0, ks, best, at)
             if out.entropy is not None:
@@ -343,7 +353,7 @@ def best_probability(
                     known = (ks[i] < classes - k0) & (p[i] != 0.0)
                     entropy -= tl.sum(tl.where(known, p[i] * tl.log(tl.where(known, p[i], 1.0)), 0.0), 0)
     n = (image * height + Y) * width + X
-    inside = X < width
+    inside = width > X
     if out.confidence is not None:
         tl.store(out.confidence + n, best, mask=inside)
     if out.entropy is not None:
