@@ -119,19 +119,20 @@ struct alignas(16) PixelOfMap {
   T share, row_max, factor;
 };
 
-// Logits of the classes from k0 on; -inf if there is no such class.
+// Logits of the classes from k0 on; -inf if there is no such class. The last class is read in its place, so that no load
+// waits for a branch.
 template <typename T, typename Stored>
 __device__ __forceinline__ void load_logits(const Map& map, const Stored* data, const RowOfMap<T>& row, unsigned cells,
                                             T x_share, int k0, int classes, T (&z)[kClasses]) {
-  const int64_t right = (cells & 1) * map.x;
+  const int64_t right = (cells & 1) * map.x, down = row.down;
+  const T y_share = row.share;
   const Stored* at = data + row.offset + (cells >> 1) * map.x + k0 * map.k;
 #pragma unroll
-  for (int i = 0; i < kClasses; ++i, at += map.k) {
-    z[i] = -std::numeric_limits<T>::infinity();
-    if (k0 + i >= classes) continue;
+  for (int i = 0; i < kClasses; ++i) {
     const T top = mix(widen<T>(at[0]), widen<T>(at[right]), x_share);
-    const T bottom = mix(widen<T>(at[row.down]), widen<T>(at[row.down + right]), x_share);
-    z[i] = mix(top, bottom, row.share);
+    const T bottom = mix(widen<T>(at[down]), widen<T>(at[down + right]), x_share);
+    z[i] = k0 + i < classes ? mix(top, bottom, y_share) : -std::numeric_limits<T>::infinity();
+    at += k0 + i + 1 < classes ? map.k : 0;
   }
 }
 
@@ -197,9 +198,8 @@ __global__ void __launch_bounds__(kThreads, 4) best_probability_kernel(CudaParam
         }
 #pragma unroll
         for (int i = 0; i < kClasses; ++i) {
-          if (k0 + i >= p.classes) break;
-          if (p.maps > 1) best.take(sums[i], k0 + i);
-          if (p.entropy && sums[i] != T(0)) entropy -= sums[i] * std::log(sums[i]);
+          if (p.maps > 1 && k0 + i < p.classes) best.take(sums[i], k0 + i);
+          if (p.entropy && k0 + i < p.classes && sums[i] != T(0)) entropy -= sums[i] * std::log(sums[i]);
         }
       }
     });
