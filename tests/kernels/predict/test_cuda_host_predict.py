@@ -87,7 +87,8 @@ rng = np.random.default_rng(0)
 none = None
 for cells, size, K, count, dtype, acc in [((5, 7), (23, 29), 5, 1, "f4", "f4"), ((2, 3), (9, 150), 130, 1, "f8", "f8"),
                                           ((5, 7), (4, 9), 3, 2, "f2", "f4"), ((5, 7), (10, 7), 9, 32, "u2", "f4")]:
-    maps = [rng.standard_normal((2, K, *cells)).astype("f4").astype(dtype) for _ in range(count)]
+    maps = [rng.standard_normal((2, K, *cells)).astype("f4") for _ in range(count)]
+    maps = [(z.view("u4") >> 16).astype("u2") if dtype == "u2" else z.astype(dtype) for z in maps]
     maps[-1] = np.asfortranarray(maps[-1])
     inputs = maps, [i % 2 == 1 for i in range(count)], [1 / count] * count, False
     for kind in "u1", "i2", "i4", "i8":
