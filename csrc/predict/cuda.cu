@@ -17,6 +17,7 @@ void check(const Arguments<Tensor>& a) {
   const Tensor &first = a.maps[0], &pixels = a.labels ? *a.labels : *a.target;
   STD_TORCH_CHECK(first.dim() == 4 && is_floating(type_of(first)), "metricseg: maps must be [B, K, h, w], floating");
   STD_TORCH_CHECK(pixels.dim() == 3 && !is_floating(type_of(pixels)), "metricseg: labels [B, H, W] are wanted");
+  STD_TORCH_CHECK(a.labels || type_of(pixels) != Type::i16, "metricseg: target has the wrong dtype");
   const int64_t B = first.size(0), K = first.size(1), H = pixels.size(1), W = pixels.size(2);
   constexpr int64_t kLargest = int64_t(1) << 31;
   STD_TORCH_CHECK(K > 0 && K <= 65536 && std::max(H, W) < kLargest, "metricseg: classes or a size out of range");
