@@ -65,7 +65,7 @@ __device__ __forceinline__ int64_t first_row(const Axis& axis, int64_t interval)
   return axis.add < 0 ? ceil_div(-axis.add, axis.mul) : 0;
 }
 
-template <typename T>
+// [K, K], or null if they are counted in global memory.
 __device__ __forceinline__ unsigned* shared_counts(const Rows& rows) {
   return rows.shared_at < 0 ? nullptr : reinterpret_cast<unsigned*>(shared_memory<unsigned char>() + rows.shared_at);
 }
@@ -74,7 +74,7 @@ template <typename T, int R>
 __global__ void __launch_bounds__(kThreads, 4) best_logit_kernel(CudaParams p, Rows rows) {
   const MapSource& source = p.sources[0];
   const Axis axis = p.y(0);
-  Sink sink(p, shared_counts<T>(rows));
+  Sink sink(p, shared_counts(rows));
   for (int64_t tile = blockIdx.x; tile < rows.all; tile += gridDim.x) {
     const int64_t x = tile % rows.tiles * kThreads + threadIdx.x, group = tile / rows.tiles % rows.groups;
     const int64_t image = tile / rows.tiles / rows.groups, interval = group / rows.parts - 1;
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, 4) best_probability_kernel(CudaParam
   auto* const pixels = shared_memory<PixelOfMap<T>>() + threadIdx.x;  // [maps, kThreads]
   auto* const table = reinterpret_cast<RowOfMap<T>*>(shared_memory<PixelOfMap<T>>() + p.maps * kThreads);  // [maps]
   const T low = -std::numeric_limits<T>::infinity();
-  Sink sink(p, shared_counts<T>(rows));
+  Sink sink(p, shared_counts(rows));
   for (int64_t tile = blockIdx.x; tile < rows.all; tile += gridDim.x) {
     const int64_t x = tile % rows.tiles * kThreads + threadIdx.x, y = tile / rows.tiles % rows.groups;
     const int64_t image = tile / rows.tiles / rows.groups;
