@@ -43,6 +43,17 @@ struct Arguments {
     return {map_of(map), Axis::make(size_of(map, 2), p.height, align_corners),
             Axis::make(size_of(map, 3), p.width, align_corners), flipped[index], shares[index]};
   }
+
+  CudaParams cuda_params() const {
+    CudaParams p{};
+    static_cast<Params&>(p) = params();
+    for (int m = 0; m < p.maps; ++m) {
+      p.sources[m] = {map_of(maps[m]), shares[m], static_cast<int>(size_of(maps[m], 2)),
+                      static_cast<int>(size_of(maps[m], 3)), flipped[m]};
+    }
+    p.align_corners = align_corners;
+    return p;
+  }
 };
 
 // For TORCH_BOX and pybind11.

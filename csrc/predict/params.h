@@ -17,6 +17,16 @@ struct Source {
   METRICSEG_HD int64_t column(int64_t d) const { return flipped ? x.labels - 1 - d : d; }
 };
 
+// The same for CUDA kernels, small enough for the parameters of a launch to hold kMostMaps of them.
+struct MapSource {
+  Map map;
+  double share;
+  int rows, columns;  // of cells
+  bool flipped;
+};
+
+constexpr int kMostMaps = 32;
+
 // What becomes of a predicted label: it is written, or counted against the target.
 struct Params {
   int64_t batch, height, width;
@@ -27,5 +37,15 @@ struct Params {
   int64_t* counts;  // [K, K]
   double* bad;      // [2] labels out of range, and the largest
 };
+
+struct CudaParams : Params {
+  MapSource sources[kMostMaps];
+  bool align_corners;
+
+  METRICSEG_HD bool averages() const { return maps > 1 || confidence || entropy; }
+  METRICSEG_HD Axis y(int m) const { return Axis::make(sources[m].rows, height, align_corners); }
+  METRICSEG_HD Axis x(int m) const { return Axis::make(sources[m].columns, width, align_corners); }
+};
+static_assert(sizeof(CudaParams) <= 4000, "parameters of a launch");
 
 }  // namespace metricseg::predict

@@ -2,4 +2,5 @@
 
 `row_pairs`: all rows of one set against all rows of another, a stream of tiles X Y^T with an epilogue.
 `pixel_rows`: all pixels of a feature map against a few rows, products straight from NCHW.
+`resized`: low-resolution logits interpolated to label pixels.
 """

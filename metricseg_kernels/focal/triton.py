@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ..core.checks import accumulator
 from ..core.triton import FUSED, TYPES, constant, on_device_of
+from ..engines.resized.triton import class_sizes, make_axis
+from ..engines.resized.triton_kernels import Axis
 from .triton_kernels.reduce import count_digits, select_among, select_digit, sum_totals
-from .triton_kernels.tiles import Axis, Kind, Tensors
+from .triton_kernels.tiles import Kind, Tensors
 from .triton_kernels.walk import walk
 
 
@@ -62,23 +64,6 @@ class Tiles(NamedTuple):
     rows: int  # CH
     programs: int  # per chunk and part
     warps: int
-
-
-def make_axis(cells: int, labels: int, align_corners: bool) -> Axis:
-    if not align_corners:
-        return Axis(cells, labels, 2 * cells, cells - labels, 2 * labels)
-    if cells == 1 or labels <= 1:
-        return Axis(cells, labels, 1, 0, labels + 1)
-    return Axis(cells, labels, cells - 1, 0, labels - 1)
-
-
-def class_sizes(classes: int) -> tuple[int, ...]:
-    """At most three powers of two that sum to at least `classes`, falling: 19 -> 16, 2, 1."""
-    sizes = [1 << (classes.bit_length() - 1)]
-    while sum(sizes) < classes:
-        rest = classes - sum(sizes)
-        sizes.append(triton.next_power_of_2(rest) if len(sizes) == 2 else 1 << (rest.bit_length() - 1))
-    return tuple(sizes) if sum(sizes) < triton.next_power_of_2(classes) else (triton.next_power_of_2(classes),)
 
 
 def limits_of(phase: str, acc: torch.dtype, smoothed: bool = False, dense: bool = False) -> Limits:

@@ -38,6 +38,9 @@ COUNTS = {
     "anchors": ((1, 4), None),
     "refine": ((0, 1), (1, 4)),
     "top-k": ((0, 2), None),
+    "predict": ((0, 1), None),
+    "predict, six maps": ((0, 1), None),
+    "confusion": ((2, 1), None),
 }
 
 
@@ -83,6 +86,11 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
         "anchors": lambda: mk.sample_anchors(cells, predicted, seed=seed, backend="triton").index,
         "refine": lambda: mk.refine_upsample(features, offsets, neighbors, backend="triton"),
         "top-k": lambda: mk.topk_similarity(anchors.detach(), bank, 15, backend="triton")[0],
+        "predict": lambda: mk.predict_labels(logits, (128, 256), backend="triton"),
+        "predict, six maps": lambda: mk.predict_labels(
+            [logits] * 6, (128, 256), flipped=[False, True] * 3, return_entropy=True, backend="triton"
+        )[0],
+        "confusion": lambda: mk.confusion_matrix(logits, target, backend="triton"),
     }  # fmt: skip
 
 

@@ -50,6 +50,16 @@ def call_refine() -> None:
         mk.refine_upsample(x, offsets, neighbors, backend="cuda").sum().backward()
 
 
+def call_predict() -> None:
+    for shape in shapes.GPU.main:
+        dtype = getattr(torch, shape.dtype)
+        x = torch.zeros(shape.batch, shape.classes, *shape.cells, dtype=dtype)
+        target = torch.zeros(shape.batch, *shape.labels, dtype=torch.uint8)
+        for maps in ([x], [x] * 6):
+            mk.predict_labels(maps, shape.labels, backend="cuda")
+            mk.confusion_matrix(maps, target, backend="cuda")
+
+
 def call_retrieval() -> None:
     for shape in shapes.BANKS:
         sizes, dtype = ((n, shape.channels) for n in (shape.queries, shape.rows)), getattr(torch, shape.dtype)
@@ -83,5 +93,5 @@ def call_centers() -> None:
 
 CALLS: dict[str, Callable[[], None]] = {
     "focal": call_focal, "anchors": call_anchors, "contrast": call_contrast, "centers": call_centers, "segments": call_segments, "refine": call_refine,
-    "retrieval": call_retrieval,
+    "predict": call_predict, "retrieval": call_retrieval,
 }  # fmt: skip

@@ -108,6 +108,10 @@ template void metricseg::contrast::sort_rows(Device&, const SortParams<double>&)
 template void metricseg::contrast::mean(Device&, const MeanParams<float>&);
 template void metricseg::contrast::mean(Device&, const MeanParams<double>&);
 """,
+    "predict": """
+template void metricseg::predict::predict<float>(Device&, const CudaParams&);
+template void metricseg::predict::predict<double>(Device&, const CudaParams&);
+""",
     "retrieval": """
 template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
 template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);

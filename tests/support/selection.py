@@ -50,6 +50,11 @@ NOT_INTERPRETED = (
     "test_margins_and_poison[[]triton-two-sets]", "test_a_nan_row_that_is_ignored*[[]triton-negatives]",
     "test_double_backward_says_what_to_do[[]triton-negatives]", "test_the_loss_is_the_published_one*[[]triton-all]",
     "test_non_finite_features_return[[]triton-negatives-two-sets-*",
+    "test_labels_and_scores[[]triton-[fmpqtw]*", "test_labels_and_scores[[]triton-s[ct]*",
+    "test_labels_and_scores[[]triton-same-rows]", "test_labels_and_scores[[]triton-corners]",
+    "test_labels_and_scores[[]triton-nhwc]", "test_rows_between_two_cells[[]triton-8-*",
+    "test_confusion_matrix[[]triton-[cfmpqtw]*", "test_confusion_matrix[[]triton-s[act]*",
+    "test_confusion_matrix[[]triton-nhwc]",
 )  # fmt: skip
 NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_loss_is_the_published_one*",
                 "test_nothing_but_the_gradient_is_larger_than_the_logits*",

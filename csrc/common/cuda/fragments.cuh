@@ -3,22 +3,12 @@
 // tensor_cores.cuh, so the code around them is the same. Derivation: docs/kernels/centers.md.
 #pragma once
 
-#include <cstring>
-
 #include "reduce.cuh"
 #include "scalar.cuh"
 #include "tensor_cores.cuh"
 #include "vec.cuh"
 
 namespace metricseg {
-
-template <typename To, typename From>
-__device__ __forceinline__ To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
 
 // A kind has the types of operands and sums, fragments A and B, and
 //   round(value)            an operand

@@ -1,6 +1,8 @@
 // Storage types chosen at run time: one instantiation of a kernel serves all of them.
 #pragma once
 
+#include <cstring>
+
 #include "../tensor_map.h"
 
 #if defined(__CUDACC__)
@@ -9,6 +11,14 @@
 #endif
 
 namespace metricseg {
+
+template <typename To, typename From>
+__device__ __forceinline__ To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
 
 template <typename T>
 __device__ __forceinline__ T widen(double v) {

@@ -10,6 +10,7 @@ Derivation, bytes and limits: docs/kernels/focal.md.
 import triton
 import triton.language as tl
 
+from ...engines.resized.triton_kernels import Axis, blend, class_blocks, first_label, fraction, load_row
 from .math import (
     RowCoefs,
     RowStats,
@@ -26,23 +27,7 @@ from .math import (
     weighted_gap,
 )
 from .reduce import add_totals, no_totals, store_totals
-from .tiles import (
-    Axis,
-    Geometry,
-    Labels,
-    Params,
-    Pixels,
-    blend,
-    class_blocks,
-    first_label,
-    fold_and_store,
-    fraction,
-    load_labels,
-    load_pixels,
-    load_row,
-    multiply_add,
-    zero_blocks,
-)
+from .tiles import Geometry, Labels, Params, Pixels, fold_and_store, load_labels, load_pixels, multiply_add, zero_blocks
 
 
 @triton.jit

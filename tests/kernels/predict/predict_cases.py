@@ -49,7 +49,14 @@ CASES = {
     "no-image": Case(((5, 7),), (8, 9), batch=0),
 }  # fmt: skip
 # the tests of Triton kernels in their interpreter
-INTERPRETED_TESTS = {"test_labels_and_scores", "test_confusion_matrix", "test_infinite_and_nan_logits"}
+INTERPRETED_TESTS = {
+    "test_labels_and_scores",
+    "test_confusion_matrix",
+    "test_infinite_and_nan_logits",
+    "test_rows_between_two_cells",
+    "test_labels_out_of_range",
+    "test_scores_and_counts_of_two_maps",
+}
 
 
 def make_maps(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0) -> list[Tensor]:

@@ -81,7 +81,9 @@ def load(family: str, sanitize: bool = False) -> ModuleType:
 
 
 def _array(value: object) -> object:
-    """A tensor as the numpy array over the same memory; bfloat16 as the unsigned integers that hold its bits."""
+    """A tensor as the numpy array over the same memory, also in a list; bfloat16 as unsigned integers with its bits."""
+    if isinstance(value, list):
+        return [_array(item) for item in value]
     if not isinstance(value, Tensor):
         return value
     value = value.detach()

@@ -60,6 +60,8 @@ inline Type type_of(const py::array& a) {
     case 'u' * 16 + 1:
     case 'b' * 16 + 1:
       return Type::u8;
+    case 'i' * 16 + 2:
+      return Type::i16;
     case 'i' * 16 + 4:
       return Type::i32;
     case 'i' * 16 + 8:

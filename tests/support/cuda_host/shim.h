@@ -99,6 +99,7 @@ METRICSEG_UNWATCHED inline unsigned __ballot_sync(unsigned mask, bool value) {
 inline bool __all_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) == mask; }
 inline bool __any_sync(unsigned mask, bool value) { return __ballot_sync(mask, value) != 0; }
 
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(unsigned value) { return __builtin_ffs(static_cast<int>(value)); }
 
 namespace cuda_host {
