@@ -63,7 +63,7 @@ def test_products_fill_a_multiprocessor(family: str, kernel: str, usages: Callab
 
 def test_products_of_centers_keep_their_residence(usages: Callable[[str], list[Usage]]) -> None:
     """Two blocks of 256 threads on a multiprocessor; one of the kernels that hold 160 classes and more in registers."""
-    found = [u for u in usages("centers") if re.search("project_kernel|sums_kernel", u.kernel)]
+    found = [u for u in usages("centers") if re.search(r"project_kernel|\dsums_kernel", u.kernel)]
     assert len(found) == 2 * (7 + 7 + 4)  # four kinds of products with 32 classes, three with 160; S and T
     for u in found:
         wide, exact = "Li5E" in u.kernel, "Exact" in u.kernel
