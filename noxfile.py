@@ -36,6 +36,16 @@ SANITIZED = STACKS / "sanitized"  # the extension of the `sanitize` session
 PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
 FAMILIES = sorted(path.parent.name for path in (ROOT / "tests/kernels").glob("*/*_calls.py"))
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")
+HOSTS = {  # beside the development environment, which has what they need but for the rest
+    "old": (
+        "transformers==4.50.3",
+        "tokenizers==0.21.4",
+        "huggingface-hub==0.36.2",
+        "segmentation-models-pytorch==0.5.0",
+    ),
+    "new": ("transformers==5.24.0", "tokenizers==0.23.3", "segmentation-models-pytorch==0.6.0"),
+}
+HOSTS_NEED = ("accelerate", "psutil", "regex", "requests", "charset-normalizer", "urllib3", "certifi", "idna")
 TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools>=77")
 
 nox.options.envdir = str(ENVIRONMENTS)
@@ -150,6 +160,16 @@ def browser(session: nox.Session) -> None:
     install_apart(session, folder, "selenium>=4.20")
     session.run(sys.executable, "-m", "pytest", *PYTEST, "tests/training/test_explain.py", "-k", "browser", "-n", "0",
                 *session.posargs, env=environment(folder))  # fmt: skip
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("versions", list(HOSTS))
+def hosts(session: nox.Session, versions: str) -> None:
+    """The adapters of metricseg.integrations against the libraries themselves, in the development environment."""
+    folder = ENVIRONMENTS / f"hosts-{versions}-{sys.implementation.cache_tag}"
+    install_apart(session, folder, "--no-deps", *HOSTS[versions], *HOSTS_NEED)
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "tests/integrations", *session.posargs,
+                env=environment(folder))  # fmt: skip
 
 
 def compiler_library(session: nox.Session, name: str) -> str:

@@ -6,6 +6,7 @@ upsamples before, and models with an auxiliary head drop its logits after their 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -132,7 +133,7 @@ def count_valid_pixels(trainer: Any) -> None:
 
     Steps of gradient accumulation, and processes, then have the gradient of one large batch, to rounding, if the
     criterion's mean divides by the number of valid pixels: FocalLoss, SigmoidFocalLoss, and CrossEntropyLoss without
-    class weights. It replaces `trainer.get_batch_samples`.
+    class weights. It replaces `trainer.get_batch_samples` and `trainer.compute_loss_func`.
 
     Raises TypeError if the trainer has another `compute_loss_func`.
     """
@@ -148,4 +149,5 @@ def count_valid_pixels(trainer: Any) -> None:
         marks = [{"labels": loss.ignored(batch["labels"], classes) * NOT_COUNTED} for batch in taken]
         return taken, count(iter(marks), len(marks), *device)[1]
 
-    trainer.get_batch_samples, loss.counts_valid = get_batch_samples, True
+    trainer.get_batch_samples, trainer.compute_loss_func = get_batch_samples, copy.copy(loss)
+    trainer.compute_loss_func.counts_valid = True  # not of `loss`, which may serve a Trainer that counts otherwise

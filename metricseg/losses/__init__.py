@@ -7,6 +7,8 @@ Those of logits [B, K, h, w] against labels [B, H, W] follow what training code 
   `ignore_index`.
 - segmentation_models_pytorch: `loss(y_pred, y_true)` with class-index targets.
 
+`metricseg.integrations` makes the models of such code bases return low-resolution logits.
+
 Those of pixel embeddings [B, D, h, w] take ContrastiveSeg's call, `loss(embeddings, labels, predictions)`, except
 SegSort's, `loss(embeddings, labels)`. Those of embeddings [N, D] take pytorch-metric-learning's,
 `loss(embeddings, labels, None, ref_emb, ref_labels)`.
