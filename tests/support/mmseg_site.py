@@ -27,6 +27,8 @@ def need_mmseg():
     for name in ("mmcv", "mmengine", "mmseg"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed", allow_module_level=True)
-    if importlib.util.find_spec("mmcv._ext") is None:
-        sys.modules.setdefault("mmcv._ext", Extension("mmcv._ext"))
-    pytest.importorskip("mmseg.models", reason="mmseg can't be imported")
+    reason = "mmseg can't be imported: a package that it needs is missing"
+    pytest.importorskip("mmengine.optim", reason=reason)
+    if "mmcv._ext" not in sys.modules and importlib.util.find_spec("mmcv._ext") is None:
+        sys.modules["mmcv._ext"] = Extension("mmcv._ext")
+    pytest.importorskip("mmseg.models", reason=reason)
