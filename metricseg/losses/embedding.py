@@ -68,7 +68,7 @@ class EmbeddingLoss(PairLoss):
 
         Args:
             embeddings: [N, D], brought to unit norm.
-            labels: [N], any integers. May be None with `indices_tuple`.
+            labels: [N], any integers, on any device. May be None with `indices_tuple`.
             indices_tuple: None for all pairs, or the pairs to take: pytorch-metric-learning's (a1, p, a2, n) or
                 (a, p, n). All pairs except each row's own go to the kernel, as from CrossBatchMemory; others take a
                 matrix [N, M], as the miners do.
@@ -78,10 +78,10 @@ class EmbeddingLoss(PairLoss):
         Raises TypeError or ValueError for an argument of wrong type, dtype, shape or device, named with its value.
         """
         self.listed = indices_tuple is not None
+        if (ref_emb is None) != (ref_labels is None) and not (self.listed and ref_labels is None):
+            raise ValueError("ref_emb and ref_labels go together; one of them is None")
         if self.listed:
             return self.forward_listed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if (ref_emb is None) != (ref_labels is None):
-            raise ValueError("ref_emb and ref_labels go together; one of them is None")
         rows, classes = self.read("embeddings", embeddings, "labels", labels)
         if ref_emb is None or ref_labels is None:
             return self.compute(rows, classes, self.against(rows, classes))
@@ -132,12 +132,8 @@ class EmbeddingLoss(PairLoss):
             raise TypeError(f"{labels_name} must be integers, got {labels.dtype}")
         if len(labels) != len(value):
             raise ValueError(f"{labels_name} must have one entry per row of {name}, {len(value)}, got {len(labels)}")
-        if labels.device != value.device:
-            raise ValueError(
-                f"{labels_name} is on {labels.device}, {name} on {value.device}; both must be on one device"
-            )
         index = torch.arange(len(value), device=value.device)
-        return self.rows_of(value[:, :, None, None], index), labels.long()
+        return self.rows_of(value[:, :, None, None], index), labels.to(value.device, torch.int64)
 
     def compute(self, rows: Tensor, labels: Tensor, against: dict[str, Any]) -> Tensor:
         """The loss of rows of unit norm, against the arguments of `PairLoss.against`."""

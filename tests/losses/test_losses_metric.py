@@ -125,6 +125,16 @@ def test_one_graph(loss):
         torch.testing.assert_close(compiled(*arguments), loss()(*arguments))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
+def test_labels_on_another_device(loss):
+    """SelfSupervisedLoss leaves its labels on the CPU."""
+    x, labels = torch.randn(12, 5, device="cuda"), torch.arange(12) // 3
+    torch.testing.assert_close(loss()(x, labels), loss()(x, labels.cuda()))
+    there = labels.cuda()
+    torch.testing.assert_close(loss()(x, labels, None, x.flip(0), labels), loss()(x, there, None, x.flip(0), there))
+
+
 @pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
 def test_no_positive_is_said_once(loss):
     module, x = loss(), embeddings(4, 0)
@@ -174,6 +184,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         ((X.long(), Y), TypeError, "int64"),
         ((X, Y, None, X), ValueError, "ref_emb and ref_labels go together"),
         ((X, Y, None, None, Y), ValueError, "ref_emb and ref_labels go together"),
+        ((X, Y, (Y, Y, Y), None, Y), ValueError, "ref_emb and ref_labels go together"),
         ((X, Y, None, X[:, :2], Y), ValueError, "D of anchors, 3, got 2"),
         ((X, Y, None, X.double(), Y), TypeError, "dtype of anchors"),
         ((X, Y, None, X[:3], Y), ValueError, "ref_labels must have one entry per row of ref_emb, 3, got 4"),
