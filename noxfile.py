@@ -44,7 +44,16 @@ HOSTS = {  # beside the development environment, which has what they need but fo
         "huggingface-hub==0.36.2",
         "segmentation-models-pytorch==0.5.0",
     ),
-    "new": ("transformers==5.24.0", "tokenizers==0.23.3", "segmentation-models-pytorch==0.6.0"),
+    "new": (
+        "transformers==5.24.0",
+        "tokenizers==0.23.3",
+        "segmentation-models-pytorch==0.6.0",
+        "mmsegmentation==1.2.2",
+        "mmengine==0.10.7",
+        "mmcv-lite==2.1.0",
+        *("addict", "ftfy", "opencv-python-headless", "platformdirs", "prettytable", "termcolor", "terminaltables"),
+        *("wcwidth", "yapf", "rich", "markdown-it-py", "mdurl"),
+    ),
 }
 HOSTS_NEED = ("accelerate", "psutil", "regex", "requests", "charset-normalizer", "urllib3", "certifi", "idna")
 TESTING = ("pytest>=8", "pytest-xdist", "pytest-timeout", "hypothesis", "ninja", "pybind11", "setuptools>=77")

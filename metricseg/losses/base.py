@@ -32,6 +32,8 @@ class Loss(nn.Module):
         shown = []
         for name, parameter in self.__signature__.parameters.items():
             value = getattr(self, name, parameter.default)
+            if isinstance(value, nn.Module):
+                continue
             if isinstance(value, Tensor):
                 value = [round(float(v), 4) for v in value]
             own = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and value is not None

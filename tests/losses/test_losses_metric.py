@@ -125,6 +125,16 @@ def test_one_graph(loss):
         torch.testing.assert_close(compiled(*arguments), loss()(*arguments))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
+def test_labels_on_another_device(loss):
+    """SelfSupervisedLoss leaves its labels on the CPU."""
+    x, labels = torch.randn(12, 5, device="cuda"), torch.arange(12) // 3
+    torch.testing.assert_close(loss()(x, labels), loss()(x, labels.cuda()))
+    there = labels.cuda()
+    torch.testing.assert_close(loss()(x, labels, None, x.flip(0), labels), loss()(x, there, None, x.flip(0), there))
+
+
 @pytest.mark.parametrize("loss", [SupConLoss, NTXentLoss, ContrastiveLoss])
 def test_no_positive_is_said_once(loss):
     module, x = loss(), embeddings(4, 0)
@@ -157,7 +167,15 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ((X, Y, (Y, Y, Y)), ValueError, "indices_tuple"),
+        ((X, Y, (Y, Y)), ValueError, r"indices_tuple has 2 entries; it takes a miner's pairs .* or triplets"),
+        ((X, Y, Y), TypeError, "indices_tuple is a Tensor; it takes a miner's pairs"),
+        ((X, Y, (Y, Y, [0])), TypeError, "n of indices_tuple is list"),
+        ((X, Y, (Y, Y, X[0])), TypeError, r"n of indices_tuple is torch.float32 \(3,\); it takes a vector of integers"),
+        ((X, Y, (Y, Y, Y + 3)), ValueError, "n of indices_tuple has values from 3 to 4; it takes indices of 4 rows"),
+        ((X, Y, (Y - 1, Y, Y)), ValueError, "a of indices_tuple has values from -1 to 0"),
+        ((X, Y, (Y, Y, Y[:3], Y)), ValueError, "indices_tuple has 3 anchors for 4 rows of pairs"),
+        ((X, Y, (Y, Y, Y), X.double(), Y), TypeError, "ref_emb has dtype torch.float64, embeddings torch.float32"),
+        ((X, Y, (Y, Y, Y), X[:, :2], Y), ValueError, "ref_emb must have the D of embeddings, 3, got 2"),
         ((X, Y[:3]), ValueError, "labels must have one entry per row of embeddings, 4, got 3"),
         ((X, Y[None]), ValueError, r"labels must be \[N\], got shape \(1, 4\)"),
         ((X[0], Y), ValueError, r"embeddings must be \[N, D\], got shape \(3,\)"),
@@ -166,6 +184,7 @@ X, Y = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
         ((X.long(), Y), TypeError, "int64"),
         ((X, Y, None, X), ValueError, "ref_emb and ref_labels go together"),
         ((X, Y, None, None, Y), ValueError, "ref_emb and ref_labels go together"),
+        ((X, Y, (Y, Y, Y), None, Y), ValueError, "ref_emb and ref_labels go together"),
         ((X, Y, None, X[:, :2], Y), ValueError, "D of anchors, 3, got 2"),
         ((X, Y, None, X.double(), Y), TypeError, "dtype of anchors"),
         ((X, Y, None, X[:3], Y), ValueError, "ref_labels must have one entry per row of ref_emb, 3, got 4"),
@@ -184,6 +203,11 @@ def test_bad_calls(arguments, error, words):
         ({"name": "ntxent", "temperature": float("nan")}, "temperature.*nan"),
         ({"name": "contrastive", "neg_margin": -1.0}, "margin.*-1"),
         ({"name": "supcon", "gather": "some"}, "gather is 'some'"),
+        ({"name": "supcon", "distance": object()}, r"distance is object.*SupConLoss has CosineSimilarity\(\) and Avg"),
+        (
+            {"name": "ntxent", "reducer": object()},
+            r"reducer is object.*MeanReducer\(\) in its kernel: leave reducer out",
+        ),
     ],
 )
 def test_bad_configuration(config, words):
