@@ -56,7 +56,8 @@ def test_python_blocks_run(page):
 def hosts_are_here(block):
     """Whether the libraries whose adapters a block imports are installed."""
     hosts = re.findall(r"metricseg\.integrations\.(\w+)", block)
-    return all(importlib.util.find_spec({"smp": "segmentation_models_pytorch"}.get(host, host)) for host in hosts)
+    names = {"smp": "segmentation_models_pytorch", "pml": "pytorch_metric_learning"}
+    return all(importlib.util.find_spec(names.get(host, host)) for host in hosts)
 
 
 def test_few_python_blocks_are_not_run():
