@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 from metricseg.integrations.transformers import count_valid_pixels, hf_loss, low_resolution  # noqa: E402
 from metricseg.losses import CrossEntropyLoss, DiceLoss, FocalLoss, SigmoidFocalLoss  # noqa: E402
+from metricseg_kernels import predict_labels  # noqa: E402
 
 K, SIZE = 5, 64
 VIT = dict(
@@ -282,3 +283,14 @@ def test_bad_arguments(tmp_path):
     )
     with pytest.raises(TypeError, match="trainer.compute_loss_func is None; it takes a Trainer with"):
         count_valid_pixels(made)
+
+
+def test_predict_labels_is_the_post_processing_of_the_host():
+    """`predict_labels(outputs.logits, size)` equals post_process_semantic_segmentation, size by size."""
+    processor = transformers.SegformerImageProcessor()
+    logits = torch.randn(2, 7, 9, 13)
+    outputs = transformers.modeling_outputs.SemanticSegmenterOutput(logits=logits)
+    sizes = [(36, 52), (41, 30)]
+    expected = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    for one, size, theirs in zip(logits, sizes, expected, strict=True):
+        assert torch.equal(predict_labels(one[None], size)[0].long(), theirs)
