@@ -21,7 +21,7 @@ OPS = {  # every op: (family, function, keyword arguments that are no tensors, t
     op: (family, *call) for family in FAMILIES for op, call in importlib.import_module(f"{family}_calls").OPS.items()
 }
 FIXED = ("weight", "target", "confidence", "anchor_weights", "contrast_weights")  # without a gradient
-LEARNING = [op for op in OPS if not op.startswith(("sample", "ids", "topk", "vote"))]
+LEARNING = [op for op in OPS if not op.startswith(("sample", "ids", "topk", "vote", "labels", "confusion"))]
 CALLS = [(op, argument) for op, (_, _, _, tensors) in OPS.items() for argument in tensors]
 
 
