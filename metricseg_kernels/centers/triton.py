@@ -120,7 +120,7 @@ def pull_fwd_kernel(
             )  # fmt: skip
         pull_mean[(1,)](
             shares, lowest, pull, pull_stats, batch, parts, classes, scale, BP=PULL_PARTS, BK=width,
-            num_warps=8, **FUSED,
+            num_warps=8, maxnreg=255, **FUSED,
         )  # fmt: skip
 
 
