@@ -5,7 +5,7 @@
     .venv/bin/nox --list
 
 The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=8 a newer
-Triton than the oldest compiles every eighth call of the tables, with METRICSEG_CASES=3 ttsem runs every third case of
+Triton than the oldest compiles every eighth call of the tables, with METRICSEG_CASES=5 ttsem runs every fifth case of
 each test.
 
 Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
