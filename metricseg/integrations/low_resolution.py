@@ -1,4 +1,4 @@
-"""What the adapters share: leave out a model's final upsampling in training, and tell the losses how it was aligned.
+"""Shared by the adapters: leave out a model's final upsampling in training, and give the losses its align_corners.
 
 A host's forward upsamples between its head and its end. In training, `skip_upsampling` keeps the head's output aside
 and lets an empty batch run through that code in its place, so nothing of the host is copied or replaced. State dict,

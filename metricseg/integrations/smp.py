@@ -57,7 +57,7 @@ def low_resolution(model: nn.Module, criterion: nn.Module | None = None) -> nn.M
 
 
 def upsampling(head: nn.Module) -> tuple[nn.Module, bool] | None:
-    """What comes before the upsampling of a head, and its align_corners; None for a head without upsampling."""
+    """The part of a head before its upsampling, and its align_corners; None for a head without upsampling."""
     if isinstance(head, nn.Sequential) and len(head) == 3:  # SegmentationHead: convolution, upsampling, activation
         if isinstance(head[1], nn.Identity):
             return None

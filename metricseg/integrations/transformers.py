@@ -25,7 +25,7 @@ NOT_COUNTED = -100  # labels that Trainer leaves out of num_items_in_batch
 
 @dataclass
 class LowResolutionOutput(host.modeling_outputs.SemanticSegmenterOutput):
-    """What a model returns in training: the host's output, and the auxiliary head's logits [B, K, h, w]."""
+    """Output of a model in training: the host's output, and the auxiliary head's logits [B, K, h, w]."""
 
     auxiliary_logits: Tensor | None = None
 

@@ -26,7 +26,7 @@ class ListedPairs(NamedTuple):
 
 
 class Occurrences(NamedTuple):
-    """[N, M], how often each pair is listed as positive and as negative."""
+    """[N, M], the number of times that each pair is listed as positive and as negative."""
 
     positive: Tensor
     negative: Tensor
@@ -91,7 +91,7 @@ def distinct(keys: Tensor) -> bool:
 
 
 def occurrences(pairs: ListedPairs, rows: int, columns: int, dtype: torch.dtype) -> Occurrences:
-    """How often each pair is listed."""
+    """Number of times that each pair is listed."""
 
     def counted(row: Tensor, column: Tensor) -> Tensor:
         return (row * columns + column).bincount(minlength=rows * columns).view(rows, columns).to(dtype)

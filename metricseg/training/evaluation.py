@@ -44,13 +44,15 @@ class IoU(MulticlassConfusionMatrix):
 
     def update(self, preds: Tensor | Views, target: Tensor) -> None:
         """Add a batch."""
-        target = target.as_subclass(Tensor).long()
+        target = target.as_subclass(Tensor)
+        if target.dtype not in (torch.uint8, torch.int32, torch.int64):  # the kernel reads these in place
+            target = target.long()
         self._check("labels", target[target != IGNORE])
         if isinstance(preds, Views):
             self.confmat += confusion_matrix(preds.logits, target, flipped=preds.flipped, ignore_index=IGNORE)
         else:
             self._check("predicted", preds)
-            super().update(preds, target)
+            super().update(preds, target.long())
 
     def _check(self, name: str, classes: Tensor) -> None:
         outside = classes[(classes < 0) | (classes >= self.num_classes)]

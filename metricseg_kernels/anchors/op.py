@@ -59,7 +59,7 @@ def check_index(index: Tensor, pixels: int) -> None:
 
 
 class Sampled(NamedTuple):
-    """What sample_anchors_kernel fills, int64."""
+    """Outputs of sample_anchors_kernel, int64."""
 
     index: Tensor  # type: ignore[assignment]  # [S]; tuple has methods of these names
     labels: Tensor  # [S]

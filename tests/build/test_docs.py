@@ -26,7 +26,7 @@ def blocks(page):
 
 
 def anchors(page):
-    """What a link can add to the name of the page: its headings, as GitHub and MyST write them."""
+    """Anchors that a link can name: the headings of the page, as GitHub and MyST write them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""What the adapters share, on a model of this file."""
+"""The module shared by the adapters, on a model of this file."""
 
 import copy
 import pickle

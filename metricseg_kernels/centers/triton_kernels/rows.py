@@ -125,7 +125,7 @@ def means_bwd(grad, means, totals, grad_sums, grad_mass, channels, HARD: tl.cons
 @triton.jit(do_not_specialize=["parts", "blocks", "tiles", "ignore_index"])
 def pull_sums(target, labels, shares, lowest, ignore_index, classes, N, tiles, parts, blocks, BK: tl.constexpr,
               BN: tl.constexpr):  # fmt: skip
-    """Of BK classes in a part of an image: sums of target similarities and numbers of pixels, shares [B, parts, 2, K];
+    """Sums of target similarities and numbers of pixels of BK classes in a part of an image, shares [B, parts, 2, K];
     and the lowest label [B, parts], below -1 if one is out of range."""
     block, part = tl.program_id(0) % blocks, tl.program_id(0) // blocks
     ACC: tl.constexpr = target.dtype.element_ty
