@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 
 from benchmarks.harness import machine, memory
 from metricseg.utils.memory import cuda_peak
@@ -80,11 +81,20 @@ class Contestant:
 Meter = Callable[[Contestant, Sequence[str]], dict[str, memory.Measured]]
 
 
+class Kernel(NamedTuple):
+    """A kernel, copy or fill that a call ran on the device."""
+
+    name: str
+    launches: int
+    seconds: float  # of all its launches
+
+
 @dataclass
 class Result:
-    """One contestant's race. `error` stands in place of the times."""
+    """One contestant's race. `error` stands in place of the times; times and what ran on the device are by phase."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
+    kernels: dict[str, list[Kernel]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     loss_error: float = 0.0
     gradient_error: float = 0.0
@@ -202,6 +212,17 @@ class Clock:
         return self.start.elapsed_time(self.end) / 1e3
 
 
+def kernels_of(call: Callable[[], None]) -> list[Kernel]:
+    """What one call runs on the device, by torch's profiler; the longest first."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    found = [e for e in profile.key_averages() if e.device_type == DeviceType.CUDA]
+    kernels = [Kernel(e.key, e.count, e.self_device_time_total / 1e6) for e in found]
+    return sorted(kernels, key=lambda kernel: -kernel.seconds)
+
+
 def run(
     problem: Problem,
     contestants: Sequence[Contestant],
@@ -245,6 +266,10 @@ def run(
             steps = [(name, phase, call) for name, phase, call in steps if not results[name].times]
     steps = [step for step in steps if results[step[0]].error is None]
     _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget, laps)
+    if device == "cuda":
+        for name, phase, call in steps:
+            results[name].kernels[phase] = kernels_of(call)
+            forget_gradients(problem)
     return results
 
 
@@ -360,6 +385,10 @@ def report(
         "loss_error": result.loss_error,
         "gradient_error": result.gradient_error,
     }
+    if kernels := result.kernels.get(phase):
+        figures["device_ms"] = sum(kernel.seconds for kernel in kernels) * 1e3
+        figures["launches"] = sum(kernel.launches for kernel in kernels)
+        figures["kernels_ms"] = {kernel.name[:80]: kernel.seconds * 1e3 for kernel in kernels[:8]}
     by_name = {contestant.name: contestant for contestant in contestants}
     figures["ours"], figures["bare"] = by_name[name].ours, by_name[name].bare is not None
     if figures["ours"]:

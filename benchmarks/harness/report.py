@@ -25,8 +25,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 Row = dict[str, Any]
 
-FIGURES = ("gb_per_s", "gexp_per_s", "gflop_per_s", "limit_ms", "times_limit", "times_outputs", "loss_error",
-           "gradient_error")  # fmt: skip
+FIGURES = ("device_ms", "launches", "kernels_ms", "gb_per_s", "gexp_per_s", "gflop_per_s", "limit_ms", "times_limit",
+           "times_outputs", "loss_error", "gradient_error")  # fmt: skip
 RATIOS = ("times_as_fast_as", "memory_of", "times_bare")
 COLORS = {
     "eager": "#7f7f7f",
@@ -100,8 +100,10 @@ def ratio_table(rows: list[Row]) -> str:
     """Ours against each peer of one loss: time and memory of the peer over ours; our time over that of bare work."""
     peers = list(dict.fromkeys(row["contestant"] for row in rows if not (row["ours"] or row.get("bare"))))
     bare = list(dict.fromkeys(row["contestant"] for row in rows if row.get("bare")))
-    header = ["shape", "phase", "ours", "ms", "MiB", *(f"faster than {p}" for p in peers)]
-    header += [*(f"memory of {p}" for p in peers), *(f"time over {b}" for b in bare), "time over limit"]
+    on_device = any("device_ms" in row for row in rows)
+    header = ["shape", "phase", "ours", "ms", *["on the device", "launches"] * on_device, "MiB"]
+    header += [f"faster than {p}" for p in peers] + [f"memory of {p}" for p in peers]
+    header += [*(f"time over {b}" for b in bare), "time over limit"]
     with_outputs = any("times_outputs" in row for row in rows)
     header += ["memory over outputs and gradients"] * with_outputs
     body = []
@@ -109,7 +111,10 @@ def ratio_table(rows: list[Row]) -> str:
         if not row["ours"]:
             continue
         cells = [row["shape"], row["phase"], row["contestant"].removeprefix("metricseg ")]
-        cells += [number(row["median_ms"]), number(row["peak_mib"])]
+        cells.append(number(row["median_ms"]))
+        if on_device:
+            cells += [number(row.get("device_ms")), str(row.get("launches", ""))]
+        cells.append(number(row["peak_mib"]))
         cells += [number(row["times_as_fast_as"].get(p), "x") for p in peers]
         cells += [number(row.get("memory_of", {}).get(p), "x") for p in peers]
         cells += [number(row.get("times_bare", {}).get(b), "x") for b in bare]
@@ -140,7 +145,9 @@ def markdown(op: str, about: dict[str, Any], rows: list[Row], plots: list[str]) 
         "timed. Times are medians of rounds in which the contestants took turns. MiB: peak memory that one call takes "
         "beyond what was there before, measured. Faster than, memory of: the peer's figure over ours. Time over "
         "limit: time over the largest of least bytes / copy rate, least exponentials / exponential rate and least "
-        "operations of matrix products / matrix rate.",
+        "operations of matrix products / matrix rate."
+        + " On the device: ms of the kernels of one call, by torch's profiler; the rest is the host's work."
+        * any("device_ms" in row for row in rows),
         *(f"![time and memory over size]({plot})" for plot in plots),
     ]
     for loss in dict.fromkeys(row["loss"] for row in rows):

@@ -100,6 +100,10 @@ def test_bare_products_are_a_limit_and_no_loss() -> None:
     figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
     assert set(figures["times_bare"]) == {"bare products"} and set(figures["times_as_fast_as"]) == {"eager"}
     assert race.report(problem, entrants, results, "bare products", "step", "cpu")["bare"]
+    results["metricseg cpu"].kernels["step"] = [race.Kernel("products", 2, 1e-3), race.Kernel("fill", 1, 5e-4)]
+    figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
+    assert figures["device_ms"] == pytest.approx(1.5) and figures["launches"] == 3
+    assert figures["kernels_ms"] == {"products": 1.0, "fill": 0.5}
 
 
 def test_memory_meter_measures_a_known_allocation() -> None:
@@ -126,6 +130,7 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
             }  # fmt: skip
             if ours:
                 info |= {"times_as_fast_as": {"eager": 8.0}, "memory_of": {"eager": 10.0}}
+                info |= {"device_ms": 1.5, "launches": 3}
             stats = {"median": ms / 1e3, "min": ms / 1.1e3, "rounds": 7}
             rows.append({"name": name, "extra_info": info, "stats": stats})
     about = {"device": "cpu", "cpu": "test", "threads": 2, "torch": "2.11.0", "commit": "0", "python": "3.12"}
@@ -134,5 +139,5 @@ def test_race_reaches_pytest_benchmark_and_the_report(small, tmp_path: Path) -> 
     written = report.write({"machine_info": about, "datetime": "2026-01-01T00:00:00", "benchmarks": rows}, tmp_path)
     kept = json.loads((tmp_path / "focal.json").read_text())
     assert len(kept["rows"]) == 6 and kept["rows"][1]["times_as_fast_as"] == {"eager": 8.0}
-    assert "| 8.00x | 10.0x | 2.50x |" in (tmp_path / "focal.md").read_text()
+    assert "| 5.00 | 1.50 | 3 | 2.00 | 8.00x | 10.0x | 2.50x |" in (tmp_path / "focal.md").read_text()
     assert {path.suffix for path in written} == {".json", ".md", ".png"} and all(p.stat().st_size for p in written)
