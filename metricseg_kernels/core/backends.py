@@ -56,6 +56,7 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
     return _too_old(device)
 
 
+@functools.cache
 def _too_old(device: torch.device) -> str | None:
     if device.type != "cuda" or not torch.cuda.is_available():
         return None

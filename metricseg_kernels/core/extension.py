@@ -54,12 +54,18 @@ def _why_no_cuda() -> str | None:
     return None if reason is None else reason.decode()
 
 
+@functools.cache
+def _implements(device_type: str) -> bool:
+    """Whether the loaded extension has kernels for it."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::focal_kernel", key)
+
+
 def why_no_kernels(device_type: str) -> str | None:
     """None if the loaded extension can run its kernels for this device type ("cpu" or "cuda"), else the reason."""
     if error is not None:
         return error
-    key = {"cpu": "CPU", "cuda": "CUDA"}[device_type]
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::focal_kernel", key):
+    if not _implements(device_type):
         return build_record().get("cuda_error") or "the extension was built without CUDA kernels"
     return _why_no_cuda() if device_type == "cuda" else None
 

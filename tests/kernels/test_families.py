@@ -26,7 +26,7 @@ def parameters(kernel) -> list[str]:
     """Names of a kernel's parameters: a Python function, or an op of the extension."""
     if inspect.isfunction(kernel):
         return list(inspect.signature(kernel).parameters)
-    return [argument.name for argument in kernel.default._schema.arguments]
+    return [argument.name for argument in kernel._schema.arguments]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
