@@ -50,11 +50,11 @@ struct SumsParams {
   int64_t number_stride;
 };
 
-// The tile of x = T - along x + own W, from T in registers.
+// The tile of x = T - along x + own W, from T in registers; of pixels beyond the image, which have no numbers, anything.
 template <typename Tile, typename T, typename Operand>
 __device__ __forceinline__ void replace_tile(const SumsParams<T>& p, const T (&moved)[Tile::kChannelTiles][4][4],
                                              const Operand* weights, const Operand* numbers, int channel_step,
-                                             int pixel_step, Operand* x) {
+                                             int pixel_step, int64_t first_pixel, Operand* x) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const auto* const along = reinterpret_cast<const T*>(numbers);
   const auto* const own = along + Tile::kDepth;
@@ -62,7 +62,7 @@ __device__ __forceinline__ void replace_tile(const SumsParams<T>& p, const T (&m
 #pragma unroll
   for (int q = 0; q < 8; ++q) {
     const int n = warp % Tile::kPixelWarps * 32 + q / 2 * 8 + lane % 4 * 2 + q % 2;
-    const int label = p.own ? labels[n] : kIgnored;
+    const int label = p.own && first_pixel + n < p.x.pixels ? labels[n] : kIgnored;
 #pragma unroll
     for (int i = 0; i < 2 * Tile::kChannelTiles; ++i) {
       const int channel = warp / Tile::kPixelWarps * 16 * Tile::kChannelTiles + i * 8 + lane / 4;
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
                                       p.block_rows);
       __syncthreads();  // all have read x
       replace_tile<Tile>(p, moved, weights, x + Tile::kChannelValues, last ? 1 : Tile::kStride,
-                         last ? Tile::kChannelStride : 1, x);
+                         last ? Tile::kChannelStride : 1, place_of(tile).first_pixel, x);
       __syncthreads();
       if (last) {
         store_transposed<kChannels, Tile::kDepth, Tile::kChannelStride>(p.grad, place_of(tile), x);

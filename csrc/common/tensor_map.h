@@ -48,7 +48,8 @@ struct Map {
 template <typename F>
 Map make_map(const void* data, Type type, int64_t rank, const F& stride) {
   Map map;
-  map.data = static_cast<char*>(const_cast<void*>(data));
+  // torch gives null for a tensor without elements, too: any address tells it from an absent one
+  map.data = data ? static_cast<char*>(const_cast<void*>(data)) : reinterpret_cast<char*>(uintptr_t(256));
   map.type = type;
   map.size = bytes_of(type);
   if (rank > 2) map.b = stride(0);

@@ -17,7 +17,7 @@ struct NcaPhase {
 
   struct State {
     const NcaPhase& phase;
-    Lse<T> lses[2][2];  // of each row
+    Lse<T> lses[4];  // 2 row + which; of an array of arrays, nvcc 13.0 initializes the first one only
 
     template <bool kMasked>
     __device__ __forceinline__ void tile(const T (&s)[P::kColumns / 8][4], const Pairs<P>& pairs) {
@@ -25,7 +25,7 @@ struct NcaPhase {
       for (int i = 0; i < 2; ++i) {
 #pragma unroll
         for (int which = 0; which < (kMasked ? 2 : 1); ++which) {
-          add_lse<kMasked>(lses[i][which], s, i, pairs, phase.scale, [&](int column) {
+          add_lse<kMasked>(lses[2 * i + which], s, i, pairs, phase.scale, [&](int column) {
             bool positive, negative;
             pairs.masks(i, column, positive, negative);
             return which == 0 ? negative : positive;
@@ -36,9 +36,10 @@ struct NcaPhase {
     __device__ __forceinline__ void finish(int i, T (&sums)[kSums]) {
 #pragma unroll
       for (int which = 0; which < 2; ++which) {
-        join_quad(lses[i][which], phase.scale);
-        sums[2 * which] = lses[i][which].row_max;
-        sums[2 * which + 1] = lses[i][which].exps;
+        Lse<T>& lse = lses[2 * i + which];
+        join_quad(lse, phase.scale);
+        sums[2 * which] = lse.row_max;
+        sums[2 * which + 1] = lse.exps;
       }
     }
   };

@@ -219,6 +219,32 @@ struct SoftmaxForm {
   }
 };
 
+// 1 / x; in fp32 within two units in the last place.
+__device__ __forceinline__ float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
+
+// sigmoid_element for t = 1 (positive) or 0, in a third of the instructions: with y = x (1 - 2t),
+//   v = sigmoid(y),  l = alpha_t v^g softplus(y),  dl/dy = alpha_t v^g (v + g (1 - v) softplus(y))
+template <typename T>
+__device__ __forceinline__ SigmoidElement<T> sigmoid_of_label(T x, bool positive, T gamma, T alpha) {
+  const T y = positive ? -x : x, e = exp_nonpositive(-std::fabs(x)), inverse = reciprocal(T(1) + e);
+  const bool up = !(y < T(0));
+  const T v = up ? inverse : e * inverse, rest = up ? e * inverse : inverse;
+  const T softplus = (up ? y : T(0)) + std::log1p(e);
+  T f = power(v, gamma);
+  if (alpha >= T(0)) f *= positive ? alpha : T(1) - alpha;
+  const T slope = f * (gamma == T(0) ? v : v + gamma * rest * softplus);
+  return {f * softplus, positive ? -slope : slope};
+}
+
 template <typename T, int KT, bool Grad>
 struct SigmoidForm {
   const CudaParams<T>& p;
@@ -254,9 +280,14 @@ struct SigmoidForm {
       if (!fragment.active || cls >= p.classes) continue;
       SigmoidElement<T> element{};
       if (label >= 0) {
-        const T t = dense ? load_float<T>(p.target, p.target.offset(image, cls, y, fragment.x)) : T(cls == label);
-        element = sigmoid_element(blend(p.y, z0[k], z1[k], f), t, p.gamma, p.alpha);
-        if (!(t >= T(0) && t <= T(1))) element.loss = std::numeric_limits<T>::quiet_NaN();
+        const T x = blend(p.y, z0[k], z1[k], f);
+        if (dense) {
+          const T t = load_float<T>(p.target, p.target.offset(image, cls, y, fragment.x));
+          element = sigmoid_element(x, t, p.gamma, p.alpha);
+          if (!(t >= T(0) && t <= T(1))) element.loss = std::numeric_limits<T>::quiet_NaN();
+        } else {
+          element = sigmoid_of_label(x, cls == label, p.gamma, p.alpha);
+        }
       }
       if (owned) {
         sums.loss += element.loss;

@@ -96,7 +96,20 @@ def capability(family: str, backend: str, name: str) -> int:
     return value
 
 
-def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None) -> str:
+def order(family: str, device_type: str, dtype: torch.dtype, op: str | None = None) -> tuple[str, ...]:
+    """The backends that may take a call, the preferred one first."""
+    record = FAMILIES[family]
+    if device_type == "cuda" and record.cuda_but:
+        exact = dtype == torch.float64 or (dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest")
+        for case in (op, "exact" if exact else None):
+            if case in record.cuda_but:
+                return record.cuda_but[case]
+    return getattr(record, device_type, ("reference",))
+
+
+def choose(
+    family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None, op: str | None = None
+) -> str:
     """The backend for one call on tensors of a device and dtype; "reference" under torch.func and forward-mode AD.
 
     Raises RuntimeError with the reason if a backend asked for by name (argument or METRICSEG_BACKEND) can't run.
@@ -112,7 +125,7 @@ def choose(family: str, device: torch.device, dtype: torch.dtype, backend: str |
     if _transformed():
         return "reference"
     reasons: list[str] = []
-    for candidate in getattr(FAMILIES[family], device.type, ("reference",)):
+    for candidate in order(family, device.type, dtype, op):
         reason = why_not(family, candidate, device, dtype)
         if reason is None:
             if candidate == "reference" and reasons:

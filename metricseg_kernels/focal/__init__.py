@@ -243,7 +243,7 @@ def sigmoid_focal_loss(
         pixel_weight = check_pixel_weight(pixel_weight, target)
     reduce = reduction != "none" and pixel_weight is None
     scalars = (gamma, alpha, ignored, align_corners, reduce)
-    name = choose("focal", input.device, input.dtype, backend)
+    name = choose("focal", input.device, input.dtype, backend, "sigmoid_focal")
     if name == "reference":
         loss, totals = reference.sigmoid_focal(input, target, *scalars)
         if not torch.compiler.is_compiling():

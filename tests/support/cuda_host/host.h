@@ -84,16 +84,19 @@ inline void remember(const py::array& a) {
   cuda_host::remember(a.data(), bytes, py::str(a.dtype()).cast<std::string>() + " array [" + shape + "]");
 }
 
+// Null without elements, as torch has it.
+inline const void* data_of(const py::array& a) { return a.size() > 0 ? a.data() : nullptr; }
+
 template <typename T>
 T* data_of(const Array& a) {
   if (a) remember(*a);
-  return a ? static_cast<T*>(const_cast<void*>(a->data())) : nullptr;
+  return a ? static_cast<T*>(const_cast<void*>(data_of(*a))) : nullptr;
 }
 
 inline Map map_of(const Array& a) {
   if (!a) return {};
   remember(*a);
-  return make_map(a->data(), type_of(*a), a->ndim(), [&](int64_t i) { return a->strides(i) / a->itemsize(); });
+  return make_map(data_of(*a), type_of(*a), a->ndim(), [&](int64_t i) { return a->strides(i) / a->itemsize(); });
 }
 
 // configure(multiprocessors, shared bytes, seed) and lose_barrier(which of a block, or -1), which every module has; and
