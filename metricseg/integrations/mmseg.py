@@ -253,27 +253,27 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
         counted = None
         for loss in self.losses():
             value = loss(seg_logits, labels, ignore_index=self.ignore_index)
-            values[loss.loss_name] = values[loss.loss_name] + value if loss.loss_name in values else value
+            add(values, loss.loss_name, value)
             if getattr(loss, "counted", None) is not None:
                 counted, loss.counted = loss.counted, None
         correct, valid = counted or self.count(seg_logits.detach(), labels)
         eps = torch.finfo(torch.float32).eps  # mmseg's, which makes 100 of a batch without valid pixels
         values["acc_seg"] = ((correct + eps) * (100.0 / (valid + eps))).float()[None]
         if self.contrast is not None and self.training:
-            values.update(self.contrast_of_classified(self.contrast, labels))
+            self.add_contrast(values, self.contrast, labels)
         return values
 
-    def contrast_of_classified(self, contrast: PixelContrastLoss, labels: Tensor) -> dict[str, Tensor]:
-        """The contrast loss by name, for the first of the outputs of a head that has several."""
+    def add_contrast(self, values: dict[str, Tensor], contrast: PixelContrastLoss, labels: Tensor) -> None:
+        """Add the contrast loss; of a head with several outputs, to the losses of the first."""
         classified, self.classified = self.classified, ()
         if classified is None:
             raise TypeError(f"{type(self).__name__} takes no contrast: it does not classify features by cls_seg")
         if not classified:
-            return {}
+            return
         feat, logits = classified
         if logits.shape[1] == 1:  # binary: of the classes 0 and z
             logits = torch.cat([torch.zeros_like(logits), logits], 1)
-        return {contrast.loss_name: contrast(self.contrast_projection(feat), labels, logits)}
+        add(values, contrast.loss_name, contrast(self.contrast_projection(feat), labels, logits))
 
     def count(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(correct pixels, valid pixels), where no loss counts them."""
@@ -285,6 +285,11 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
             logits, labels, ignore_index=ignore_index, align_corners=self.align_corners, return_stats=True
         )
         return stats.correct, stats.valid
+
+
+def add(values: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Put a loss under its name; losses of one name are added."""
+    values[name] = values[name] + value if name in values else value
 
 
 def low_resolution(head: type) -> type:
