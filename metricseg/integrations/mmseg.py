@@ -2,7 +2,8 @@
 
 `type="metricseg.CrossEntropyLoss"` is a loss under mmseg's configuration keys, for any head. `type="metricseg.FCNHead"`
 is mmseg's FCNHead whose losses take its logits before the upsampling; every head that leaves the loss to BaseDecodeHead
-has such a twin. Their registry is a child of mmseg's, so mmseg's own names stay as they are.
+has such a twin. With `contrast=dict(...)` it contrasts pixels too. Their registry is a child of mmseg's, so mmseg's own
+names stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import metricseg_kernels as kernels
 from metricseg import losses
 from metricseg.integrations.low_resolution import need
-from metricseg.losses import PixelLoss
+from metricseg.losses import PixelContrastLoss, PixelLoss
 from metricseg_kernels.core.labels import is_label, resolve_ignore_index
 
 host = need("mmseg.models", "mmsegmentation")
@@ -198,10 +199,15 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
 
     `low_resolution(MyHead)` is that class. Losses get the head's `align_corners`, `acc_seg` comes from the kernel.
 
-    Raises TypeError for a loss that is none of metricseg on logits, ValueError for a sampler.
+    With `contrast`, the arguments of `metricseg.losses.PixelContrastLoss` but the number of classes and the ignored
+    label, training adds this loss. Its embeddings are a 1x1 convolution to `proj_dim` channels, at unit norm, of the
+    features that the head classifies; pixels are sampled by the head's own logits. The memory is part of the head.
+
+    Raises TypeError for a loss that is none of metricseg on logits, ValueError for a sampler, or for `num_classes` or
+    `ignore_index` in `contrast`. A head that classifies without `cls_seg` raises TypeError at the first loss.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, contrast: Mapping[str, Any] | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if self.sampler is not None:
             raise ValueError(
@@ -220,10 +226,25 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
         counting = [loss for loss in self.losses() if isinstance(loss, SoftmaxLoss)]
         for loss in counting[:1]:
             loss.counts = True
+        self.classified: tuple[Tensor, ...] | None = None  # features and logits, empty once `contrast` has used them
+        self.contrast: PixelContrastLoss | None = None
+        if contrast is not None:
+            for key in ("num_classes", "ignore_index"):
+                if key in contrast:
+                    raise ValueError(f"contrast has no {key}, got {contrast[key]!r}; the head's own is taken")
+            self.contrast = PixelContrastLoss(**contrast, num_classes=self.num_classes, ignore_index=self.ignore_index)
+            self.contrast_projection = nn.Conv2d(self.channels, self.contrast.proj_dim, 1)
 
     def losses(self) -> list[nn.Module]:
         """The losses of `loss_decode`, which is one or a list."""
         return list(self.loss_decode) if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]
+
+    def cls_seg(self, feat: Tensor) -> Tensor:
+        """Logits of features; both are kept for `contrast`."""
+        logits = super().cls_seg(feat)
+        if self.contrast is not None and self.training:
+            self.classified = feat, logits.detach()
+        return cast(Tensor, logits)
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list[Any]) -> dict[str, Tensor]:
         """The losses by name and `acc_seg`, of logits [B, K, h, w] and the samples' labels [B, H, W]."""
@@ -232,13 +253,27 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
         counted = None
         for loss in self.losses():
             value = loss(seg_logits, labels, ignore_index=self.ignore_index)
-            values[loss.loss_name] = values[loss.loss_name] + value if loss.loss_name in values else value
+            add(values, loss.loss_name, value)
             if getattr(loss, "counted", None) is not None:
                 counted, loss.counted = loss.counted, None
         correct, valid = counted or self.count(seg_logits.detach(), labels)
         eps = torch.finfo(torch.float32).eps  # mmseg's, which makes 100 of a batch without valid pixels
         values["acc_seg"] = ((correct + eps) * (100.0 / (valid + eps))).float()[None]
+        if self.contrast is not None and self.training:
+            self.add_contrast(values, self.contrast, labels)
         return values
+
+    def add_contrast(self, values: dict[str, Tensor], contrast: PixelContrastLoss, labels: Tensor) -> None:
+        """Add the contrast loss; of a head with several outputs, to the losses of the first."""
+        classified, self.classified = self.classified, ()
+        if classified is None:
+            raise TypeError(f"{type(self).__name__} takes no contrast: it does not classify features by cls_seg")
+        if not classified:
+            return
+        feat, logits = classified
+        if logits.shape[1] == 1:  # binary: of the classes 0 and z
+            logits = torch.cat([torch.zeros_like(logits), logits], 1)
+        add(values, contrast.loss_name, contrast(self.contrast_projection(feat), labels, logits))
 
     def count(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(correct pixels, valid pixels), where no loss counts them."""
@@ -250,6 +285,11 @@ class LowResolutionLoss(BaseDecodeHead):  # type: ignore[misc]
             logits, labels, ignore_index=ignore_index, align_corners=self.align_corners, return_stats=True
         )
         return stats.correct, stats.valid
+
+
+def add(values: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Put a loss under its name; losses of one name are added."""
+    values[name] = values[name] + value if name in values else value
 
 
 def low_resolution(head: type) -> type:

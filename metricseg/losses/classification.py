@@ -210,6 +210,8 @@ class OhemCrossEntropyLoss(PixelLoss):
     Args:
         thresh: probability in (0, 1].
         min_kept: pixels, over the whole batch.
+        top_k_percent: share in (0, 1] of all pixels, ignored ones included, in place of thresh and min_kept: the mean
+            over so many hardest pixels, as in detectron2's `hard_pixel_mining` (0.2).
         options: see `PixelLoss`. The reduction is always the mean over the kept pixels, so pixel weights and
             `avg_factor` raise ValueError.
 
@@ -217,16 +219,23 @@ class OhemCrossEntropyLoss(PixelLoss):
         segmentation form.
     """
 
-    def __init__(self, thresh: float = 0.7, min_kept: int = 100_000, **options: Unpack[PixelOptions]) -> None:
+    def __init__(
+        self,
+        thresh: float = 0.7,
+        min_kept: int = 100_000,
+        top_k_percent: float | None = None,
+        **options: Unpack[PixelOptions],
+    ) -> None:
         super().__init__(**options)
-        self.thresh, self.min_kept = thresh, min_kept
+        self.thresh, self.min_kept, self.top_k_percent = thresh, min_kept, top_k_percent
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.ohem_cross_entropy`."""
         check_plain_mean(self, options)
         return kernels.ohem_cross_entropy(
-            input, target, thresh=self.thresh, min_kept=self.min_kept, weight=self.class_weight,
-            ignore_index=options["ignore_index"], align_corners=self.align_corners, backend=self.backend,
+            input, target, thresh=self.thresh, min_kept=self.min_kept, top_k_percent=self.top_k_percent,
+            weight=self.class_weight, ignore_index=options["ignore_index"], align_corners=self.align_corners,
+            backend=self.backend,
         )  # fmt: skip
 
 

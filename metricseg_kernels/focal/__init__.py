@@ -17,7 +17,15 @@ from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
 from . import op, reference
-from .arguments import check_dense, check_pair, check_pixel_weight, check_reduction, check_softmax
+from .arguments import (
+    check_dense,
+    check_pair,
+    check_pixel_weight,
+    check_reduction,
+    check_selection,
+    check_softmax,
+    drop_channel,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -214,8 +222,8 @@ def sigmoid_focal_loss(
 
     Args:
         input: [B, K, h, w] logits, as in `focal_loss`.
-        target: class indices [B, H, W] (uint8, int32, int64), which stand for their one-hot map, or dense targets in
-            [0, 1], [B, K, H, W], floating or integers.
+        target: class indices [B, H, W] (uint8, int32, int64; [B, 1, H, W] if K > 1), which stand for their one-hot
+            map, or dense targets in [0, 1], [B, K, H, W], floating or integers.
         ignore_index: label of pixels that take no part, in dense targets the value of all their channels; "auto" and
             None as in `focal_loss`.
         gamma: focusing exponent, >= 0.
@@ -228,8 +236,10 @@ def sigmoid_focal_loss(
     On dense targets this equals torchvision.ops.sigmoid_focal_loss on interpolated logits.
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
-    dense = isinstance(target, Tensor) and target.ndim == 4
     checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    if input.shape[1] > 1:
+        target = drop_channel(target)
+    dense = isinstance(target, Tensor) and target.ndim == 4
     if dense and target.dtype in checks.LABELS:
         target = target.to(checks.accumulator(input.dtype))
     check_pair(input, target, dense)
@@ -263,6 +273,7 @@ def ohem_cross_entropy(
     *,
     thresh: float = 0.7,
     min_kept: int = 100_000,
+    top_k_percent: float | None = None,
     weight: Tensor | None = None,
     ignore_index: IgnoreIndex = "auto",
     label_smoothing: float = 0.0,
@@ -277,34 +288,51 @@ def ohem_cross_entropy(
 
         loss = 1 / #kept  sum over kept of weight[t] (-log p)
 
+    With `top_k_percent` a valid pixel is kept if its -log p is at least the k-th largest of the batch, to rounding:
+
+        k = max(1, int(top_k_percent B H W)),    loss = 1 / max(k, #kept)  sum over kept of weight[t] (-log p)
+
+    k counts all pixels, and ignored ones stand in the mean as 0: of fewer than k valid pixels all are kept, and the sum
+    is still divided by k. This is detectron2's DeepLabCE, but for ties, of which it keeps some, for k = 0, where it is
+    NaN, and for class weights, which here do not change the ranks.
+
     The comparison runs on -log p, and the order statistic comes from a radix selection: no sort, no host sync.
 
     Args:
         thresh: probability in (0, 1].
         min_kept: >= 0, for the whole batch.
+        top_k_percent: in (0, 1], a share in spite of its name; takes the place of thresh and min_kept. None for those.
         input, target, weight, ignore_index, label_smoothing, align_corners, backend, errors: see `focal_loss`.
 
     Source: Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining, CVPR 2016, in
-    the form of HRNet's and mmsegmentation's pixel sampler.
+    the form of HRNet's and mmsegmentation's pixel sampler. Top k: Yang et al., DeeperLab: Single-Shot Image Parser,
+    2019.
     """
     target = check_softmax(input, target, weight, label_smoothing, "mean", None)
-    checks.number("thresh", thresh, 0.0, 1.0)
-    if thresh == 0:
-        raise ValueError("thresh must be in (0, 1], got 0")
-    checks.integer("min_kept", min_kept, 0, 2**63 - 1)
+    check_selection(thresh, min_kept, top_k_percent)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device, input.dtype, backend)
-    scalars = Scalars(0.0, 0.0, ignored, align_corners)
-    most = -math.log(thresh)  # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
-    with torch.no_grad():
-        if name == "reference":
-            nll, _, _ = _softmax_family(input, target, None, None, scalars, "none", False, name)
-            ranked = torch.where(is_label(target, ignored), -1.0, nll)  # an ignored pixel ranks below every valid one
-            keep_above = reference.kth_largest(ranked, min_kept).clamp(max=most)
-        else:
-            keep_above = ops.ohem_threshold(input, target, min_kept, most, ignored, align_corners, name)
-    scalars = scalars._replace(label_smoothing=float(label_smoothing))
-    return _softmax_family(input, target, weight, keep_above, scalars, "mean", False, name)[0]
+    scalars = Scalars(0.0, float(label_smoothing), ignored, align_corners)
+    if top_k_percent is None:  # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
+        keep_above = _kth_hardest(input, target, min_kept, -math.log(thresh), scalars, name)
+        return _softmax_family(input, target, weight, keep_above, scalars, "mean", False, name)[0]
+    k = max(1, int(top_k_percent * target.numel()))
+    keep_above = _kth_hardest(input, target, k - 1, math.inf, scalars, name)
+    limits = torch.finfo(keep_above.dtype)  # keep the k-th too, and what equals it to rounding
+    keep_above = (keep_above * (1 - 4 * limits.eps)).clamp(max=limits.max)
+    loss, totals, _ = _softmax_family(input, target, weight, keep_above, scalars, "sum", False, name)
+    return loss / totals[0].clamp(min=k).to(loss.dtype)
+
+
+@torch.no_grad()
+def _kth_hardest(input: Tensor, target: Tensor, k: int, most: float, scalars: Scalars, backend: str) -> Tensor:
+    """The k-th largest -log p of valid pixels, counted from 0, -1 if there is none; or `most` if that is smaller."""
+    if backend != "reference":
+        return ops.ohem_threshold(input, target, k, most, scalars.ignore_index, scalars.align_corners, backend)
+    plain = scalars._replace(label_smoothing=0.0)
+    nll, _, _ = _softmax_family(input, target, None, None, plain, "none", False, backend)
+    ranked = torch.where(is_label(target, scalars.ignore_index), -1.0, nll)  # ignored pixels rank below all valid ones
+    return reference.kth_largest(ranked, k).clamp(max=most)
 
 
 def _softmax_family(

@@ -17,6 +17,11 @@ def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
         if target.requires_grad:
             raise ValueError("target requires grad; there is no gradient to targets")
     else:
+        if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] > 1:
+            raise ValueError(
+                f"target must be class indices [B, H, W], got shape {tuple(target.shape)}; if these are one-hot maps, "
+                "write target.argmax(1)"
+            )
         checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
     checks.same_device("target", target, "input", input)
     if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
@@ -25,6 +30,27 @@ def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
         raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
     if target.numel() > 0 and input.numel() == 0:
         raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
+
+
+def drop_channel(target: Tensor) -> Tensor:
+    """Labels [B, 1, H, W] as [B, H, W]; anything else as it is."""
+    return target[:, 0] if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 else target
+
+
+def check_selection(thresh: float, min_kept: int, top_k_percent: float | None) -> None:
+    """Check which pixels OHEM keeps."""
+    checks.number("thresh", thresh, 0.0, 1.0)
+    if thresh == 0:
+        raise ValueError("thresh must be in (0, 1], got 0")
+    checks.integer("min_kept", min_kept, 0, 2**63 - 1)
+    if top_k_percent is None:
+        return
+    if not 0 < top_k_percent <= 1:
+        raise ValueError(f"top_k_percent must be in (0, 1], got {top_k_percent}; 0.2 keeps a fifth of the pixels")
+    if (thresh, min_kept) != (0.7, 100_000):
+        raise ValueError(
+            f"top_k_percent takes the place of thresh and min_kept, got thresh={thresh}, min_kept={min_kept} beside it"
+        )
 
 
 def check_reduction(reduction: str, avg_factor: float | Tensor | None) -> None:
@@ -51,8 +77,7 @@ def check_softmax(
     avg_factor: float | Tensor | None,
 ) -> Tensor:
     """Check the arguments, and return the labels as [B, H, W]."""
-    if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 and not target.is_floating_point():
-        target = target[:, 0]
+    target = drop_channel(target)
     check_pair(input, target, dense=False)
     if input.shape[1] == 1:
         raise ValueError(

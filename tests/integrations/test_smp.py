@@ -6,11 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import assert_argmax
 
 smp = pytest.importorskip("segmentation_models_pytorch", reason="segmentation_models_pytorch is not installed")
 
 from metricseg.integrations.smp import low_resolution  # noqa: E402
 from metricseg.losses import CrossEntropyLoss, DiceLoss, FocalLoss, SigmoidFocalLoss  # noqa: E402
+from metricseg_kernels import predict_labels  # noqa: E402
 
 K = 5
 UPSAMPLE = {
@@ -129,6 +131,17 @@ def test_the_hosts_metrics():
     tp, fp, fn, _ = (part.sum() for part in stats)
     assert tp == (prediction == labels).sum() and tp + fn == (labels != 255).sum() == tp + fp
     assert 0 <= accuracy <= 1
+
+
+@pytest.mark.parametrize("name", [name for name in UPSAMPLE if name != "DPT"])
+def test_predict_labels_is_the_argmax_of_the_model(name):
+    images, _ = batch()
+    model = network(name).eval()
+    with torch.no_grad():
+        small = model.segmentation_head[0](model.decoder(model.encoder(images)))
+        labels, expected = predict_labels(small, images.shape[-2:], align_corners=True), model(images)
+    assert small.shape[-1] == 128 // UPSAMPLE[name]
+    assert_argmax(labels, expected, expected.argmax(1))
 
 
 def test_auxiliary_classifier_and_activation():

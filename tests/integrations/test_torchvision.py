@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import assert_argmax
 
 models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
 segmentation = models.segmentation
 
 from metricseg.integrations.torchvision import low_resolution, torchvision_loss  # noqa: E402
 from metricseg.losses import CrossEntropyLoss, FocalLoss  # noqa: E402
+from metricseg_kernels import predict_labels  # noqa: E402
 
 K = 5
 NETWORKS = {
@@ -86,6 +88,17 @@ def test_eval_mode_and_state_dict_are_unchanged(name, batch):
     assert outputs.keys() == expected.keys() and model.state_dict().keys() == keys
     for key, value in expected.items():
         torch.testing.assert_close(outputs[key], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predict_labels_is_the_argmax_of_the_model(name, batch):
+    images = batch[0].float()
+    model = network(name).float().eval()
+    with torch.no_grad():
+        features = model.backbone(images)
+        small = model.classifier(features if name == "lraspp" else features["out"])
+        labels, expected = predict_labels(small, images.shape[-2:]), model(images)["out"]
+    assert_argmax(labels, expected, expected.argmax(1))
 
 
 def test_the_weight_of_the_auxiliary_classifier(batch):

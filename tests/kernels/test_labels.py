@@ -138,5 +138,5 @@ def test_none_ignores_nothing() -> None:
 
 def test_labels_of_one_channel_are_labels() -> None:
     logits, labels = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
-    for call in (mk.cross_entropy, mk.focal_loss, mk.ohem_cross_entropy):
+    for call in (mk.cross_entropy, mk.focal_loss, mk.ohem_cross_entropy, mk.sigmoid_focal_loss):
         assert torch.equal(call(logits, labels[:, None]), call(logits, labels))

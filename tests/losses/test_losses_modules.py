@@ -129,6 +129,8 @@ def test_ohem_averages_the_kept(batch):
     ce = F.cross_entropy(z, t, ignore_index=255, reduction="none")[t != 255]
     kept = ce[(-ce).exp() < max(0.2, (-ce).exp().sort().values[300].item())]
     torch.testing.assert_close(OhemCrossEntropyLoss(0.2, 300)(logits, labels), kept.mean())
+    hardest = F.cross_entropy(z, t, ignore_index=255, reduction="none").flatten().topk(int(0.2 * t.numel()))
+    torch.testing.assert_close(OhemCrossEntropyLoss(top_k_percent=0.2)(logits, labels), hardest.values.mean())
     with pytest.raises(ValueError, match="a mean of its own"):
         OhemCrossEntropyLoss(0.2, 300, reduction="sum")(logits, labels)
 

@@ -58,3 +58,12 @@ def assert_gradient(got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtyp
 def skip_unsupported(backend: str, dtype: torch.dtype) -> None:
     if backend == "triton" and backends.interpreting() and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter has no bf16 arithmetic")
+
+
+def assert_argmax(labels: Tensor, scores: Tensor, expected: Tensor) -> None:
+    """The labels [B, H, W] expected, the largest of the scores [B, K, H, W]; but for scores that are equal to rounding,
+    of which there may be one pixel in a thousand."""
+    assert labels.shape == expected.shape
+    lost = scores.amax(1) - scores.gather(1, labels.long()[:, None])[:, 0]
+    assert lost.max() <= 1e-5 * scores.abs().max()
+    assert (labels != expected).sum() <= labels.numel() / 1000

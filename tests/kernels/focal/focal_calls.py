@@ -25,6 +25,7 @@ OPS: dict[str, Any] = {
     "sigmoid-dense": (mk.sigmoid_focal_loss, {"reduction": "none"},
                       {"input": LOGITS, "target": torch.rand(2, 4, 10, 14, generator=R)}),
     "ohem": (mk.ohem_cross_entropy, {"min_kept": 20, "thresh": 0.1}, {"input": LOGITS, "target": FINE}),
+    "ohem-top-k": (mk.ohem_cross_entropy, {"top_k_percent": 0.2}, {"input": LOGITS, "target": FINE}),
 }  # fmt: skip
 
 
@@ -48,6 +49,10 @@ def draw_call(draw: Draw) -> Call:
         ignored = 255 if ignore_index in ("auto", None) else ignore_index
         nll = nll[tensors["target"] != ignored].sort(descending=True).values
         steps = 1 + (nll[:-1] - nll[1:] > 1e-9).nonzero().view(-1)
+        count = tensors["target"].numel()
+        if count and draw.one_of(False, True):
+            options["top_k_percent"] = min(1.0, (draw.one_of(count, *steps.tolist()) + 0.5) / count)
+            return Call(function, tensors, options, ("input",))
         options["min_kept"] = draw.one_of(0, 10**6, draw.one_of(10**6, *steps.tolist()))
         options["thresh"] = draw.one_of(*(t for t in (0.1, 0.7, 1.0) if not ((nll + math.log(t)).abs() < 1e-9).any()))
         return Call(function, tensors, options, ("input",))

@@ -137,6 +137,50 @@ def test_ohem_keeps_the_hard_pixels(thresh: float, min_kept: int, weighted: bool
     torch.testing.assert_close(ours_x.grad, x.grad, rtol=1e-5, atol=1e-7)
 
 
+def deeplab_ce(logits: Tensor, labels: Tensor, share: float) -> Tensor:
+    """detectron2, projects/DeepLab/deeplab/loss.py: the mean of the largest losses, a share of all pixels."""
+    losses = F.cross_entropy(logits, labels.long(), ignore_index=255, reduction="none").flatten()
+    return losses.mean() if share == 1 else losses.topk(int(share * losses.numel())).values.mean()
+
+
+@pytest.mark.parametrize("ignored", [0, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.6, 1.0])
+def test_ohem_of_the_top_k_is_deeplabs(share: float, ignored: float, backend: str, device: str) -> None:
+    """In fp64, with gradients. Where there are fewer valid pixels than k, ignored ones fill up the mean."""
+    input, target, _ = make(NAMED["up4"]._replace(labels="full"), torch.float64, device)
+    target.flatten()[: int(ignored * target.numel())] = 255
+    x = input.clone().requires_grad_()
+    expected = deeplab_ce(F.interpolate(x, size=target.shape[-2:], mode="bilinear"), target, share)
+    ours_x = input.clone().requires_grad_()
+    ours = mk.ohem_cross_entropy(ours_x, target, top_k_percent=share, backend=backend)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+    expected.backward()
+    ours.backward()
+    torch.testing.assert_close(ours_x.grad, x.grad, rtol=1e-9, atol=1e-14)
+
+
+def test_edge_cases_of_the_top_k(backend: str, device: str) -> None:
+    """Less than one pixel is one, ties are kept, no valid pixel gives 0, and an infinite loss stays."""
+    input, target, _ = make(NAMED["identity"]._replace(labels="full"), device=device)
+    largest = F.cross_entropy(input, target, reduction="none").max()
+    torch.testing.assert_close(mk.ohem_cross_entropy(input, target, top_k_percent=1e-9, backend=backend), largest)
+
+    alike = torch.zeros_like(input).requires_grad_()
+    loss = mk.ohem_cross_entropy(alike, target, top_k_percent=0.1, backend=backend)
+    torch.testing.assert_close(loss, torch.full_like(loss, 7).log())
+    loss.backward()
+    whole = torch.zeros_like(input).requires_grad_()
+    F.cross_entropy(whole, target).backward()
+    torch.testing.assert_close(alike.grad, whole.grad)
+
+    input.requires_grad_()
+    loss = mk.ohem_cross_entropy(input, torch.full_like(target, 255), top_k_percent=0.1, backend=backend)
+    loss.backward()
+    assert loss == 0 and not input.grad.any()
+    input.data[0, 3, 0, 0], target[0, 0, 0] = -torch.inf, 3
+    assert mk.ohem_cross_entropy(input, target, top_k_percent=0.1, backend=backend) == torch.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("k", [0, 1, 499, 998, 999, 1000, 5000])
 @pytest.mark.kernels

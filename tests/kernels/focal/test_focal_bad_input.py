@@ -59,6 +59,12 @@ BAD = [
     ("alpha", mk.sigmoid_focal_loss, (LOGITS, TARGET), {"alpha": 2.0}, ValueError, "alpha.*got 2.0"),
     ("alpha-nan", mk.sigmoid_focal_loss, (LOGITS, TARGET), {"alpha": float("nan")}, ValueError, "alpha.*got nan"),
     ("thresh", mk.ohem_cross_entropy, (LOGITS, TARGET), {"thresh": 0.0}, ValueError, "thresh.*got 0"),
+    ("top-k-none", mk.ohem_cross_entropy, (LOGITS, TARGET), {"top_k_percent": 0.0}, ValueError, "top_k_percent.*got 0.0"),
+    ("top-k-percent", mk.ohem_cross_entropy, (LOGITS, TARGET), {"top_k_percent": 20}, ValueError, "top_k_percent.*got 20; 0.2 keeps a fifth"),
+    ("top-k-beside", mk.ohem_cross_entropy, (LOGITS, TARGET), {"top_k_percent": 0.2, "thresh": 0.5}, ValueError, "takes the place of thresh.*thresh=0.5"),
+    ("one-hot", mk.cross_entropy, (LOGITS, DENSE), {}, ValueError, r"class indices \[B, H, W\], got shape \(2, 5, 8, 12\);.*target.argmax\(1\)"),
+    ("one-hot-integers", mk.ohem_cross_entropy, (LOGITS, DENSE.long()), {}, ValueError, r"got shape \(2, 5, 8, 12\);.*target.argmax\(1\)"),
+    ("channel-float", mk.focal_loss, (LOGITS, TARGET[:, None].float()), {}, TypeError, "target must have dtype.*got float32"),
     ("min-kept", mk.ohem_cross_entropy, (LOGITS, TARGET), {"min_kept": -1}, ValueError, "min_kept.*got -1"),
 ]  # fmt: skip
 

@@ -98,6 +98,21 @@ def test_compile_fullgraph(loss_fn, backend: str, device: str) -> None:
     torch.testing.assert_close(ours[1], eager[1])
 
 
+def test_the_top_k_under_compile(backend: str, device: str) -> None:
+    """In one graph for all sizes of labels."""
+    input, target, _ = make(NAMED["up4"], device=device)
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, t: Tensor) -> Tensor:
+        return mk.ohem_cross_entropy(x * 1.5, t, top_k_percent=0.3, backend=backend)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for labels in (target, target[:, :9], target[:, :, 2:]):
+        ours, eager = loss_and_grad(compiled, input, labels), loss_and_grad(loss, input, labels)
+        torch.testing.assert_close(ours[0], eager[0])
+        torch.testing.assert_close(ours[1], eager[1])
+
+
 def test_compile_with_inductor(backend: str, device: str) -> None:
     """Ignored rows included: a compiled loss must not lose them silently."""
     input, target, _ = make(NAMED["up4"], device=device)
