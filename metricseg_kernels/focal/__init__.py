@@ -16,8 +16,9 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
+from ..engines.resized.arguments import check_pair
 from . import op, reference
-from .arguments import check_dense, check_pair, check_pixel_weight, check_reduction, check_softmax
+from .arguments import check_dense, check_pixel_weight, check_reduction, check_softmax
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

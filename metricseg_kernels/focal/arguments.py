@@ -6,25 +6,9 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..engines.resized.arguments import check_class_weight, check_pair
 
 REDUCTIONS = ("mean", "sum", "none")
-
-
-def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
-    if dense:
-        checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
-        if target.requires_grad:
-            raise ValueError("target requires grad; there is no gradient to targets")
-    else:
-        checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
-    checks.same_device("target", target, "input", input)
-    if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
-        raise ValueError(f"target {tuple(target.shape)} and input {tuple(input.shape)} differ in batch size or classes")
-    if input.shape[1] == 0:
-        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
-    if target.numel() > 0 and input.numel() == 0:
-        raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
 
 
 def check_reduction(reduction: str, avg_factor: float | Tensor | None) -> None:
@@ -61,13 +45,7 @@ def check_softmax(
         )
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     check_reduction(reduction, avg_factor)
-    if weight is not None:
-        checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
-        checks.same_device("weight", weight, "input", input)
-        if weight.shape[0] != input.shape[1]:
-            raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
-        if weight.requires_grad:
-            raise ValueError("weight requires grad; there is no gradient to class weights")
+    check_class_weight(weight, input)
     return target
 
 
