@@ -7,6 +7,7 @@
 #include "focal/cpu_loss.h"
 #include "predict/cpu_loops.h"
 #include "refine/cpu_loops.h"
+#include "region/cpu_loops.h"
 #include "retrieval/cpu_loops.h"
 #include "segments/cpu_loops.h"
 
