@@ -82,11 +82,12 @@ class OverlapLoss(RegionLoss):
 
 @LOSSES.register("dice")
 class DiceLoss(OverlapLoss):
-    """Soft Dice loss, 1 - mean_k (2 I_k + s) / (P_k + Y_k + s), with I = sum q y, P = sum q, Y = sum y over the pixels of
-    the batch that have a label, q = softmax(z) and y one-hot.
+    """Soft Dice loss, 1 - mean_k (2 I_k + s) / (P_k + Y_k + s), with I = sum q y, P = sum q, Y = sum y over the pixels
+    of the batch that have a label, q = softmax(z) and y one-hot.
 
     Args:
-        options: see `OverlapLoss` and `RegionLoss`. By default s = 0, and the mean is over the classes that have a pixel.
+        options: see `OverlapLoss` and `RegionLoss`. By default s = 0, and the mean is over the classes that have a
+            pixel.
 
     Source: Milletari et al. 2016, V-Net, in its multi-class form and without the squares.
     """
