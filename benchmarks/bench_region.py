@@ -107,19 +107,28 @@ def ours(backend: str) -> Callable[[RegionProblem], Tensor]:
     return loss
 
 
+def own_backends(device: str) -> list[str]:
+    """Our backends with kernels for a device."""
+    return [name for name in getattr(FAMILIES["region"], device) if name != "reference"]
+
+
 @functools.cache
 def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
     """The peers of a loss, then our backends."""
-    own = [name for name in getattr(FAMILIES["region"], device) if name != "reference"]
     return (
         Contestant("eager", lambda p: eager(p.logits, p.target, loss)),
         Contestant("torch.compile", lambda p: peers.compiled(eager)(p.logits, p.target, loss)),
-        *(Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("region", n, device)) for n in own),
+        *(
+            Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("region", n, device))
+            for n in own_backends(device)
+        ),
     )
 
 
 def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
-    """(shape, loss, phases)."""
+    """(shape, loss, phases); none where there is nothing of ours to measure."""
+    if not own_backends(device):
+        return
     sets = shapes.CPU if device == "cpu" else shapes.GPU
     for shape in sets.main:
         yield shape, "ce_dice", race.PHASES
