@@ -24,7 +24,7 @@ struct Pixels {
   T* factor;        // gradient = factor * (what the block holds)
   T* offset;        // of w_k, with label smoothing
   T* dot;           // sum_k exp(z_k - max) dL/dp_k, without that of a label
-  T* target;        // y_k of one class; dL/dp_t with labels
+  T* target;        // y_k of one class; with labels p_t (forward) or dL/dp_t (backward)
   T* shift;         // what is added to dL/dp_k
 
   Pixels(T* memory, int64_t n)
