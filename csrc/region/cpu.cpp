@@ -109,7 +109,7 @@ void backward(const Arguments<Tensor>& a) {
     CpuParams<T> params = make_cpu_params<T>(a);
     expect_writes(a.grad);
     if (params.pixels() == 0) {
-      std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
+      if (params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
       return;
     }
     const int64_t rows = a.grad_sums->numel() / kSums;  // S K
