@@ -4,9 +4,10 @@
 #include "centers/cpu_loops.h"
 #include "contrast/cpu_epilogues.h"
 #include "engines/row_pairs/product_loops.h"
-#include "focal/cpu_rows.h"
+#include "focal/cpu_loss.h"
 #include "predict/cpu_loops.h"
 #include "refine/cpu_loops.h"
+#include "region/cpu_loops.h"
 #include "retrieval/cpu_loops.h"
 #include "segments/cpu_loops.h"
 

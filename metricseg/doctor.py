@@ -115,8 +115,19 @@ def predict(device: str, backend: str) -> list[Tensor]:
     return [confidence, mk.confusion_matrix(maps, target, backend=backend)]
 
 
+def region(device: str, backend: str) -> list[Tensor]:
+    """Dice with cross-entropy and with focal loss, and Tversky of overlapping classes."""
+    logits, target = _numbers(device, 2, 5, 6, 8), _classes(device, 2, 24, 32)
+    losses = [
+        mk.cross_entropy_dice(logits, target, backend=backend),
+        mk.focal_dice(logits, target, backend=backend),
+        mk.region_loss(logits, target, form="tversky", activation="sigmoid", per_image=True, backend=backend),
+    ]
+    return _graded(losses, logits)
+
+
 TESTS: dict[str, Call] = {
-    test.__name__: test for test in (anchors, centers, contrast, focal, predict, refine, retrieval, segments)
+    test.__name__: test for test in (anchors, centers, contrast, focal, predict, refine, region, retrieval, segments)
 }
 
 

@@ -7,6 +7,7 @@ from .contrast.prototypes import prototype_nca_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .predict import confusion_matrix, predict_labels
 from .refine import refine_upsample
+from .region import cross_entropy_dice, focal_dice, region_loss
 from .retrieval import knn_vote, topk_similarity
 from .segments import Segments, segment_mean, spherical_kmeans, split_by_label
 from .version import __version__
@@ -24,6 +25,8 @@ __all__ = [
     "class_centers",
     "confusion_matrix",
     "cross_entropy",
+    "cross_entropy_dice",
+    "focal_dice",
     "focal_loss",
     "gather_pixels",
     "knn_vote",
@@ -33,6 +36,7 @@ __all__ = [
     "predict_labels",
     "prototype_nca_loss",
     "refine_upsample",
+    "region_loss",
     "sample_anchors",
     "segment_mean",
     "sigmoid_focal_loss",

@@ -1,5 +1,6 @@
 // The focal family on the CPU: turns the tensors of torch into CpuParams, shares the units of work among the threads of
-// torch, and adds the partial sums in order. Loops: cpu_rows.h and cpu_loss.h, compiled once per vector width.
+// torch, and adds the partial sums in order. Loops: cpu_loss.h and engines/resized/cpu_walk.h, compiled once per vector
+// width.
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "../common/host/parallel.h"
 #include "../common/host/simd_choice.h"
 #include "../common/host/torch_map.h"
+#include "../engines/resized/cpu_slots.h"
 #include "arguments.h"
 #include "cpu_params.h"
 
@@ -20,67 +22,6 @@ template <typename T>
 const Loops<T>& loops() {
   static const Workers& chosen = METRICSEG_WIDEST;
   return chosen.of(T());
-}
-
-// The memory behind a Slots.
-template <typename T>
-struct SlotTable {
-  std::vector<int32_t> column, x;
-  std::vector<T> neighbor, right;
-
-  SlotTable(const Axis& axis, int64_t lanes) {
-    std::vector<int32_t> held(axis.cells, 0);  // labels that a cell has so far
-    std::vector<int32_t> center(axis.labels);
-    std::vector<int32_t> order(axis.labels);
-    const int64_t groups = ceil_div(axis.cells, lanes);
-    std::vector<int64_t> depth(groups, 0), first(groups + 1, 0);
-    for (int64_t d = 0; d < axis.labels; ++d) {
-      const int64_t cell = axis.cell(d);
-      center[d] = static_cast<int32_t>(nearest_is_next(axis, d) ? cell + 1 : cell);
-      order[d] = held[center[d]]++;
-      int64_t& deepest = depth[center[d] / lanes];
-      deepest = order[d] < deepest ? deepest : order[d] + 1;
-    }
-    for (int64_t g = 0; g < groups; ++g) first[g + 1] = first[g] + depth[g];
-    const int64_t count = first[groups];
-    column.resize(count);
-    x.assign(count * lanes, -1);
-    neighbor.assign(count * lanes, T(0));
-    right.assign(count * lanes, T(-1));
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t s = first[g]; s < first[g + 1]; ++s) column[s] = static_cast<int32_t>(g * lanes);
-    }
-    for (int64_t d = 0; d < axis.labels; ++d) {
-      const int64_t at = (first[center[d] / lanes] + order[d]) * lanes + center[d] % lanes;
-      const T fraction = axis.template fraction<T>(d);
-      const bool next = nearest_is_next(axis, d);
-      x[at] = static_cast<int32_t>(d);
-      // beyond the last cell's center there is nothing to blend with
-      neighbor[at] = next ? T(1) - fraction : axis.cell(d) + 1 < axis.cells ? fraction : T(0);
-      right[at] = next ? T(0) : T(1);
-    }
-  }
-
-  // Whether label d is nearer to the right-hand cell of the two around it.
-  static bool nearest_is_next(const Axis& axis, int64_t d) {
-    return 2 * (axis.numerator(d) % axis.den) >= axis.den && axis.cell(d) + 1 < axis.cells;
-  }
-
-  Slots<T> view(bool blend) const {
-    return {static_cast<int64_t>(column.size()), blend, column.data(), x.data(), neighbor.data(), right.data()};
-  }
-};
-
-// Without interpolation an image is one long row, if every tensor allows it.
-template <typename T>
-void collapse(CpuParams<T>& params) {
-  const int64_t width = params.x.cells;
-  if (!params.identity() || width == 0) return;
-  for (const Map& map : {params.input, params.target, params.grad_loss, params.loss, params.argmax, params.grad}) {
-    if (map && map.y != width * map.x) return;
-  }
-  params.x.cells = params.x.labels = params.y.cells * width;
-  params.y.cells = params.y.labels = 1;
 }
 
 Partial sum(const std::vector<Partial>& partials) {
@@ -99,20 +40,16 @@ Partial sum(const std::vector<Partial>& partials) {
 template <typename T>
 Partial execute(CpuParams<T>& params, bool softmax, bool align_corners) {
   const int64_t lanes = loops<T>().lanes;
-  collapse(params);
-  params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
-  params.y = Axis::make(params.y.cells, params.y.labels, align_corners);
-  const bool direct = params.identity();
-  const SlotTable<T> table(direct ? Axis{} : params.x, lanes);
-  params.slots = table.view(!params.x.identity());
-  const int64_t tile = params.vectors() * lanes;
-  params.units = params.batch * params.y.cells * (direct ? ceil_div(params.x.cells, tile) : 1);
-  std::vector<Partial> partials(params.units);
+  const auto table =
+      resized::prepare<T>(params, lanes, align_corners,
+                          {params.input, params.target, params.grad_loss, params.loss, params.argmax, params.grad});
+  const int64_t units = params.batch * params.units_per_image(lanes);
+  std::vector<Partial> partials(units);
   params.partials = partials.data();
   // a further thread is faster from some 30,000 exponentials on
-  const int64_t per_unit = params.pixels() * params.classes / std::max<int64_t>(params.units, 1);
+  const int64_t per_unit = params.pixels() * params.classes / std::max<int64_t>(units, 1);
   const Worker<T> worker = softmax ? loops<T>().softmax : loops<T>().sigmoid;
-  parallel(params.units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel(units, 32768 / (per_unit + 1) + 1, [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_values<T>(params.scratch_values());
     worker(params, begin, end, scratch.get());
   });

@@ -1,45 +1,22 @@
 // Losses on a block of pixels: logits in, their gradient out, in the same memory. One vector holds pixels of one class,
-// and the K vectors of the same pixels are P vectors apart. No loop over classes branches or gathers. The entry of the
-// target is removed before the exponentials are summed, so the sum is that of the others. It is put back such that its
-// gradient is the same product as all others. Derivation: docs/kernels/focal.md.
+// and the K vectors of the same pixels are P vectors apart. Steps of the softmax: engines/resized/cpu_softmax.h.
+// Derivation: docs/kernels/focal.md.
 #pragma once
 
-#include "../common/simd/convert.h"
-#include "../common/simd/lanes.h"
+#include "../engines/resized/cpu_softmax.h"
+#include "../engines/resized/cpu_walk.h"
 #include "cpu_params.h"
 
 namespace metricseg::focal {
 namespace METRICSEG_SIMD {
 
-using namespace metricseg::METRICSEG_SIMD;
-
-// P vectors of pixels.
-struct Block {
-  int vectors;
-  bool record;  // false if the rows of a neighbor are recomputed for their share of the gradient alone
-  int64_t image, x0;
-  int64_t y[kMaxVectors];
-  const int32_t* x[kMaxVectors];  // [N] label columns counted from x0, -1 for an idle lane
-};
+using namespace resized::METRICSEG_SIMD;
 
 // Running sums of a unit of work, lane by lane.
 template <typename T>
-struct Accumulator {
+struct Accumulator : BadLabels {
   static constexpr int N = Lanes<T>::count;
   double loss[N] = {}, valid[N] = {}, weight[N] = {}, correct[N] = {};
-  double bad = 0, bad_label = 0;
-
-  METRICSEG_HD static void add(Lanes<T> values, double* sums) {
-    T lane[N];
-    values.store(lane);
-    for (int i = 0; i < N; ++i) sums[i] += static_cast<double>(lane[i]);
-  }
-
-  void note_bad(int64_t label) {
-    const double value = static_cast<double>(label);
-    bad_label = bad == 0 || value > bad_label ? value : bad_label;
-    bad += 1;
-  }
 
   Partial total() const {
     Partial p{0, 0, 0, 0, bad, bad_label};
@@ -82,55 +59,6 @@ struct Pixels {
         loss(memory + 10 * n) {}
 };
 
-template <typename T, typename L>
-inline void read_labels_as(const CpuParams<T>& params, const Block& block, T* label, Accumulator<T>& sums) {
-  constexpr int N = Lanes<T>::count;
-  const int64_t step = params.target.x;
-  for (int p = 0; p < block.vectors; ++p) {
-    const L* row = reinterpret_cast<const L*>(params.target.at(block.image, 0, block.y[p], block.x0));
-    for (int i = 0; i < N; ++i) {
-      const int32_t x = block.x[p][i];
-      int64_t found = kIgnored;
-      if (x >= 0) {
-        const int64_t value = static_cast<int64_t>(row[x * step]);
-        found = class_of(value, params.classes, params.ignore_index);
-        if (found == kOutOfRange && block.record) sums.note_bad(value);
-      }
-      label[p * N + i] = static_cast<T>(found);
-    }
-  }
-}
-
-template <typename T>
-inline void read_labels(const CpuParams<T>& params, const Block& block, T* label, Accumulator<T>& sums) {
-  dispatch_label(params.target.type, [&](auto zero) { read_labels_as<T, decltype(zero)>(params, block, label, sums); });
-}
-
-// Values of a [B, (K,) H, W] map at the block's pixels; `idle` if a lane has none.
-template <typename T>
-inline void gather(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
-  constexpr int N = Lanes<T>::count;
-  for (int p = 0; p < block.vectors; ++p) {
-    const char* row = map.at(block.image, channel, block.y[p], block.x0);
-    for (int i = 0; i < N; ++i) {
-      const int32_t x = block.x[p][i];
-      out[p * N + i] = x < 0 ? idle : read_one<T>(map.type, row + x * map.x * map.size);
-    }
-  }
-}
-
-template <typename T, typename S>
-inline void scatter(const Map& map, const Block& block, int64_t channel, const T* in) {
-  constexpr int N = Lanes<T>::count;
-  for (int p = 0; p < block.vectors; ++p) {
-    S* row = reinterpret_cast<S*>(map.at(block.image, channel, block.y[p], block.x0));
-    for (int i = 0; i < N; ++i) {
-      const int32_t x = block.x[p][i];
-      if (x >= 0) row[x * map.x] = static_cast<S>(in[p * N + i]);
-    }
-  }
-}
-
 template <typename T>
 struct Softmax {
   using V = Lanes<T>;
@@ -139,38 +67,20 @@ struct Softmax {
   static void run(const CpuParams<T>& params, const Block& block, T* z /* [K, P, N] */, const Pixels<T>& px,
                   Accumulator<T>& sums) {
     const int P = block.vectors;
-    read_labels(params, block, px.label, sums);
+    read_labels(params, params.classes, block, px.label, &sums);
     if (params.grad_loss) gather(params.grad_loss, block, 0, T(0), px.scale);
     if (params.argmax) find_best(params, P, z, px.best);
-    if (params.softmax.label_smoothing != T(0)) weighted_gaps(params, P, z, px);
-    take_targets(params, P, z, px);
-    int p = 0;
-    for (; p + 4 <= P; p += 4) exponentials<4>(params.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
-    for (; p < P; ++p) exponentials<1>(params.classes, P, z + p * N, px.max + p * N, px.rest + p * N);
-    for (p = 0; p < P; ++p) formulas(params, block.record, p * N, px, sums);
+    if (params.softmax.label_smoothing != T(0)) {
+      weighted_gaps(params.classes, params.weight, P, z, px.max, px.gap);
+    }
+    take_targets(params.weight, P, z, px);
+    all_exponentials(params.classes, P, z, px.max, px.rest);
+    for (int p = 0; p < P; ++p) formulas(params, block.record, p * N, px, sums);
     if (block.record) {
       if (params.loss) scatter<T, T>(params.loss, block, 0, px.loss);
       if (params.argmax) scatter<T, int32_t>(params.argmax, block, 0, px.best);
     }
     if (params.grad) finish_gradient(params, P, z, px);
-  }
-
-  // rest = sum_k exp(z_k - max), each exponential kept in place of its logit
-  template <int G>
-  METRICSEG_HD static void exponentials(int64_t classes, int P, T* z, const T* max, T* rest) {
-    V m[G], sum[G];
-    for (int g = 0; g < G; ++g) {
-      m[g] = V::load(max + g * N);
-      sum[g] = V(T(0));
-    }
-    for (int64_t k = 0; k < classes; ++k, z += P * N) {
-      for (int g = 0; g < G; ++g) {
-        const V e = exp_below_zero(V::load(z + g * N) - m[g]);
-        e.store(z + g * N);
-        sum[g] = sum[g] + e;
-      }
-    }
-    for (int g = 0; g < G; ++g) sum[g].store(rest + g * N);
   }
 
   // The first of the largest logits; NaN is larger than all.
@@ -184,33 +94,6 @@ struct Softmax {
         at = select(better, V(static_cast<T>(k)), at);
       }
       at.store(best + p * N);
-    }
-  }
-
-  static void weighted_gaps(const CpuParams<T>& params, int P, const T* z, const Pixels<T>& px) {
-    for (int p = 0; p < P; ++p) {
-      const V m = V::load(px.max + p * N);
-      V sum(T(0));
-      for (int64_t k = 0; k < params.classes; ++k) {
-        sum = sum + V(params.weight ? params.weight[k] : T(1)) * (m - V::load(z + (k * P + p) * N));
-      }
-      sum.store(px.gap + p * N);
-    }
-  }
-
-  static void take_targets(const CpuParams<T>& params, int P, T* z, const Pixels<T>& px) {
-    const int64_t n = int64_t{P} * N;
-    for (int64_t i = 0; i < n; ++i) {
-      const bool labeled = px.label[i] >= T(0);
-      if (labeled) {
-        const int64_t t = static_cast<int64_t>(px.label[i]);
-        px.target_logit[i] = z[t * n + i];
-        px.weight[i] = params.weight ? params.weight[t] : T(1);
-        z[t * n + i] = -std::numeric_limits<T>::infinity();
-      } else {
-        px.target_logit[i] = px.max[i];
-        px.weight[i] = T(0);
-      }
     }
   }
 
@@ -229,11 +112,11 @@ struct Softmax {
       const V loss = select(valid, pixel.loss, V(params.ignored_loss));
       const V shown = select(label == V(T(kOutOfRange)), V(std::numeric_limits<T>::quiet_NaN()), loss);
       shown.store(px.loss + i);
-      Accumulator<T>::add(shown, sums.loss);
-      Accumulator<T>::add(select(valid, one, zero), sums.valid);
-      Accumulator<T>::add(select(valid, weight, zero), sums.weight);
+      add_lanes(shown, sums.loss);
+      add_lanes(select(valid, one, zero), sums.valid);
+      add_lanes(select(valid, weight, zero), sums.weight);
       if (params.argmax) {
-        Accumulator<T>::add(select(valid & (V::load(px.best + i) == label), one, zero), sums.correct);
+        add_lanes(select(valid & (V::load(px.best + i) == label), one, zero), sums.correct);
       }
     }
     if (!params.grad) return;
@@ -303,12 +186,12 @@ struct Sigmoid {
         px.label[i] = block.x[i / N][i % N] < 0 || px.target_logit[i] == ignored ? T(kIgnored) : T(0);
       }
     } else {
-      read_labels(params, block, px.label, sums);
+      read_labels(params, params.classes, block, px.label, &sums);
     }
     for (int64_t i = 0; i < int64_t{block.vectors} * N; i += N) {
       const V valid = select(V::load(px.label + i) >= zero, one, zero);
       (valid * V(params.grad_loss ? T(1) : params.grad_scale)).store(px.factor + i);
-      if (block.record) Accumulator<T>::add(valid, sums.valid);
+      if (block.record) add_lanes(valid, sums.valid);
     }
   }
 
@@ -325,9 +208,39 @@ struct Sigmoid {
     const Mask<T> bad = params.dense() ? valid & ((t < zero) | (t > one) | (t != t)) : label == V(T(kOutOfRange));
     const V shown = select(bad, V(std::numeric_limits<T>::quiet_NaN()), loss);
     shown.store(px.loss + i);
-    Accumulator<T>::add(shown, sums.loss);
+    add_lanes(shown, sums.loss);
   }
 };
 
+// What the walk calls for each block.
+template <typename T, template <typename> class Form>
+struct Loss {
+  const CpuParams<T>& params;
+  const Pixels<T> px;
+  T *const max, *const factor;
+  Accumulator<T> sums;
+
+  Loss(const CpuParams<T>& params, T* scratch)
+      : params(params), px(scratch, params.block_pixels()), max(px.max), factor(px.factor) {}
+
+  void begin(int64_t) { sums = Accumulator<T>(); }
+  void run(const Block& block, T* z) { Form<T>::run(params, block, z, px, sums); }
+  void end(int64_t unit) { params.partials[unit] = sums.total(); }
+};
+
+template <typename T, template <typename> class Form>
+inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch) {
+  Loss<T, Form> loss(params, scratch + params.walk_values());
+  walk(params, begin, end, scratch, loss);
+}
+
+template <typename T>
+constexpr Loops<T> loops{Lanes<T>::count, work<T, Softmax>, work<T, Sigmoid>};
+
+constexpr Workers workers{loops<float>, loops<double>};
+
 }  // namespace METRICSEG_SIMD
+
+const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
+
 }  // namespace metricseg::focal

@@ -178,7 +178,7 @@ class OhemCrossEntropyLoss(HostLoss, losses.OhemCrossEntropyLoss):
 
 @REGISTRY.register_module()
 class DiceLoss(HostLoss, losses.DiceLoss):
-    """`metricseg.losses.DiceLoss`, at the logits' own grid. It differs from mmseg's: softmax, over the whole batch."""
+    """`metricseg.losses.DiceLoss`. It differs from mmseg's: softmax, over the whole batch."""
 
     def __init__(
         self,

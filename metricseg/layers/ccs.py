@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import metricseg_kernels as kernels
-from metricseg.losses.dice import DiceLoss
+from metricseg.losses.region import DiceLoss
 from metricseg.utils.labels import check_labels, check_maps, nearest
 from metricseg_kernels.core.labels import IgnoreIndex, is_class, resolve_ignore_index
 
@@ -32,12 +32,12 @@ class CCSLayer(nn.Module):
     Losses, each times its weight; t_i is the label of pixel i, k runs over the classes that an image has labels of:
 
         "guidance"  cross-entropy of g, interpolated to the labels' resolution inside the kernel
-        "dice"      soft Dice of softmax(g) at the features' resolution, see `metricseg.losses.DiceLoss`
+        "dice"      soft Dice of softmax(g), interpolated likewise, see `metricseg.losses.DiceLoss`
         "push"      mean_b mean_k 1 / (K - 1) sum_{j != k} max(0, cos(w_k, w_j) - margin)
         "pull"      mean_b mean_k mean_{t_i = k} (1 - cos(x_i, sg[w_k]))
 
-    That of the logits is left to the caller: `metricseg_kernels.cross_entropy(logits, target)` or another. Dice, push
-    and pull take the labels that F.interpolate(mode="nearest") takes. Static centers have no guidance and no dice.
+    That of the logits is left to the caller: `metricseg_kernels.cross_entropy(logits, target)` or another. Push and
+    pull take the labels that F.interpolate(mode="nearest") takes. Static centers have no guidance and no dice.
 
     The paper's text is not public beyond its abstract. From it: class centers of the image by soft membership, their
     adaptation, cosine similarity as logits, and losses between and within classes. Reconstructed: the grouped
@@ -105,7 +105,8 @@ class CCSLayer(nn.Module):
             self.centers = nn.Parameter(torch.randn(num_classes, channels) / (1 if adaptive else channels**0.5))
         if adaptive and adapter == "mlp":
             self.adapter = nn.Sequential(nn.Linear(2 * channels, channels), nn.ReLU(), nn.Linear(channels, channels))
-        self.dice = DiceLoss(ignore_index=self.ignore_index)
+        of_dice = "reference" if backend == "reference" else None  # its family may lack another
+        self.dice = DiceLoss(ignore_index=self.ignore_index, backend=of_dice)
 
     @overload
     def forward(self, features: Tensor, target: None = ...) -> Tensor: ...

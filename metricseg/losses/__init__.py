@@ -23,19 +23,21 @@ from metricseg.losses.classification import (
     SigmoidFocalLoss,
 )
 from metricseg.losses.composite import Terms
-from metricseg.losses.dice import DiceLoss
 from metricseg.losses.embedding import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel_contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel_memory import PixelMemory
 from metricseg.losses.prototype_memory import PrototypeMemory
+from metricseg.losses.region import DiceCELoss, DiceLoss, JaccardLoss, TverskyLoss
 from metricseg.losses.segsort import SegSortLoss
 
 __all__ = [
     "LOSSES",
     "ContrastiveLoss",
     "CrossEntropyLoss",
+    "DiceCELoss",
     "DiceLoss",
     "FocalLoss",
+    "JaccardLoss",
     "MarginContrastLoss",
     "NTXentLoss",
     "OhemCrossEntropyLoss",
@@ -47,5 +49,6 @@ __all__ = [
     "SigmoidFocalLoss",
     "SupConLoss",
     "Terms",
+    "TverskyLoss",
     "build_loss",
 ]

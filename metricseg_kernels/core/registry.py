@@ -93,6 +93,13 @@ FAMILIES = {
         kernels={"refine_fwd_kernel": 1, "refine_bwd_kernel": 2},
         gpu_seconds=(6, 16),
     ),
+    "region": Family(
+        cpu=("cpu", "reference"),
+        cuda=("reference",),
+        evidence="benchmarks/results/cpu/region.json. On CUDA there are no kernels yet.",
+        kernels={"region_fwd_kernel": 1, "region_bwd_kernel": 3},
+        gpu_seconds=(3, 3),
+    ),
     "retrieval": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),

@@ -16,15 +16,14 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
+from ..engines.resized.arguments import check_pair, drop_channel
 from . import op, reference
 from .arguments import (
     check_dense,
-    check_pair,
     check_pixel_weight,
     check_reduction,
     check_selection,
     check_softmax,
-    drop_channel,
 )
 
 if TYPE_CHECKING:

@@ -6,35 +6,9 @@ import torch
 from torch import Tensor
 
 from ..core import checks
+from ..engines.resized.arguments import check_class_weight, check_pair, drop_channel
 
 REDUCTIONS = ("mean", "sum", "none")
-
-
-def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
-    if dense:
-        checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
-        if target.requires_grad:
-            raise ValueError("target requires grad; there is no gradient to targets")
-    else:
-        if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] > 1:
-            raise ValueError(
-                f"target must be class indices [B, H, W], got shape {tuple(target.shape)}; if these are one-hot maps, "
-                "write target.argmax(1)"
-            )
-        checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
-    checks.same_device("target", target, "input", input)
-    if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
-        raise ValueError(f"target {tuple(target.shape)} and input {tuple(input.shape)} differ in batch size or classes")
-    if input.shape[1] == 0:
-        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
-    if target.numel() > 0 and input.numel() == 0:
-        raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
-
-
-def drop_channel(target: Tensor) -> Tensor:
-    """Labels [B, 1, H, W] as [B, H, W]; anything else as it is."""
-    return target[:, 0] if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 else target
 
 
 def check_selection(thresh: float, min_kept: int, top_k_percent: float | None) -> None:
@@ -86,13 +60,7 @@ def check_softmax(
         )
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     check_reduction(reduction, avg_factor)
-    if weight is not None:
-        checks.tensor("weight", weight, 1, checks.FLOATS, "[K]")
-        checks.same_device("weight", weight, "input", input)
-        if weight.shape[0] != input.shape[1]:
-            raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
-        if weight.requires_grad:
-            raise ValueError("weight requires grad; there is no gradient to class weights")
+    check_class_weight(weight, input)
     return target
 
 

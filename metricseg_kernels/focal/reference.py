@@ -9,21 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.labels import is_bad, is_class
 from ..core.resize import upsample
-
-
-def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (valid, bad) [B, H, W] and the labels with 0 if not valid."""
-    valid = is_class(target, classes, ignore_index)
-    return valid, is_bad(target, classes, ignore_index), torch.where(valid, target.long(), 0)
-
-
-def count_labels(valid: Tensor, bad: Tensor, target: Tensor) -> list[Tensor]:
-    """[valid pixels, labels out of range, the largest such label or 0]."""
-    largest = torch.where(bad, target.double(), -torch.inf)
-    example = largest.amax() if largest.numel() else largest.new_zeros(())
-    return [valid.sum().double(), bad.sum().double(), torch.where(torch.isfinite(example), example, 0.0)]
+from ..engines.resized.reference import classify, count_labels, softmax_pixel
 
 
 def focal(
@@ -44,20 +31,9 @@ def focal(
     valid, bad, labels = classify(target, classes, ignore_index)
     w = torch.ones(classes, dtype=z.dtype, device=z.device) if weight is None else weight.to(z.dtype)
 
-    log_q = z.log_softmax(1)
-    nll = -log_q.gather(1, labels[:, None])[:, 0]  # [B, H, W]
+    ce, nll = softmax_pixel(z.log_softmax(1), labels, w, gamma, label_smoothing)
     if keep_above is not None:
         valid = valid & ~(nll <= keep_above)
-    # S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
-    ce = w[labels] * nll
-    if label_smoothing:
-        ce = (1 - label_smoothing) * ce - label_smoothing / classes * (w[:, None, None] * log_q).sum(1)
-    # l = (1-p)^g S, with 1 - p as a sum over the other classes; the inner where keeps 0^(g-1) out of the gradient
-    if gamma:
-        others = torch.zeros_like(z).scatter(1, labels[:, None], -torch.inf)
-        log_u = (log_q + others).logsumexp(1) if classes > 1 else torch.full_like(nll, -torch.inf)
-        possible = ~torch.isneginf(log_u)
-        ce = ce * torch.where(possible, (gamma * torch.where(possible, log_u, 0.0)).exp(), 0.0)
     loss = torch.where(valid, ce, 0.0)
     loss = torch.where(bad, torch.nan, loss)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..core.labels import MOST_CLASSES, IgnoreIndex, labels_in_range, resolve_ignore_index
+from ..engines.resized.arguments import drop_channel
 from . import op, reference
 
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -143,8 +144,7 @@ def confusion_matrix(
     inputs = _check(logits, flipped, weights, align_corners)
     first = inputs.maps[0]
     classes = first.shape[1]
-    if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1:
-        target = target[:, 0]
+    target = drop_channel(target)
     checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
     checks.same_device("target", target, "logits", first)
     if target.shape[0] != first.shape[0]:

@@ -73,7 +73,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
             backend=b,
         ),
     ),
-    "dice": ("", lambda t, k, i, b: DiceLoss(ignore_index=i)(features(t, k), t)),
+    "dice": ("region", lambda t, k, i, b: DiceLoss(ignore_index=i, backend=b)(features(t, k), t)),
     "pixel_contrast": (
         "",
         lambda t, k, i, b: PixelContrastLoss(sampling="all", num_classes=k, ignore_index=i)(features(t), t),

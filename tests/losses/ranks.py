@@ -11,7 +11,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from metricseg.losses import ContrastiveLoss, MarginContrastLoss, NTXentLoss, PixelContrastLoss, SupConLoss
+from metricseg.losses import (
+    ContrastiveLoss,
+    DiceCELoss,
+    DiceLoss,
+    MarginContrastLoss,
+    NTXentLoss,
+    PixelContrastLoss,
+    SupConLoss,
+    TverskyLoss,
+)
 from metricseg.utils import distributed
 
 BATCH, CLASSES, DIM = 4, 4, 6
@@ -32,10 +41,15 @@ PIXELS = {
         gather="all", balance="classes", denominator="all",
     ),
 }  # fmt: skip
+REGIONS = {  # of the network's output as logits
+    "dice": lambda: DiceLoss(activation="sigmoid", gather="all"),
+    "tversky": lambda: TverskyLoss(0.3, 0.8, 1.5, smooth=1.0, average="classes", label_smoothing=0.1, gather="all"),
+    "dice ce": lambda: DiceCELoss(0.5, 2.0, 0.1, weight=torch.linspace(0.5, 1.5, DIM), gather="all"),
+}
 EMBEDDINGS = {"supcon": SupConLoss, "ntxent": NTXentLoss, "contrastive": ContrastiveLoss}
 LABELS = ("random", "one rank ignored", "all ignored", "one class")
 CASES = [
-    *((name, labels, torch.float64) for name in PIXELS for labels in LABELS),
+    *((name, labels, torch.float64) for name in (*PIXELS, *REGIONS) for labels in LABELS),
     *(
         (name, form, torch.float64)
         for name in EMBEDDINGS
@@ -80,6 +94,9 @@ def run(name, kind, dtype, part, net):
     if name in EMBEDDINGS:
         images, _, _ = batch("random", dtype)
         return embedding_loss(EMBEDDINGS[name](gather="all"), net, images[part], kind)
+    if name in REGIONS:
+        images, labels, _ = batch(kind, dtype)
+        return REGIONS[name]()(net(images[part]), labels[part])
     loss, (images, labels, predictions) = PIXELS[name]().to(dtype), batch(kind, dtype)
     for _ in range(2 if "memory" in name else 1):  # a memory is empty at first
         value = loss(net(images[part]), labels[part], predictions[part], seed=7)

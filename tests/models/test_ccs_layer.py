@@ -72,7 +72,7 @@ def literal(layer, form, features, labels):
     if guidance is not None:
         full = F.interpolate(guidance, labels.shape[-2:], mode="bilinear")
         losses["guidance"] = 0.4 * F.cross_entropy(full, labels.long(), ignore_index=255)
-        q, t = guidance.softmax(1).movedim(1, -1).flatten(0, 2), small.flatten()
+        q, t = full.softmax(1).movedim(1, -1).flatten(0, 2), labels.long().flatten()
         q, t = q[t != 255], t[t != 255]
         dice = [2 * q[t == k, k].sum() / (q[:, k].sum() + (t == k).sum()) for k in t.unique().tolist()]
         losses["dice"] = 0.2 * (1 - sum(dice) / len(dice))

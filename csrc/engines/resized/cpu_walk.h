@@ -1,47 +1,51 @@
-// Row loops of the focal family. A worker owns consecutive rows of logits. Label rows between two of them are processed
+// The walk over label pixels, for losses with a gradient. A worker owns consecutive rows of logits. Label rows between two of them are processed
 // in blocks of up to 16 vectors of pixels, whose K logits stay in cache through three steps:
 //   blend   two logit rows -> K interpolated logits per pixel, and their maximum
-//   Loss    see cpu_loss.h
+//   loss    of the family: logits in; out, if there is a gradient to write, what times `factor` is the gradient
 //   fold    the transpose of blend: four weights per pixel, into two rows of gradient that the worker holds
 // The interval above the first row of a worker is computed for its gradient only, so each row has one owner and one
 // order of summation. Memory traffic and derivation: docs/kernels/focal.md.
 #pragma once
 
-#include "cpu_loss.h"
+#include "cpu_pixels.h"
 
-namespace metricseg::focal {
+namespace metricseg::resized {
 namespace METRICSEG_SIMD {
 
-template <typename T, template <typename> class Loss>
+// Loss: arrays [P, N] max, which the walk fills, and factor; run(block, z); begin(unit) and end(unit) around the blocks of
+// a unit of work. Blocks of another unit, for their share of the gradient alone, come before begin(unit).
+template <typename T, typename Params, typename Loss>
 class Interpolated {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const CpuParams<T>& params;
+  const Params& params;
+  Loss& loss;
   const int64_t K, stride;
   T *top, *bottom;            // rows y and y + 1 of the logits, [K, stride], cell c at c + kMaxLanes
   T *grad_top, *grad_bottom;  // their gradient
   T* z;                       // [K, P, N]
-  const Pixels<T> px;
 
  public:
-  Interpolated(const CpuParams<T>& params, T* scratch)
+  Interpolated(const Params& params, Loss& loss, T* scratch)
       : params(params),
+        loss(loss),
         K(params.classes),
         stride(params.row_stride()),
         top(scratch),
         bottom(top + K * stride),
         grad_top(bottom + K * stride),
         grad_bottom(grad_top + K * stride),
-        z(grad_bottom + K * stride),
-        px(z + K * params.vectors() * kMaxLanes, int64_t{params.vectors()} * kMaxLanes) {}
+        z(grad_bottom + K * stride) {}
 
   // Rows [begin, end) of the batch's B h rows.
   void run(int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / params.y.cells, y = unit % params.y.cells;
       if (unit == begin || y == 0) start(image, y);
-      params.partials[unit] = interval(image, y, true);
+      loss.begin(unit);
+      interval(image, y, true);
+      loss.end(unit);
       if (params.grad) flush(image, y);
       advance();
     }
@@ -92,8 +96,7 @@ class Interpolated {
   }
 
   // The label rows between logit rows y and y + 1.
-  Partial interval(int64_t image, int64_t y, bool record) {
-    Accumulator<T> sums;
+  void interval(int64_t image, int64_t y, bool record) {
     const bool blend_rows = !params.y.identity() && y + 1 < params.y.cells;
     if (y + 1 < params.y.cells) load(image, y + 1, bottom);
     const int64_t last = params.y.first(y + 1);
@@ -103,24 +106,23 @@ class Interpolated {
       const int rows = static_cast<int>((left + chunks - 1) / chunks);
       switch (rows) {
         case 1:
-          label_rows<1>(image, row, blend_rows, record, sums);
+          label_rows<1>(image, row, blend_rows, record);
           break;
         case 2:
-          label_rows<2>(image, row, blend_rows, record, sums);
+          label_rows<2>(image, row, blend_rows, record);
           break;
         case 3:
-          label_rows<3>(image, row, blend_rows, record, sums);
+          label_rows<3>(image, row, blend_rows, record);
           break;
         default:
-          label_rows<4>(image, row, blend_rows, record, sums);
+          label_rows<4>(image, row, blend_rows, record);
       }
       row += rows;
     }
-    return sums.total();
   }
 
   template <int R>
-  void label_rows(int64_t image, int64_t row, bool blend_rows, bool record, Accumulator<T>& sums) {
+  void label_rows(int64_t image, int64_t row, bool blend_rows, bool record) {
     static_assert(R <= kMaxRows);
     T lower[R];  // weight of row y + 1
     for (int r = 0; r < R; ++r) lower[r] = blend_rows ? params.y.template fraction<T>(row + r) : T(0);
@@ -139,9 +141,9 @@ class Interpolated {
         }
       }
       for (int64_t s = slot; s < end; ++s) {
-        blend<R>(s, blend_rows, lower, block.vectors, z + (s - slot) * R * N, px.max + (s - slot) * R * N);
+        blend<R>(s, blend_rows, lower, block.vectors, z + (s - slot) * R * N, loss.max + (s - slot) * R * N);
       }
-      Loss<T>::run(params, block, z, px, sums);
+      loss.run(block, z);
       if (params.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
     }
   }
@@ -203,7 +205,7 @@ class Interpolated {
     const int64_t cell = kMaxLanes + params.slots.column[begin];
     for (int64_t k = 0; k < K; ++k) {
       const T* g = z + k * P * N + offset;
-      const T* factor = px.factor + offset;
+      const T* factor = loss.factor + offset;
       Cells upper, lower_cells;
       for (int64_t slot = begin; slot < end; ++slot) {
         V up = zero, down = zero;
@@ -244,33 +246,32 @@ class Interpolated {
 };
 
 // Labels at the size of the logits: a tile is a run of pixels of one row.
-template <typename T, template <typename> class Loss>
+template <typename T, typename Params, typename Loss>
 class Direct {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const CpuParams<T>& params;
+  const Params& params;
+  Loss& loss;
   T* z;  // [K, P, N]
-  const Pixels<T> px;
   int32_t columns[kMaxVectors * kMaxLanes];
 
  public:
-  Direct(const CpuParams<T>& params, T* scratch)
-      : params(params),
-        z(scratch),
-        px(z + params.classes * params.vectors() * kMaxLanes, int64_t{params.vectors()} * kMaxLanes) {}
+  Direct(const Params& params, Loss& loss, T* scratch) : params(params), loss(loss), z(scratch) {}
 
   void run(int64_t begin, int64_t end) {
     const int64_t size = int64_t{params.vectors()} * N, tiles = (params.x.cells + size - 1) / size;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / tiles, x0 = unit % tiles * size;
       const int64_t n = params.x.cells - x0 < size ? params.x.cells - x0 : size;
-      params.partials[unit] = tile(row / params.y.cells, row % params.y.cells, x0, n);
+      loss.begin(unit);
+      tile(row / params.y.cells, row % params.y.cells, x0, n);
+      loss.end(unit);
     }
   }
 
  private:
-  Partial tile(int64_t image, int64_t y, int64_t x0, int64_t n) {
+  void tile(int64_t image, int64_t y, int64_t x0, int64_t n) {
     Block block;
     block.vectors = static_cast<int>((n + N - 1) / N);
     block.record = true;
@@ -282,50 +283,41 @@ class Direct {
       block.y[p] = y;
       block.x[p] = columns + p * N;
     }
-    Accumulator<T> sums;
     for (int64_t k = 0; k < params.classes; ++k) {
       read(params.input.type, params.input.at(image, k, y, x0), params.input.x, n, z + k * padded);
       for (int64_t i = n; i < padded; ++i) z[k * padded + i] = T(0);
     }
     maxima(block.vectors);
-    Loss<T>::run(params, block, z, px, sums);
+    loss.run(block, z);
     if (params.grad) write_gradient(image, y, x0, n, padded);
-    return sums.total();
   }
 
   void maxima(int P) const {
     for (int p = 0; p < P; ++p) {
       V m(-std::numeric_limits<T>::infinity());
       for (int64_t k = 0; k < params.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
-      m.store(px.max + p * N);
+      m.store(loss.max + p * N);
     }
   }
 
   void write_gradient(int64_t image, int64_t y, int64_t x0, int64_t n, int64_t padded) {
     for (int64_t k = 0; k < params.classes; ++k) {
       T* g = z + k * padded;
-      for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(px.factor + i)).store(g + i);
+      for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(loss.factor + i)).store(g + i);
       write(params.grad.type, g, params.grad.x, n, params.grad.at(image, k, y, x0));
     }
   }
 };
 
-template <typename T, template <typename> class Loss>
-inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch) {
+// Units [begin, end) of a call, on one thread.
+template <typename T, typename Params, typename Loss>
+inline void walk(const Params& params, int64_t begin, int64_t end, T* scratch, Loss& loss) {
   if (params.identity()) {
-    Direct<T, Loss>(params, scratch).run(begin, end);
+    Direct<T, Params, Loss>(params, loss, scratch).run(begin, end);
   } else {
-    Interpolated<T, Loss>(params, scratch).run(begin, end);
+    Interpolated<T, Params, Loss>(params, loss, scratch).run(begin, end);
   }
 }
 
-template <typename T>
-constexpr Loops<T> loops{Lanes<T>::count, work<T, Softmax>, work<T, Sigmoid>};
-
-constexpr Workers workers{loops<float>, loops<double>};
-
 }  // namespace METRICSEG_SIMD
-
-const Workers METRICSEG_WORKERS = METRICSEG_SIMD::workers;
-
-}  // namespace metricseg::focal
+}  // namespace metricseg::resized

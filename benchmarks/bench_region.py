@@ -1,0 +1,186 @@
+"""The region family against what people write instead, at label resolution: softmax, a one-hot map, and sums.
+
+"ce_dice" is Dice with cross-entropy, "dice" Dice alone. Every row computes the same loss and gradient, checked against
+the reference in fp64 before any time is taken. Labels as in bench_focal.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import metricseg_kernels as mk
+from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness.race import Contestant
+from benchmarks.harness.shapes import Shape
+from benchmarks.harness.small_cases import check_finite
+from metricseg_kernels.core import backends
+from metricseg_kernels.core.registry import FAMILIES
+from metricseg_kernels.region import formulas, reference
+from metricseg_kernels.region.op import Inputs, Sums
+
+IGNORE = 255
+
+
+class RegionProblem:
+    """One loss on one shape."""
+
+    def __init__(self, shape: Shape, loss: str, device: str) -> None:
+        self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
+        generator = torch.Generator(device).manual_seed(0)
+        numbers = {"generator": generator, "device": device}
+        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
+        self.target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
+        favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
+        logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
+        logits.scatter_add_(1, favored, torch.full(favored.shape, 4.0, device=device))
+        self.target[torch.rand(self.target.shape, **numbers) < 0.05] = IGNORE
+        self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
+        self.leaves = (self.logits,)
+
+    def least_bytes(self, phase: str) -> int:
+        """Logits and labels read once; in a step both once more, and the gradient written."""
+        read = self.logits.nbytes + self.target.nbytes
+        return read if phase == "forward" else 2 * read + self.logits.nbytes
+
+    def least_exponentials(self) -> int:
+        """One per class and pixel in forward. Backward needs them again, or a tensor of them."""
+        return self.shape.classes * self.shape.pixels
+
+    def least_flops(self, phase: str) -> int:
+        """No matrix products."""
+        return 0
+
+    def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The reference in fp64, band by band of label rows, to need less memory: sums first, then gradients."""
+        logits = self.logits.detach().double().requires_grad_()
+        z = reference.upsample(logits, self.shape.labels, align_corners=False)
+        with torch.no_grad():
+            found = [self._band(z.detach()[:, :, rows], rows) for rows in self._rows()]
+            sums, pixels, valid = (torch.stack(part).sum(0) for part in zip(*found, strict=True))
+        sums.requires_grad_(), pixels.requires_grad_()
+        loss = formulas.region_loss(sums, valid[:, 0], None, True, formulas.Formula())
+        if self.loss == "ce_dice":
+            loss = loss + formulas.pixel_mean(pixels, sums, None)
+        of_sums = torch.autograd.grad(loss, (sums, pixels), allow_unused=True)
+        grad_z = torch.empty_like(z)
+        for rows in self._rows():
+            band = z.detach()[:, :, rows].requires_grad_()
+            known = [(t, g) for t, g in zip(self._band(band, rows)[:2], of_sums, strict=True) if g is not None]
+            (grad_z[:, :, rows],) = torch.autograd.grad([t for t, _ in known], band, [g for _, g in known])
+        (grad,) = torch.autograd.grad(z, logits, grad_z) if self.shape.interpolates else (grad_z,)
+        return loss.detach(), (grad,)
+
+    def _rows(self) -> list[slice]:
+        return [slice(row, row + 64) for row in range(0, self.shape.labels[0], 64)]
+
+    def _band(self, z: Tensor, rows: slice) -> Sums:
+        with_pixels = self.loss == "ce_dice"
+        inputs = Inputs(z, self.target[:, rows], None, 0.0, 0.0, IGNORE, False, True, with_pixels)
+        return reference.region_sums(inputs, per_image=False)
+
+
+def eager(x: Tensor, target: Tensor, loss: str) -> Tensor:
+    """Softmax, one-hot labels, and their sums; the cross-entropy beside them."""
+    z = peers.upsample(x, target).float()
+    valid = target != IGNORE
+    p = z.softmax(1) * valid[:, None]
+    y = torch.zeros_like(p).scatter_(1, target.where(valid, 0)[:, None], valid[:, None].to(p.dtype))
+    hits, mass, count = ((p * y).sum((0, 2, 3)), p.sum((0, 2, 3)), y.sum((0, 2, 3)))
+    dice = (1 - (2 * hits + 1) / (mass + count + 1)).mean()
+    return dice + F.cross_entropy(z, target, ignore_index=IGNORE) if loss == "ce_dice" else dice
+
+
+def ours(backend: str) -> Callable[[RegionProblem], Tensor]:
+    """The package's function for a problem's loss."""
+
+    def loss(problem: RegionProblem) -> Tensor:
+        function = mk.cross_entropy_dice if problem.loss == "ce_dice" else mk.region_loss
+        return function(problem.logits, problem.target, ignore_index=IGNORE, backend=backend)
+
+    return loss
+
+
+def own_backends(device: str) -> list[str]:
+    """Our backends with kernels for a device."""
+    return [name for name in getattr(FAMILIES["region"], device) if name != "reference"]
+
+
+@functools.cache
+def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
+    """The peers of a loss, then our backends."""
+    return (
+        Contestant("eager", lambda p: eager(p.logits, p.target, loss)),
+        Contestant("torch.compile", lambda p: peers.compiled(eager)(p.logits, p.target, loss)),
+        *(
+            Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("region", n, device))
+            for n in own_backends(device)
+        ),
+    )
+
+
+def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
+    """(shape, loss, phases); none where there is nothing of ours to measure."""
+    if not own_backends(device):
+        return
+    sets = shapes.CPU if device == "cpu" else shapes.GPU
+    for shape in sets.main:
+        yield shape, "ce_dice", race.PHASES
+    for shape in sets.side:
+        yield shape, "dice", race.PHASES
+
+
+def quick(shape: Shape, loss: str) -> bool:
+    """Whether a race is one of the quick subset."""
+    return loss == "dice"
+
+
+def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
+    """(problem, results) of all contestants."""
+    device = machine.DEVICE
+    problem = RegionProblem(shape, loss, device)
+    meter = race.peak_meter(problem, contestants, processes, device)
+    return problem, race.run(problem, contestants(loss), device, meter, phases)
+
+
+def small_cases(backend: str, device: str) -> None:
+    """Upsampling, downsampling and neither; ignored labels, soft targets, overlapping classes."""
+    for classes, cells, size, dtype in (
+        (19, (9, 13), (36, 52), torch.float32),
+        (5, (8, 8), (31, 29), torch.bfloat16),
+        (150, (12, 12), (12, 12), torch.float32),
+        (3, (33, 17), (9, 8), torch.float16),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
+        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
+        labels[:, 0, :2] = IGNORE
+        soft = torch.rand(2, classes, *size, generator=generator).to(device)
+        weight = torch.linspace(0.5, 1.5, classes, device=device)
+        losses = [
+            mk.region_loss(x, labels, weight=weight, per_image=True, backend=backend),
+            mk.region_loss(x, soft, form="tversky", exponent=1.5, align_corners=True, backend=backend),
+            mk.region_loss(x, labels, form="jaccard", activation="sigmoid", log=True, backend=backend),
+            mk.cross_entropy_dice(x, labels, weight=weight, label_smoothing=0.1, backend=backend),
+            mk.focal_dice(x, labels, backend=backend),
+        ]
+        sum(losses).backward()
+        check_finite(*losses, x.grad)
+        print(f"{backend} region {tuple(x.shape)} to {size} {dtype}: done", flush=True)
+
+
+@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.parametrize(
+    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss), quick))
+)
+def test_region(shape, loss, phase, name, phases, raced, enter) -> None:
+    problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))
+    figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
+    figures |= {"op": "region", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
+    enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

@@ -1,0 +1,54 @@
+// What a walk over label pixels needs beyond the arguments of a family, as plain data for each vector width.
+#pragma once
+
+#include "../../common/resize.h"
+#include "../../common/tensor_map.h"
+
+namespace metricseg::resized {
+
+constexpr int kMaxLanes = 16;
+constexpr int kMaxVectors = 16;  // vectors of pixels that are processed together
+constexpr int kMaxRows = 4;      // label rows among them
+
+// Position of the label columns between the cells. Every label column belongs to its nearest cell and blends it with
+// one neighbor. The n-th labels of `lanes` consecutive cells form a *slot*, so that bilinear interpolation and its
+// transpose are arithmetic on shifted vectors of cells: no gather, and no idle lanes at an even integer ratio.
+template <typename T>
+struct Slots {
+  int64_t count;
+  bool blend;             // false if the axis needs no interpolation
+  const int32_t* column;  // [count] first cell
+  const int32_t* x;       // [count, lanes] label column, -1 if the cell has no such label
+  const T* neighbor;      // [count, lanes] weight of the neighbor, in [0, 1/2]
+  const T* right;         // [count, lanes] 1 if the neighbor is the right-hand one, 0 the left-hand, -1 no label
+};
+
+// Params: plain data with batch, classes, the axes y and x, and the maps input, target and grad (absent if there is no
+// gradient to write).
+template <typename Params, typename T>
+struct Walked : Params {
+  Slots<T> slots;
+
+  // A row of logits in the memory of a worker, with space for a vector on either side.
+  METRICSEG_HD int64_t row_stride() const {
+    return (this->x.cells + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes;
+  }
+  // Vectors of pixels in work at a time, sized so that their logits fit in L2.
+  METRICSEG_HD int vectors() const {
+    const int64_t fit = (int64_t{256} << 10) / (int64_t{this->classes} * kMaxLanes * sizeof(float));
+    return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);
+  }
+  METRICSEG_HD int64_t block_pixels() const { return int64_t{vectors()} * kMaxLanes; }
+  // Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated.
+  METRICSEG_HD int64_t units_per_image(int64_t lanes) const {
+    const int64_t tile = vectors() * lanes;
+    return this->y.cells * (this->identity() ? (this->x.cells + tile - 1) / tile : 1);
+  }
+  // Values of T that the walk takes of a worker's memory.
+  METRICSEG_HD int64_t walk_values() const {
+    const int64_t rows_held = this->identity() ? 0 : 4 * this->classes * row_stride();
+    return rows_held + this->classes * block_pixels();
+  }
+};
+
+}  // namespace metricseg::resized

@@ -1,0 +1,108 @@
+"""The shapes, targets and options that every backend of the region family is held against."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from tolerances import lay_out
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    id: str
+    cells: tuple[int, int]  # (h, w)
+    size: tuple[int, int]  # (H, W)
+    batch: int = 2
+    classes: int = 5
+    options: dict[str, Any] = {}  # noqa: RUF012 (of region_loss; read only)
+    labels: str = "mixed"  # mixed (a fifth ignored), full, ignored, absent (of the last class)
+    label_dtype: torch.dtype = torch.int64
+    soft: bool = False
+    weighted: bool = False
+    layout: str = "nchw"  # nchw, nhwc, strided
+    magnitude: float = 1.0
+    ignore_index: int = 255
+
+
+TVERSKY = {"form": "tversky", "alpha": 0.3, "beta": 0.8}
+CASES = [
+    Case("up4", (4, 6), (16, 24), label_dtype=torch.uint8),
+    Case("up4-wide", (3, 40), (12, 160), classes=3, weighted=True, options={"form": "jaccard"}),
+    Case("primes", (7, 11), (13, 37), classes=19, weighted=True, label_dtype=torch.int32, options=TVERSKY),
+    Case("primes-aligned", (7, 11), (13, 37), classes=19, options={"align_corners": True, "log": True}),
+    Case("focal-tversky", (5, 9), (17, 33), options={**TVERSKY, "exponent": 0.75, "per_image": True}),
+    Case("images", (5, 9), (20, 36), batch=3, options={"per_image": True, "average": "present", "smooth": 0.0}),
+    Case("identity", (9, 13), (9, 13), classes=7, weighted=True, options={"label_smoothing": 0.1}),
+    Case("identity-images", (9, 13), (9, 13), options={"per_image": True, "align_corners": True}),
+    Case("half-identity", (9, 13), (9, 26), classes=4, options={"form": "jaccard", "log": True, "exponent": 0.3}),
+    Case("down", (16, 24), (5, 7), classes=6, options={"smooth": 0.0}),
+    Case("one-cell", (1, 1), (9, 5), options={"label_smoothing": 1.0}),
+    Case("one-pixel", (6, 7), (1, 1), labels="full", options={"align_corners": True}),
+    Case("two-classes", (4, 5), (16, 20), classes=2),
+    Case("ade", (2, 3), (8, 12), classes=150, weighted=True),
+    Case("many-classes", (2, 2), (3, 5), classes=331, options={"average": "present", "smooth": 0.0}, ignore_index=-1),
+    Case("ratio-32", (2, 3), (64, 96), classes=3),
+    Case("ignored", (4, 6), (8, 12), labels="ignored"),
+    Case("ignored-no-smooth", (4, 6), (8, 12), labels="ignored",
+         options={"smooth": 0.0, "exponent": 0.5, "label_smoothing": 0.1}),
+    Case("ignored-log", (4, 6), (8, 12), labels="ignored", options={"smooth": 0.0, "log": True, "per_image": True}),
+    Case("absent", (4, 6), (8, 12), labels="absent", options={"average": "present", "smooth": 0.0}),
+    Case("absent-log", (4, 6), (8, 12), labels="absent", options={"smooth": 0.0, "log": True}),
+    Case("ignore-0", (4, 6), (8, 12), ignore_index=0),
+    Case("ignore-negative", (4, 6), (8, 12), ignore_index=-100),
+    Case("channels-last", (6, 7), (24, 28), classes=19, layout="nhwc"),
+    Case("channels-last-identity", (6, 7), (6, 7), classes=19, layout="nhwc"),
+    Case("strided", (6, 7), (24, 28), layout="strided"),
+    Case("tiny", (4, 6), (16, 24), magnitude=1e-4),
+    Case("huge", (4, 6), (16, 24), magnitude=100.0),
+    Case("confident", (4, 6), (16, 24), magnitude=30.0),
+    Case("soft", (5, 9), (17, 33), soft=True),
+    Case("soft-identity", (6, 7), (6, 7), classes=3, soft=True, layout="nhwc", options={"form": "jaccard"}),
+    Case("soft-ade", (2, 3), (8, 12), classes=150, soft=True, options={"label_smoothing": 0.2, **TVERSKY}),
+    Case("sigmoid", (5, 9), (17, 33), options={"activation": "sigmoid", "label_smoothing": 0.1}),
+    Case("sigmoid-soft", (5, 9), (20, 36), soft=True, options={"activation": "sigmoid", "per_image": True}),
+    Case("sigmoid-huge", (5, 9), (20, 36), magnitude=1e3, options={"activation": "sigmoid"}),
+    Case("mask", (5, 9), (20, 36), classes=1, options={"activation": "sigmoid"}),
+    Case("mask-soft", (7, 3), (7, 3), classes=1, soft=True, options={"activation": "sigmoid", "smooth": 0.0}),
+    Case("empty-batch", (4, 6), (8, 12), batch=0),
+    Case("empty-batch-images", (4, 6), (8, 12), batch=0, options={"per_image": True}),
+    Case("no-pixels", (4, 6), (0, 12)),
+]  # fmt: skip
+NAMED = {c.id: c for c in CASES}
+CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
+# with a term of pixels as well: labels and softmax
+LABELED = [pytest.param(c, id=c.id) for c in CASES if not c.soft and "activation" not in c.options]
+
+
+def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(input, target, options) of a case; the same numbers for every dtype up to rounding."""
+    rng = torch.Generator().manual_seed(sum(map(ord, case.id)))
+    pixels = (case.batch, *case.size)
+    input = case.magnitude * torch.randn(case.batch, case.classes, *case.cells, generator=rng, dtype=torch.float64)
+    ignored = (
+        torch.rand(pixels, generator=rng) < {"mixed": 0.2, "absent": 0.1, "full": 0.0, "ignored": 1.0}[case.labels]
+    )
+    if case.soft:
+        target = torch.rand(case.batch, case.classes, *case.size, generator=rng, dtype=torch.float64).to(dtype)
+        target[:, 0][ignored] = case.ignore_index
+    else:
+        labels = max(case.classes, 2) - (case.labels == "absent")
+        target = torch.randint(0, labels, pixels, generator=rng)
+        target = target.where(~ignored, case.ignore_index).to(case.label_dtype)
+    options = {"ignore_index": case.ignore_index, **case.options}
+    if case.weighted:
+        options["weight"] = (torch.rand(case.classes, generator=rng, dtype=torch.float64) + 0.5).to(device, dtype)
+    return lay_out(input.to(dtype), case.layout).to(device), target.to(device), options
+
+
+def widen(value: Any) -> Any:
+    return value.double().cpu() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def loss_and_grad(function: Any, input: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    x = input.detach().requires_grad_()
+    loss = function(x, target, **options)
+    (grad,) = torch.autograd.grad(loss, x)
+    return loss.detach(), grad
