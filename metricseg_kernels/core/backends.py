@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from types import ModuleType
 
@@ -44,7 +45,7 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
     if backend in ("cpu", "cuda"):
         if device.type != backend:
             return f"it runs on {backend} tensors, these are on {device.type}"
-        return extension.why_no_kernels(device.type) or _too_old(device)
+        return extension.why_no_kernels(device.type) or _too_old(device) or _no_code(device)
     if (missing := _triton_missing()) is not None:
         return missing
     if device.type == "cpu" and not interpreting():
@@ -65,6 +66,34 @@ def _too_old(device: torch.device) -> str | None:
         return None
     needed, got = (".".join(map(str, c)) for c in (MIN_CAPABILITY, found))
     return f"it needs a device of compute capability {needed}, this one has {got}"
+
+
+def _no_code(device: torch.device) -> str | None:
+    """None if the extension has machine code or PTX for this CUDA device, or does not say, else the reason."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    return _no_code_for(torch.cuda.get_device_capability(device))
+
+
+@functools.cache
+def _no_code_for(capability: tuple[int, int]) -> str | None:
+    built: str = extension.build_record().get("cuda_arch_list", "")
+    if not built or any(_runs(entry, capability) for entry in re.split("[; ]+", built)):
+        return None
+    device = ".".join(map(str, capability))
+    return f"the extension was built for {built}, this device is {device} (build it again, with TORCH_CUDA_ARCH_LIST)"
+
+
+def _runs(entry: str, capability: tuple[int, int]) -> bool:
+    """Whether code for one entry of TORCH_CUDA_ARCH_LIST runs on a device; names, such as Hopper, are not judged.
+
+    Machine code runs on the same generation, from its minor version on; PTX on all later devices.
+    """
+    match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", entry)
+    if match is None:
+        return True
+    built = (int(match[1]), int(match[2]))
+    return built <= capability and (match[3] is not None or built[0] == capability[0])
 
 
 def kernels(family: str, backend: str) -> ModuleType:
