@@ -163,14 +163,17 @@ def wheel_on(session: nox.Session, torch: str) -> None:
     wheels = [str(path) for path in WHEELS.glob("*.whl")]
     if not wheels:
         give_up(session, "the session wheel has built none")
-    install(session, torch, "numpy", "pytest")
-    install(session, "--force-reinstall", "--no-deps", *wheels)
     alone = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    with session.chdir(session.create_tmp()):
-        session.run("python", "-m", "metricseg_kernels", env=alone)
-        for family in FAMILIES:
-            session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
-    shutil.rmtree(session.virtualenv.location)
+    try:
+        install(session, torch, "numpy", "pytest")
+        install(session, "--force-reinstall", "--no-deps", *wheels)
+        with session.chdir(session.create_tmp()):
+            session.run("python", "-m", "metricseg_kernels", env=alone)
+            for family in FAMILIES:
+                session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
+    finally:
+        if session.python is not False:
+            shutil.rmtree(session.virtualenv.location)
 
 
 @nox.session(venv_backend="none")

@@ -45,7 +45,7 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
     if backend in ("cpu", "cuda"):
         if device.type != backend:
             return f"it runs on {backend} tensors, these are on {device.type}"
-        return extension.why_no_kernels(device.type) or _too_old(device) or _no_code(device)
+        return extension.why_no_kernels(device.type) or _unfit(device, backend)
     if (missing := _triton_missing()) is not None:
         return missing
     if device.type == "cpu" and not interpreting():
@@ -54,34 +54,22 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
         return f"it runs on cuda tensors, these are on {device.type}"
     if interpreting() and dtype == torch.bfloat16:
         return "Triton's interpreter has no bfloat16 arithmetic"
-    return _too_old(device)
+    return _unfit(device, backend)
 
 
 @functools.cache
-def _too_old(device: torch.device) -> str | None:
+def _unfit(device: torch.device, backend: str) -> str | None:
+    """None if the kernels of a backend run on this device, or there is none of its kind, else the reason."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_capability(device)
-    if found >= MIN_CAPABILITY:
+    got, needed = (".".join(map(str, c)) for c in (found, MIN_CAPABILITY))
+    if found < MIN_CAPABILITY:
+        return f"it needs a device of compute capability {needed}, this one has {got}"
+    built: str = extension.build_record().get("cuda_arch_list", "") if backend == "cuda" else ""
+    if not built or any(_runs(entry, found) for entry in re.split("[; ]+", built)):
         return None
-    needed, got = (".".join(map(str, c)) for c in (MIN_CAPABILITY, found))
-    return f"it needs a device of compute capability {needed}, this one has {got}"
-
-
-def _no_code(device: torch.device) -> str | None:
-    """None if the extension has machine code or PTX for this CUDA device, or does not say, else the reason."""
-    if device.type != "cuda" or not torch.cuda.is_available():
-        return None
-    return _no_code_for(torch.cuda.get_device_capability(device))
-
-
-@functools.cache
-def _no_code_for(capability: tuple[int, int]) -> str | None:
-    built: str = extension.build_record().get("cuda_arch_list", "")
-    if not built or any(_runs(entry, capability) for entry in re.split("[; ]+", built)):
-        return None
-    device = ".".join(map(str, capability))
-    return f"the extension was built for {built}, this device is {device} (build it again, with TORCH_CUDA_ARCH_LIST)"
+    return f"the extension was built for {built}, this device is {got} (build it again, with TORCH_CUDA_ARCH_LIST)"
 
 
 def _runs(entry: str, capability: tuple[int, int]) -> bool:

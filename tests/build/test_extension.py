@@ -79,9 +79,9 @@ def test_a_device_without_code(
     monkeypatch.setattr(extension, "_why_no_cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device)
-    backends._no_code_for.cache_clear()
+    backends._unfit.cache_clear()
     reason = backends.why_not("focal", "cuda", "cuda")
-    backends._no_code_for.cache_clear()
+    backends._unfit.cache_clear()
     assert (reason is None) == runs
     if not runs:
         assert f"built for {built}, this device is {device[0]}.{device[1]} (build it again" in reason
