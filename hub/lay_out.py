@@ -141,15 +141,18 @@ def built(out: Path, kernels: str) -> Path:
         record = json.loads((tree / PACKAGE / "_build.json").read_text())
         if record["error"]:
             raise SystemExit(f"the extension did not build: {record['error']}")
-        device = "cpu" if kernels == "cpu" else f"cu{cuda_version(record['cuda_home'])}"
-        system = f"{platform.machine()}-{platform.system().lower()}"
-        variant = out / "build" / f"torch-stable-abi{TORCH.replace('.', '')}-{device}-{system}"
-        return lay_out(variant, identity, tree / PACKAGE)
+        device = "cpu" if kernels == "cpu" else cuda_name(record["cuda_home"])
+        return lay_out(out / "build" / variant_name(device), identity, tree / PACKAGE)
 
 
-def cuda_version(home: str) -> str:
+def cuda_name(home: str) -> str:
     text = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return "".join(re.search(r"release (\d+)\.(\d+)", text).groups())
+    return "cu" + "".join(re.search(r"release (\d+)\.(\d+)", text).groups())
+
+
+def variant_name(device: str) -> str:
+    """As the library chooses by it: the stable ABI of torch, cpu or cu130, the platform."""
+    return f"torch-stable-abi{TORCH.replace('.', '')}-{device}-{platform.machine()}-{platform.system().lower()}"
 
 
 def lay_out(variant: Path, identity: str, package: Path | None = None) -> Path:

@@ -71,6 +71,23 @@ def test_the_digest_is_the_library_s(hub: ModuleType, tmp_path: Path) -> None:
     assert _rust.Metadata.read_from_file(variant / "metadata.json").digest.files == found.files
 
 
+def test_a_variant_with_cuda(hub: ModuleType, tmp_path: Path) -> None:
+    """The library chooses it under a torch with this CUDA or a later minor version; its record names the devices."""
+    from kernels import _rust, variants
+    from packaging.version import Version
+
+    package = tmp_path / "built"
+    package.mkdir()
+    (package / "_C.so").touch()
+    (package / "_build.json").write_text('{"cuda_arch_list": "8.0;9.0+PTX"}')
+    variant = hub.lay_out(tmp_path / hub.variant_name("cu130"), "_metricseg_kernels_cuda_x", package)
+    parsed = variants.parse_variant(variant.name)
+    assert parsed.framework.version == Version("2.10") and parsed.arch.backend.version == Version("13.0")
+    metadata = _rust.Metadata.read_from_file(variant / "metadata.json")
+    assert metadata.backend.archs == ["8.0", "9.0+PTX"]
+    assert f"{metadata.id}.abi3.so" in metadata.digest.files
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_the_kernels_of_a_build(hub: ModuleType, tmp_path: Path) -> None:
