@@ -4,6 +4,7 @@
 # make bench   benchmarks against the peers; writes benchmarks/results/<device>/
 # make gpu     everything for one visit to a GPU machine
 # make docs    the site, build/docs/index.html
+# make wheels  what is published, in dist/: built, audited, run on every Python and torch at hand
 # Each sets up its own virtual environment on first use. VENV=path puts it elsewhere, PYTHON=... picks the interpreter.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PY := $(VENV)/bin/python
 GPU := -m benchmarks.harness.gpu $(if $(OUT),--out $(OUT)) $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 SOURCES := setup.py $(wildcard csrc/* csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test lint stacks bench gpu docs clean
+.PHONY: demo test lint stacks bench gpu docs wheels clean
 
 demo: $(VENV)/train.stamp
 	$(PY) -m metricseg.demo --out demo_out
@@ -48,8 +49,11 @@ docs: $(VENV)/docs.stamp
 	$(PY) -m sphinx -q -E -W --keep-going -n -c docs . build/docs
 	@echo build/docs/index.html
 
+wheels: $(VENV)/dev.stamp
+	$(VENV)/bin/nox -s wheel wheel_on
+
 clean:
-	rm -rf build *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json
+	rm -rf build dist *.egg-info metricseg_kernels/_C*.so metricseg_kernels/_build.json
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

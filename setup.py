@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -84,13 +85,22 @@ def why_no_cuda() -> str | None:
     return None
 
 
+def compression() -> list[str]:
+    """The smallest code that nvcc packs, from CUDA 13 on: drivers of earlier versions may not unpack it."""
+    text = subprocess.run([f"{CUDA_HOME}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)", text)
+    return ["--compress-mode=size"] if release and int(release[1]) >= 13 else []
+
+
 def make_extension(with_cuda: bool) -> Extension:
     if torch is None:
         return Extension("metricseg_kernels._C", [], optional=CUDA_MODE != "1")
     # in reverse: the vector loops (csrc/simd_*.cpp) take the longest to compile
     sources = sorted((str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cpp")), reverse=True)
     cuda: dict[str, list[str]] = {}
+    nvcc_flags = NVCC_FLAGS
     if with_cuda:
+        nvcc_flags = NVCC_FLAGS + compression()
         sources += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.cu"))
         target = f"targets/{platform.machine()}-linux/lib"
         cuda = {
@@ -101,7 +111,7 @@ def make_extension(with_cuda: bool) -> Extension:
     extension = CppExtension(
         "metricseg_kernels._C",
         sources,
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": nvcc_flags},
         extra_link_args=LINK_FLAGS,
         py_limited_api=True,
         **cuda,

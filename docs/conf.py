@@ -22,7 +22,7 @@ extensions = [
 ]
 
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "benchmarks/results/**.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**.md", "benchmarks/results/**.md", "CHANGELOG.md", "CONTRIBUTING.md", "RELEASING.md"]
 exclude_patterns = [".*", "build", "csrc", "metricseg", "metricseg_kernels", "tests", "benchmarks/results/gpu-visit"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

@@ -157,7 +157,7 @@ def pixel_contrast_loss(
         reduction: "mean", "sum", or "none" for [A].
         return_stats: also return `ContrastStats`.
         backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
-        ignore_label: deprecated name of `ignore_index`.
+        ignore_label: deprecated name of `ignore_index`, until 0.2.0.
 
     Returns:
         The loss in float32 (float64 for float64 input); with return_stats, (loss, ContrastStats).

@@ -5,13 +5,13 @@ Each error names the argument, what it got, and what it takes.
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core import checks
+from ..core.deprecation import warn_deprecated
 from ..core.labels import resolve_ignore_index
 from ..core.library import ops
 from ..engines.row_pairs.form import Form
@@ -34,7 +34,7 @@ class Sets(NamedTuple):
 def resolve_ignored(ignore_index: int | None, ignore_label: int | None) -> int:
     """The label that takes no part; `ignore_label` is its older name."""
     if ignore_label is not None:
-        warnings.warn("ignore_label is deprecated; use ignore_index", DeprecationWarning, stacklevel=3)
+        warn_deprecated("ignore_label", "ignore_index", removal="0.2.0", stacklevel=3)
         ignore_index = ignore_label
     if isinstance(ignore_index, str):
         raise TypeError(f"ignore_index must be an int or None, got {ignore_index!r}")

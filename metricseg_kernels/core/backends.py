@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import warnings
 from types import ModuleType
 
@@ -44,7 +45,7 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
     if backend in ("cpu", "cuda"):
         if device.type != backend:
             return f"it runs on {backend} tensors, these are on {device.type}"
-        return extension.why_no_kernels(device.type) or _too_old(device)
+        return extension.why_no_kernels(device.type) or _unfit(device, backend)
     if (missing := _triton_missing()) is not None:
         return missing
     if device.type == "cpu" and not interpreting():
@@ -53,18 +54,34 @@ def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.
         return f"it runs on cuda tensors, these are on {device.type}"
     if interpreting() and dtype == torch.bfloat16:
         return "Triton's interpreter has no bfloat16 arithmetic"
-    return _too_old(device)
+    return _unfit(device, backend)
 
 
 @functools.cache
-def _too_old(device: torch.device) -> str | None:
+def _unfit(device: torch.device, backend: str) -> str | None:
+    """None if the kernels of a backend run on this device, or there is none of its kind, else the reason."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
     found = torch.cuda.get_device_capability(device)
-    if found >= MIN_CAPABILITY:
+    got, needed = (".".join(map(str, c)) for c in (found, MIN_CAPABILITY))
+    if found < MIN_CAPABILITY:
+        return f"it needs a device of compute capability {needed}, this one has {got}"
+    built: str = extension.build_record().get("cuda_arch_list", "") if backend == "cuda" else ""
+    if not built or any(_runs(entry, found) for entry in re.split("[; ]+", built)):
         return None
-    needed, got = (".".join(map(str, c)) for c in (MIN_CAPABILITY, found))
-    return f"it needs a device of compute capability {needed}, this one has {got}"
+    return f"the extension was built for {built}, this device is {got} (build it again, with TORCH_CUDA_ARCH_LIST)"
+
+
+def _runs(entry: str, capability: tuple[int, int]) -> bool:
+    """Whether code for one entry of TORCH_CUDA_ARCH_LIST runs on a device; names, such as Hopper, are not judged.
+
+    Machine code runs on the same generation, from its minor version on; PTX on all later devices.
+    """
+    match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", entry)
+    if match is None:
+        return True
+    built = (int(match[1]), int(match[2]))
+    return built <= capability and (match[3] is not None or built[0] == capability[0])
 
 
 def kernels(family: str, backend: str) -> ModuleType:

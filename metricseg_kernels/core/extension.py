@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .library import NAMESPACE
+from .names import EXTENSION, NAMESPACE
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -22,7 +22,7 @@ def build_record() -> dict[str, Any]:
 
 
 def _library() -> Path | None:
-    return next((path for pattern in ("_C*.so", "_C*.pyd") for path in sorted(_PACKAGE.glob(pattern))), None)
+    return next((path for suffix in ("so", "pyd") for path in sorted(_PACKAGE.glob(f"{EXTENSION}*.{suffix}"))), None)
 
 
 def _load() -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMESPACE = "metricseg"  # in csrc/common/host/library.h, too
+from .names import NAMESPACE
+
 ops: Any = types.SimpleNamespace()
 """Everything defined here, by name: what the package calls. torch.ops.metricseg has the same to the dispatcher."""
 _library = torch.library.Library(NAMESPACE, "DEF")

@@ -12,7 +12,7 @@ import torch
 from places import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "RELEASING.md", *DOCS]
 NOT_RUN = "# not run by the tests: "
 BLOCKS_NOT_RUN = {"docs/distributed.md": 1, "docs/systems/segsort.md": 2}
 
@@ -75,7 +75,7 @@ def test_every_page_is_in_the_site():
                 found = [name(path) for path in ROOT.glob(pattern)]
                 assert found, f"{name(page)} lists {entry}, which matches no page"
                 listed += found
-    pages = {*map(name, DOCS), "CONTRIBUTING.md", "CHANGELOG.md"} - {"docs/index.md"}
+    pages = {*map(name, DOCS), "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md"} - {"docs/index.md"}
     assert sorted(path for path in listed if not path.startswith("benchmarks/")) == sorted(pages)
 
 

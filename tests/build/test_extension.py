@@ -52,3 +52,36 @@ def test_the_reason_reaches_the_choice_of_backends(library: Path, monkeypatch: p
     assert backends.why_not("focal", "cuda", "cuda") == "this torch has no CUDA"
     with pytest.raises(RuntimeError, match="backend 'cuda' can't run here: this torch has no CUDA"):
         backends.choose("focal", torch.device("cuda"), torch.float32, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("built", "device", "runs"),
+    [
+        ("8.0;9.0", (8, 0), True),
+        ("8.0;9.0", (8, 9), True),
+        ("8.0;9.0", (9, 0), True),
+        ("8.0;9.0", (10, 0), False),
+        ("8.0;9.0+PTX", (12, 0), True),
+        ("8.0 9.0+PTX", (8, 6), True),
+        ("9.0", (8, 0), False),
+        ("9.0+PTX", (8, 9), False),
+        ("8.6", (8, 0), False),
+        ("Hopper", (10, 0), True),
+        ("", (10, 0), True),
+    ],
+)
+@pytest.mark.usefixtures("library")
+def test_a_device_without_code(
+    built: str, device: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel has code for the architectures in its record; on others the next backend takes the call."""
+    monkeypatch.setattr(extension, "build_record", lambda: {"cuda_arch_list": built})
+    monkeypatch.setattr(extension, "_why_no_cuda", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device)
+    backends._unfit.cache_clear()
+    reason = backends.why_not("focal", "cuda", "cuda")
+    backends._unfit.cache_clear()
+    assert (reason is None) == runs
+    if not runs:
+        assert f"built for {built}, this device is {device[0]}.{device[1]} (build it again" in reason

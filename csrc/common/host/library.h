@@ -1,4 +1,4 @@
-// Name of the op library that the kernels are registered in, the same as in metricseg_kernels/core/library.py.
+// Name of the op library that the kernels are registered in, the same as in metricseg_kernels/core/names.py.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

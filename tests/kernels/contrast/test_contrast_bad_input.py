@@ -166,9 +166,12 @@ def test_no_positives_can_be_seen(backend: str, device: str) -> None:
 def test_the_label_that_takes_no_part(loss):
     """None is no label, and the older name of the argument works with a warning."""
     x, labels = torch.randn(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
-    with pytest.warns(DeprecationWarning, match="ignore_label is deprecated; use ignore_index"):
+    with pytest.warns(
+        DeprecationWarning, match="ignore_label .* removed in metricseg 0.2.0; use ignore_index"
+    ) as warned:
         old = loss(x, labels, ignore_label=2)
     assert torch.equal(old, loss(x, labels, ignore_index=2))
+    assert [warning.filename for warning in warned] == [__file__]
     torch.testing.assert_close(old, loss(x[:4], labels[:4]))
     assert torch.equal(loss(x, labels - 1, ignore_index=None), loss(x, labels))
     with pytest.raises(TypeError, match="ignore_index must be an int or None, got 'auto'"):

@@ -8,8 +8,6 @@ import torch
 from tolerances import lay_out
 from torch import Tensor
 
-from benchmarks.harness import peers
-
 
 class Case(NamedTuple):
     id: str
@@ -74,4 +72,6 @@ def make(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") ->
 
 def materialized(features: Tensor, offsets: Tensor, neighbor_logits: Tensor | None = None, **options: Any) -> Tensor:
     """Refined upsampling as users write it: the upsampled map, unfolded offsets and a grid, each in memory."""
+    from benchmarks.harness import peers  # which are not beside an installed wheel
+
     return peers.refined(features, offsets, neighbor_logits, **options)
