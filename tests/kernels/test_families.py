@@ -43,6 +43,23 @@ def test_backends_have_the_same_functions(family: str) -> None:
     assert all(found == flags[0] for found in flags), flags
 
 
+def test_the_order_on_cuda_depends_on_dtype_precision_and_op() -> None:
+    for record in FAMILIES.values():
+        assert all(sorted(order) == sorted(record.cuda) for order in record.cuda_but.values())
+    before = torch.get_float32_matmul_precision()
+    for precision, first in (("highest", "cuda"), ("high", "triton")):
+        torch.set_float32_matmul_precision(precision)
+        assert backends.order("centers", "cuda", torch.float32)[0] == first
+        assert backends.order("centers", "cuda", torch.float64)[0] == "cuda"
+        assert backends.order("centers", "cuda", torch.bfloat16)[0] == "triton"
+    torch.set_float32_matmul_precision(before)
+    assert [backends.order("focal", "cuda", torch.float32, op)[0] for op in (None, "sigmoid_focal")] == [
+        "cuda",
+        "triton",
+    ]
+    assert backends.order("centers", "cpu", torch.float64)[0] == "cpu"
+
+
 def test_a_dtype_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
