@@ -98,7 +98,7 @@ def test_compile_fullgraph(loss_fn, backend: str, device: str) -> None:
     torch.testing.assert_close(ours[1], eager[1])
 
 
-def test_the_top_k_under_compile(backend: str, device: str) -> None:
+def test_compile_of_the_top_k(backend: str, device: str) -> None:
     """In one graph for all sizes of labels."""
     input, target, _ = make(NAMED["up4"], device=device)
     torch._dynamo.reset()
