@@ -107,6 +107,14 @@ def ours(backend: str) -> Callable[[RegionProblem], Tensor]:
     return loss
 
 
+def cross_entropy_alone(problem: RegionProblem, phase: str) -> None:
+    """The pass that Dice shares, without it."""
+    with torch.set_grad_enabled(phase == "step"):
+        loss = mk.cross_entropy(problem.logits, problem.target, ignore_index=IGNORE)
+    if phase == "step":
+        loss.backward()
+
+
 def own_backends(device: str) -> list[str]:
     """Our backends with kernels for a device."""
     return [name for name in getattr(FAMILIES["region"], device) if name != "reference"]
@@ -114,7 +122,8 @@ def own_backends(device: str) -> list[str]:
 
 @functools.cache
 def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
-    """The peers of a loss, then our backends."""
+    """The peers of a loss, then our backends, then the pass that they are held against."""
+    alone = Contestant("cross-entropy alone", ours("reference"), bare=cross_entropy_alone)
     return (
         Contestant("eager", lambda p: eager(p.logits, p.target, loss)),
         Contestant("torch.compile", lambda p: peers.compiled(eager)(p.logits, p.target, loss)),
@@ -122,6 +131,7 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
             Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("region", n, device))
             for n in own_backends(device)
         ),
+        *([alone] if loss == "ce_dice" else []),
     )
 
 

@@ -12,20 +12,19 @@ import contextlib
 import functools
 import gc
 import os
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 
 from benchmarks.harness import machine, memory
+from benchmarks.harness.kernels import Kernel, kernels_of
 from metricseg.utils.memory import cuda_peak
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
@@ -80,14 +79,6 @@ class Contestant:
 
 
 Meter = Callable[[Contestant, Sequence[str]], dict[str, memory.Measured]]
-
-
-class Kernel(NamedTuple):
-    """A kernel, copy or fill that a call ran on the device."""
-
-    name: str
-    launches: int
-    seconds: float  # of all its launches
 
 
 @dataclass
@@ -211,22 +202,6 @@ class Clock:
         self.end.record()
         self.end.synchronize()
         return self.start.elapsed_time(self.end) / 1e3
-
-
-def kernels_of(call: Callable[[], None]) -> list[Kernel]:
-    """What one call runs on the device, by torch's profiler; the longest first."""
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    kernels: dict[str, Kernel] = {}
-    for event in profile.key_averages():
-        if event.device_type == DeviceType.CUDA:
-            # metricseg::contrast::finish_kernel<float>(...) and its other instances together
-            name = re.sub(r"^void |\(anonymous namespace\)::|[<(].*", "", event.key).split("::")[-1].strip()
-            launches, seconds = kernels.get(name, Kernel(name, 0, 0.0))[1:]
-            kernels[name] = Kernel(name, launches + event.count, seconds + event.self_device_time_total / 1e6)
-    return sorted(kernels.values(), key=lambda kernel: -kernel.seconds)
 
 
 def run(

@@ -15,7 +15,7 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, resolve_ignore_index
 from ..core.library import ops
-from ..engines.resized.arguments import check_class_weight, check_pair
+from ..engines.resized.arguments import check_class_weight, check_pair, drop_channel
 from . import formulas, op, reference
 from .formulas import Formula
 
@@ -257,11 +257,11 @@ def _check(
 ) -> tuple[Tensor, int]:
     """Check the arguments, and return labels [B, H, W] or a floating target, and the label that takes no part."""
     checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    if not (isinstance(target, Tensor) and target.is_floating_point()):
+        target = drop_channel(target)
     dense = isinstance(target, Tensor) and target.ndim == 4
-    if dense and not target.is_floating_point():
-        dense = target.shape[1] != 1
-        target = target.to(checks.accumulator(input.dtype)) if dense and target.dtype in checks.LABELS else target
-        target = target if dense else target[:, 0]
+    if dense and target.dtype in checks.LABELS:
+        target = target.to(checks.accumulator(input.dtype))
     check_pair(input, target, dense)
     check_class_weight(weight, input)
     if input.shape[1] == 1 and activation == "softmax":

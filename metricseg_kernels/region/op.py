@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What forward returns, in float64; S = B if the images are apart, else 1."""
+    """The results of forward, in float64; S = B if the images are apart, else 1."""
 
     sums: Tensor  # [S, K, 3]: I = sum p y, P = sum p, Y = sum y over the valid pixels
     loss: Tensor  # []: sum of the pixel loss, or 0
@@ -111,9 +111,10 @@ def _bwd(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.scalars, ctx.backend = inputs[3:9], inputs[10]
-    ctx.mark_non_differentiable(output[2])
+    *given, _, ctx.backend = inputs
+    input, target, weight, *ctx.scalars = Inputs(*given)
+    ctx.save_for_backward(input, target, weight)
+    ctx.mark_non_differentiable(Sums(*output).totals)
 
 
 def _backward(ctx: Any, grad_sums: Tensor, grad_loss: Tensor, _: Any) -> tuple[Any, ...]:

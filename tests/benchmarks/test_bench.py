@@ -14,6 +14,7 @@ from metricseg.utils.memory import why_not_resident
 pytest.importorskip("pytest_benchmark")
 from benchmarks import bench_contrast, bench_focal
 from benchmarks.harness import memory, peers, race, shapes
+from benchmarks.harness.kernels import Kernel
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_bare_products_are_a_limit_and_no_loss() -> None:
     figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
     assert set(figures["times_bare"]) == {"bare products"} and set(figures["times_as_fast_as"]) == {"eager"}
     assert race.report(problem, entrants, results, "bare products", "step", "cpu")["bare"]
-    results["metricseg cpu"].kernels["step"] = [race.Kernel("products", 2, 1e-3), race.Kernel("fill", 1, 5e-4)]
+    results["metricseg cpu"].kernels["step"] = [Kernel("products", 2, 1e-3), Kernel("fill", 1, 5e-4)]
     figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
     assert figures["device_ms"] == pytest.approx(1.5) and figures["launches"] == 3
     assert figures["kernels_ms"] == {"products": 1.0, "fill": 0.5}

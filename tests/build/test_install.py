@@ -201,7 +201,7 @@ def test_a_checkout_that_shadows_an_installed_wheel(checkout: Path, tmp_path: Pa
 @pytest.mark.slow
 @needs_compiler
 def test_wheel_of_the_kernels(tracked: Path, tmp_path: Path) -> None:
-    """From the sdist, with CUDA kernels if nvcc is there: auditwheel tags it, the auditors of both stable ABIs find
+    """The wheel of the sdist, with CUDA kernels if nvcc is there: auditwheel tags it, the auditors of both stable ABIs find
     nothing, it is small, and it runs where there is no compiler."""
     for auditor in ("auditwheel", "abi3audit", "torch_abi_audit"):
         pytest.importorskip(auditor)

@@ -399,7 +399,7 @@ def view(image, scale, flip):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_predict_labels_is_mmsegs_prediction(align_corners):
-    """From the small logits of any head."""
+    """Heads of any kind predict from their small logits."""
     model = network(head("UPerHead", align_corners=align_corners)).float().eval()
     images = batch()[0].float()
     with torch.no_grad():
