@@ -1,5 +1,6 @@
-// What becomes of the labels of a block: they are stored, or counted against the target. Counts of a block are summed in
-// shared memory if [K, K] fits; lanes of a warp with the same pair of classes, as neighbors mostly have, add once.
+// What becomes of the labels of a block: they are stored, or counted against the target. A thread counts the pixels that
+// it meets with the same pair of classes, as neighbors mostly have, and adds their number once; counts of a block are
+// summed in shared memory if [K, K] fits.
 #pragma once
 
 #include <limits>
@@ -11,19 +12,6 @@
 namespace metricseg::predict {
 
 using Count = unsigned long long;
-
-// counts[key] += 1 for the keys >= 0 of all lanes.
-template <typename T>
-__device__ __forceinline__ void add_keys(T* counts, int64_t key) {
-  unsigned left = __ballot_sync(kFullMask, key >= 0);
-  while (left != 0) {
-    const int leader = __ffs(left) - 1;
-    const int64_t shown = __shfl_sync(kFullMask, key, leader);
-    const unsigned same = __ballot_sync(kFullMask, key == shown);
-    if (static_cast<int>(threadIdx.x % kWarp) == leader) atomicAdd(counts + shown, static_cast<T>(__popc(same)));
-    left &= ~same;
-  }
-}
 
 // to = max(to, value), where 0 is none: it is no label out of range.
 __device__ __forceinline__ void atomic_largest(double* to, double value) {
@@ -39,8 +27,10 @@ __device__ __forceinline__ void atomic_largest(double* to, double value) {
 
 class Sink {
   const CudaParams& p;
-  unsigned* const shared;  // [K, K] of the block, or null
-  double bad[2] = {0, -std::numeric_limits<double>::infinity()};
+  unsigned* const shared;                               // [K, K] of the block, or null
+  unsigned key = 0, run = 0;                            // place of a pair, and its pixels since it changed
+  unsigned bad = 0;                                     // labels out of range
+  int64_t worst = std::numeric_limits<int64_t>::min();  // the largest of them
 
  public:
   __device__ __forceinline__ Sink(const CudaParams& p, unsigned* shared) : p(p), shared(shared) {
@@ -49,56 +39,91 @@ class Sink {
     __syncthreads();
   }
 
-  // The label of a pixel; all lanes come, those without a pixel too.
+  // The label of a pixel.
   __device__ __forceinline__ void take(int64_t image, int64_t y, int64_t x, bool inside, int label) {
-    if (!p.counts) {
-      if (inside) store((image * p.height + y) * p.width + x, label);
+    const int labels[] = {label};
+    take_rows(image, y, y + 1, x, inside, labels);
+  }
+
+  // The labels of rows [y, y + R) of a column, as far as y_end.
+  template <int R>
+  __device__ __forceinline__ void take_rows(int64_t image, int64_t y, int64_t y_end, int64_t x, bool inside,
+                                            const int (&labels)[R]) {
+    if (!inside) return;
+    if (p.counts) {
+      dispatch_label(p.target.type, [&](auto zero) {
+        using Label = decltype(zero);
+        const Label* const target = p.target.as<const Label>() + p.target.offset(image, 0, y, x);
+        Label found[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) found[r] = y + r < y_end ? target[r * p.target.y] : Label(0);
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          if (y + r < y_end) count(found[r], labels[r]);
+        }
+      });
       return;
     }
-    int64_t key = -1;
-    if (inside) {
-      const int64_t target = label_at(p.target, image, y, x);
-      const int64_t found = class_of(target, p.classes, p.ignore_index);
-      if (found >= 0) key = found * p.classes + label;
-      if (found == kOutOfRange) {
-        bad[0] += 1;
-        bad[1] = fmax(bad[1], static_cast<double>(target));
+    with_labels([&](auto* data) {
+      data += (image * p.height + y) * p.width + x;
+#pragma unroll
+      for (int r = 0; r < R; ++r, data += p.width) {
+        if (y + r < y_end) *data = static_cast<std::remove_pointer_t<decltype(data)>>(labels[r]);
       }
-    }
-    if (shared != nullptr) {
-      add_keys(shared, key);
-    } else {
-      add_keys(reinterpret_cast<Count*>(p.counts), key);
-    }
+    });
   }
 
   // Adds the block's counts to those of all.
   __device__ __forceinline__ void finish() {
     if (!p.counts) return;
+    flush();
     __syncthreads();
     for (int i = threadIdx.x; shared != nullptr && i < p.classes * p.classes; i += blockDim.x) {
       if (shared[i] != 0) atomicAdd(reinterpret_cast<Count*>(p.counts) + i, static_cast<Count>(shared[i]));
     }
-    block_reduce(bad, [](int i, double a, double b) { return i == 0 ? a + b : fmax(a, b); });
-    if (threadIdx.x != 0 || bad[0] == 0) return;
-    atomicAdd(p.bad, bad[0]);
-    atomic_largest(p.bad + 1, bad[1]);
+    double sums[] = {static_cast<double>(bad), static_cast<double>(worst)};
+    block_reduce(sums, [](int i, double a, double b) { return i == 0 ? a + b : fmax(a, b); });
+    if (threadIdx.x != 0 || sums[0] == 0) return;
+    atomicAdd(p.bad, sums[0]);
+    atomic_largest(p.bad + 1, sums[1]);
   }
 
  private:
-  __device__ __forceinline__ void store(int64_t n, int label) {
-    switch (p.labels.type) {
-      case Type::u8:
-        p.labels.as<uint8_t>()[n] = static_cast<uint8_t>(label);
-        break;
-      case Type::i16:
-        p.labels.as<int16_t>()[n] = static_cast<int16_t>(label);
-        break;
-      case Type::i32:
-        p.labels.as<int32_t>()[n] = label;
-        break;
-      default:
-        p.labels.as<int64_t>()[n] = label;
+  __device__ __forceinline__ void count(int64_t target, int label) {
+    const int64_t found = class_of(target, p.classes, p.ignore_index);
+    if (found == kOutOfRange) {
+      ++bad;
+      worst = max(worst, target);
+    }
+    if (found < 0) return;
+    const unsigned pair = static_cast<unsigned>(found) * p.classes + label;  // below 2^32
+    if (pair != key) {
+      flush();
+      key = pair;
+    }
+    ++run;
+  }
+
+  __device__ __forceinline__ void flush() {
+    if (run == 0) return;
+    if (shared != nullptr) {
+      atomicAdd(shared + key, run);
+    } else {
+      atomicAdd(reinterpret_cast<Count*>(p.counts) + key, static_cast<Count>(run));
+    }
+    run = 0;
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void with_labels(const F& f) {
+    if (p.labels.type == Type::u8) {
+      f(p.labels.as<uint8_t>());
+    } else if (p.labels.type == Type::i16) {
+      f(p.labels.as<int16_t>());
+    } else if (p.labels.type == Type::i32) {
+      f(p.labels.as<int32_t>());
+    } else {
+      f(p.labels.as<int64_t>());
     }
   }
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tolerances import lay_out
 from torch import Tensor
 
@@ -64,6 +65,17 @@ def make_maps(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu
     shapes = [(case.batch, case.classes, *size) for size in case.maps]
     maps = [3 * torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
     return [lay_out(m.to(dtype), case.layout).to(device) for m in maps]
+
+
+def make_segments(case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    """Logits of a single map as of a trained network: regions in which a class stands out, and noise."""
+    rng = torch.Generator().manual_seed(0)
+    height, width = case.maps[0]
+    regions = torch.randint(case.classes, (case.batch, -(-height // 3), -(-width // 3)), generator=rng)
+    hot = F.one_hot(regions, case.classes).permute(0, 3, 1, 2).double()
+    hot = F.interpolate(hot, scale_factor=3)[:, :, :height, :width]
+    z = 4 * hot + 0.5 * torch.randn(hot.shape, generator=rng, dtype=torch.float64)
+    return lay_out(z.to(dtype), case.layout).to(device)
 
 
 def make_target(case: Case, dtype: torch.dtype = torch.int64, device: str = "cpu") -> Tensor:

@@ -16,6 +16,7 @@ from test_predict import (  # noqa: F401
     test_dtypes,
     test_infinite_and_nan_logits,
     test_labels_and_scores,
+    test_regions_in_which_few_classes_can_win,
     test_ties_go_to_the_lowest_class,
 )
 
@@ -23,9 +24,10 @@ import metricseg_kernels as mk
 from metricseg_kernels.predict import op, reference
 
 
-def test_the_most_maps(backend: str) -> None:
-    """32 maps, the most there may be, of two sizes: 64 KiB of shared memory."""
-    case = Case(((2, 3), (3, 4)) * 16, (6, 9), classes=3, batch=1, flipped=(False, True) * 16)
+@pytest.mark.parametrize("classes", [3, 130])
+def test_the_most_maps(classes: int, backend: str) -> None:
+    """32 maps, the most there may be, of two sizes: in one walk, or in two with 64 KiB of shared memory."""
+    case = Case(((2, 3), (3, 4)) * 16, (4, 5), classes=classes, batch=1, flipped=(False, True) * 16)
     maps = make_maps(case)
     found = mk.predict_labels(maps, case.size, **case.options(), return_entropy=True, backend=backend)
     expected = mk.predict_labels(maps, case.size, **case.options(), return_entropy=True, backend="reference")
@@ -73,7 +75,9 @@ def test_same_counts_in_any_order(name: str, shim: ModuleType, backend: str) -> 
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize(("barrier", "name"), [(0, "primes"), (1, "primes"), (2, "two-maps"), (3, "two-maps")])
+@pytest.mark.parametrize(
+    ("barrier", "name"), [(0, "primes"), (1, "primes"), (2, "two-maps"), (4, "two-maps"), (5, "two-maps")]
+)
 def test_a_lost_barrier_is_found(barrier: int, name: str, shim: ModuleType, backend: str) -> None:
     """So the tests above show that none is missing: around counts in shared memory, and the rows of a tile."""
     case = CASES[name]

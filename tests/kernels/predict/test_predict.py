@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from predict_cases import CASES, Case, make_maps, make_target
+from predict_cases import CASES, Case, make_maps, make_segments, make_target
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 
@@ -91,6 +91,43 @@ def test_dtypes(name: str, dtype: torch.dtype, backend: str, device: str) -> Non
     assert_largest(mk.predict_labels(maps, case.size, **case.options(), backend=backend), p, floor)
     torch.testing.assert_close(confidence.double(), p.amax(1), rtol=0, atol=floor)
     torch.testing.assert_close(entropy.double(), -torch.xlogy(p, p).sum(1), rtol=0, atol=5 * floor)
+
+
+SEGMENTS = {
+    "two-words": Case(((9, 40),), (36, 160), classes=40),
+    "eight-rows": Case(((4, 37),), (35, 299), classes=3, flipped=True, layout="nhwc"),
+    "corners": Case(((9, 7),), (33, 25), classes=7, align_corners=True, layout="strided"),
+    "two-classes": Case(((3, 4),), (12, 16), classes=2),
+    "very-many-classes": Case(((3, 4),), (7, 9), classes=1100, batch=1),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in SEGMENTS.items()])
+def test_regions_in_which_few_classes_can_win(case: Case, backend: str, device: str) -> None:
+    """Labels as of argmax, whatever stands out: small numbers, large ones, infinities and NaN at single cells."""
+    if case.classes > 1000 and backend == "triton":
+        pytest.skip("its loop over classes is the same for 40")
+    z = make_segments(case, device=device)
+
+    def labels_and_logits(maps: Tensor) -> tuple[Tensor, Tensor]:
+        labels = mk.predict_labels(maps, case.size, **case.options(), out_dtype=torch.int64, backend=backend)
+        large = F.interpolate(maps, case.size, mode="bilinear", align_corners=case.align_corners)
+        return labels, large.flip(3) if case.flipped else large
+
+    _, expected = labels_and_logits(z)
+    for scale, offset in ((1.0, 0.0), (1e-200, 0.0), (1.0, -1e9), (2e307, 0.0)):
+        labels, _ = labels_and_logits(scale * z + offset)
+        assert_largest(labels, expected, 1e-6)
+    z[:, :, 1, 1] = -torch.inf
+    z[:, 0, 1, 2] = torch.inf
+    z[:, -1, 2, 3] = torch.nan
+    labels, large = labels_and_logits(z)
+    known = ~large.isnan().any(1)  # F.interpolate has NaN of 0 * inf where one of both is not asked for
+    assert torch.equal(labels[known], large.argmax(1)[known])
+    shares = torch.zeros_like(z[:, :2])  # of the cells that are not finite, and of the NaN
+    shares[:, 0, 1, 1:3] = shares[:, 1, 2, 3] = 1
+    infinite, nan = labels_and_logits(shares)[1].unbind(1)
+    assert (labels[(nan > 0) & (infinite == 0)] == case.classes - 1).all()
 
 
 def test_infinite_and_nan_logits(backend: str, device: str) -> None:
