@@ -19,6 +19,7 @@ struct Arguments {
   int64_t ignore_index;
   bool align_corners;
   double ignored_loss;
+  bool by_weight;
   Optional loss, totals, divisor, argmax, grad;
 
   // f(T()), with T the accumulator type.
@@ -51,6 +52,7 @@ Params<T> make_params(const Arguments<Tensor>& a) {
   if (!reduces) p.loss = map_of(a.loss);
   p.totals = data_of<double>(a.totals);
   p.divisor = data_of<T>(a.divisor);
+  p.by_weight = a.by_weight;
   p.argmax = map_of(a.argmax);
   p.grad = map_of(a.grad);
   return p;
@@ -59,16 +61,32 @@ Params<T> make_params(const Arguments<Tensor>& a) {
 // The ops, for TORCH_BOX and pybind11.
 template <typename Tensor, void (*run)(const Arguments<Tensor>&), typename Optional = std::optional<Tensor>>
 void focal_kernel(Tensor input, Tensor target, Optional weight, Optional keep_above, Optional grad_loss, double gamma,
-                  double label_smoothing, int64_t ignore_index, bool align_corners, double ignored_loss, Optional loss,
-                  Optional totals, Optional divisor, Optional argmax, Optional grad) {
+                  double label_smoothing, int64_t ignore_index, bool align_corners, double ignored_loss, bool by_weight,
+                  Optional loss, Optional totals, Optional divisor, Optional argmax, Optional grad) {
   run({input, target, weight, keep_above, grad_loss, gamma, label_smoothing, 0, ignore_index, align_corners,
-       ignored_loss, loss, totals, divisor, argmax, grad});
+       ignored_loss, by_weight, loss, totals, divisor, argmax, grad});
 }
 
 template <typename Tensor, void (*run)(const Arguments<Tensor>&), typename Optional = std::optional<Tensor>>
 void sigmoid_focal_kernel(Tensor input, Tensor target, Optional grad_loss, double gamma, double alpha,
                           int64_t ignore_index, bool align_corners, Optional loss, Optional totals, Optional grad) {
-  run({input, target, {}, {}, grad_loss, gamma, 0, alpha, ignore_index, align_corners, 0, loss, totals, {}, {}, grad});
+  run({input,
+       target,
+       {},
+       {},
+       grad_loss,
+       gamma,
+       0,
+       alpha,
+       ignore_index,
+       align_corners,
+       0,
+       false,
+       loss,
+       totals,
+       {},
+       {},
+       grad});
 }
 
 }  // namespace metricseg::focal

@@ -87,7 +87,8 @@ void run(const Arguments<Tensor>& a) {
     expect_writes(a.grad);
     if (empty && params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
     const Partial all = empty ? Partial{} : execute(params, softmax, a.align_corners);
-    const T divisor = params.divisor ? static_cast<T>(std::max(all.valid, 1.0)) : T(1);
+    const double count = params.by_weight ? all.weight : all.valid;
+    const T divisor = params.divisor && count > 0 ? static_cast<T>(count) : T(1);
     if (params.divisor) *params.divisor = divisor;
     if (params.loss_sum) *params.loss_sum = static_cast<T>(all.loss) / divisor;
     const double totals[kTotals] = {all.valid, all.weight, all.correct, all.bad, all.bad_label};

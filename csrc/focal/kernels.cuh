@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const CudaParams<T> 
 // partial [blocks] -> loss [], divisor [] and totals [kTotals]
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    finish_kernel(const Partial* partial, int64_t blocks, T* loss, T* divisor, double* totals) {
+    finish_kernel(const Partial* partial, int64_t blocks, T* loss, T* divisor, bool by_weight, double* totals) {
   Partial sum{0, 0, 0, 0, 0, -std::numeric_limits<double>::infinity()};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) {
     const Partial part = partial[b];
@@ -148,7 +148,8 @@ __global__ void __launch_bounds__(kThreads)
   block_reduce(values, [](int i, double a, double b) { return i == kTotals ? fmax(a, b) : a + b; });
   if (threadIdx.x != 0) return;
   const bool bad = values[kTotals - 1] > 0;
-  const T divides = divisor != nullptr ? static_cast<T>(fmax(values[1], 1.0)) : T(1);
+  const double count = values[by_weight ? 2 : 1];
+  const T divides = divisor != nullptr && count > 0 ? static_cast<T>(count) : T(1);
   if (divisor != nullptr) *divisor = divides;
   if (loss != nullptr) *loss = bad ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(values[0]) / divides;
   if (totals == nullptr) return;

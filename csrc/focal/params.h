@@ -23,9 +23,10 @@ struct Params {
   T* loss_sum;     // [] or null
   Map loss;        // of T, contiguous: [B, H, W] or [B, K, H, W], or absent
   double* totals;  // [kTotals] or null
-  T* divisor;      // [] or null: the number of valid pixels, at least 1, which divides loss_sum
-  Map argmax;      // of int32, contiguous: [B, H, W], or absent
-  Map grad;        // [B, K, h, w] in the dtype of input, or absent
+  T* divisor;      // [] or null: the valid pixels, or their weights, or 1 for 0; divides loss_sum
+  bool by_weight;
+  Map argmax;  // of int32, contiguous: [B, H, W], or absent
+  Map grad;    // [B, K, h, w] in the dtype of input, or absent
 
   METRICSEG_HD bool dense() const { return is_floating(target.type); }
   METRICSEG_HD bool identity() const { return y.identity() && x.identity(); }

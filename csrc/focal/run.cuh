@@ -64,7 +64,7 @@ template <typename T, typename Device>
 void finish(Device& device, const CudaParams<T>& p, int64_t blocks) {
   if (!wants_sums<T>(p)) return;
   device.launch(finish_kernel<T>, 1, kThreads, 0, static_cast<const Partial*>(p.partial), blocks, p.loss_sum, p.divisor,
-                p.totals);
+                p.by_weight, p.totals);
 }
 
 template <typename T, typename Device>

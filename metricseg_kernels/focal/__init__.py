@@ -146,14 +146,14 @@ def focal_loss(
     scalars = Scalars(float(gamma), float(label_smoothing), ignored, align_corners)
     if pixel_weight is not None:
         pixel_weight = check_pixel_weight(pixel_weight, target)
-    form = reduction if pixel_weight is None else "none"
     whole = normalizer == "valid" or weight is None
-    if form == "mean" and not (whole and avg_factor is None):
-        form = "sum"
+    form = reduction if pixel_weight is None else "none"
+    if form == "mean":
+        form = "sum" if avg_factor is not None else "valid" if whole else "weight"
     loss, totals, argmax = _softmax_family(input, target, weight, None, scalars, form, return_stats, backend)
     if pixel_weight is not None:
         loss = _weigh(loss, pixel_weight, is_label(target, ignored), reduction)
-    if reduction == "mean" != form:
+    if reduction == "mean" and form in ("sum", "none"):
         loss = _mean(loss, totals[0 if normalizer == "valid" else 1], avg_factor, whole)
     return (loss, Stats(totals[2], totals[0], argmax)) if argmax is not None else loss
 
@@ -314,7 +314,7 @@ def ohem_cross_entropy(
     scalars = Scalars(0.0, float(label_smoothing), ignored, align_corners)
     if top_k_percent is None:  # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
         keep_above = _kth_hardest(input, target, min_kept, -math.log(thresh), scalars, name)
-        return _softmax_family(input, target, weight, keep_above, scalars, "mean", False, name)[0]
+        return _softmax_family(input, target, weight, keep_above, scalars, "valid", False, name)[0]
     k = max(1, int(top_k_percent * target.numel()))
     keep_above = _kth_hardest(input, target, k - 1, math.inf, scalars, name)
     limits = torch.finfo(keep_above.dtype)  # keep the k-th too, and what equals it to rounding
@@ -344,8 +344,11 @@ def _softmax_family(
     with_argmax: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(sum or map, totals, argmax) from the backend that takes the call; "mean" divides by the valid pixels."""
-    reduce, mean = reduction != "none", reduction == "mean"
+    """(loss, totals, argmax) from the backend that takes the call.
+
+    reduction: "none" for a map, "sum", or what the sum is divided by, "valid" (pixels) or "weight" (that of them).
+    """
+    reduce, divide_by = reduction != "none", reduction if reduction in ("valid", "weight") else ""
     name = choose("focal", input.device, input.dtype, backend)
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
@@ -353,10 +356,12 @@ def _softmax_family(
         loss, totals, argmax = reference.focal(input, target, weight, keep_above, *scalars, reduce, with_argmax)
         if not torch.compiler.is_compiling():
             op.check_labels(totals, input, scalars.ignore_index)
-        return _mean(loss, totals[0], None) if mean else loss, totals, argmax
+        if divide_by:
+            loss = _mean(loss, totals[0 if divide_by == "valid" else 1], None, divide_by == "valid")
+        return loss, totals, argmax
     with_grad = reduce and _wants_grad(input) and _forward_makes_gradient(input, target, weight)
-    loss, totals, argmax, *_ = ops.focal_fwd(
-        input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, mean, name
+    loss, totals, argmax, *_ = ops.focal_loss_fwd(
+        input, target, weight, keep_above, *scalars, reduce, with_grad, with_argmax, divide_by, name
     )
     return loss, totals, argmax if with_argmax else None
 

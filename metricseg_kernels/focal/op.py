@@ -4,9 +4,9 @@ Kernels (one per backend, same signature) fill tensors that this file allocates,
   focal_kernel          logits -> any of (loss, totals, argmax, gradient), in one pass
   sigmoid_focal_kernel  the same for the one-vs-rest form
   kth_largest_kernel    the order statistic that OHEM needs, or `most` if that is smaller
-`divisor`, if asked for, is the number of valid pixels, at least 1, by which the loss is divided. `ignored_loss` is that
-of pixels without a class, in the map. If a scalar loss needs a gradient, forward returns that of the sum, and backward
-multiplies it by grad_loss.
+`divisor`, if asked for, is what the loss is divided by: the number of valid pixels, or `by_weight` the sum of their
+class weights; 1 if that is 0. `ignored_loss` is that of pixels without a class, in the map. If a scalar loss needs a
+gradient, forward returns that of the sum, and backward multiplies it by grad_loss.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of 
 
 define_kernel(
     "focal_kernel(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, Tensor? grad_loss, float gamma, "
-    "float label_smoothing, int ignore_index, bool align_corners, float ignored_loss, "
+    "float label_smoothing, int ignore_index, bool align_corners, float ignored_loss, bool by_weight, "
     "Tensor(a!)? loss, Tensor(b!)? totals, Tensor(c!)? divisor, Tensor(d!)? argmax, Tensor(e!)? grad) -> ()"
 )
 define_kernel(
@@ -57,15 +57,15 @@ def _autograd(
     """setup_context and backward of a forward op, by the op `name`.
 
     The forward op takes `tensors` tensors and four scalars, which `name` takes too, then reduce, with_grad, and at last
-    the backend; it returns the loss first and the gradient last. divides: the argument before the backend says whether
-    the loss is a mean, and the result before the gradient is what it was divided by.
+    the backend; it returns the loss first and the gradient last. divides: the argument before the backend says what the
+    loss is divided by, if by anything, and the result before the gradient is the divisor.
     """
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scalars, ctx.fused = inputs[tensors : tensors + 4], inputs[tensors + 5]
         ctx.set_materialize_grads(False)  # else backward gets zeros of the size of the saved gradient
         ctx.mark_non_differentiable(*output[1:])
-        ctx.divides = divides and inputs[-2]
+        ctx.divides = divides and inputs[-2] != ""
         divisor = output[-2:-1] if ctx.divides else ()
         ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]), *divisor)
         ctx.scalars = (*scalars, inputs[-1])
@@ -88,12 +88,12 @@ def _autograd(
 
 
 def _focal_outputs(
-    input: Tensor, target: Tensor, reduce: bool, with_grad: bool, with_argmax: bool, mean: bool
+    input: Tensor, target: Tensor, reduce: bool, with_grad: bool, with_argmax: bool, divide_by: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = _loss_like(input, () if reduce else tuple(target.shape))
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
     argmax = input.new_empty(tuple(target.shape) if with_argmax else (0,), dtype=torch.int32)
-    divisor = _loss_like(input, () if mean else (0,))
+    divisor = _loss_like(input, () if divide_by else (0,))
     return loss, totals, argmax, divisor, empty_gradient(input) if with_grad else input.new_empty((0,))
 
 
@@ -109,13 +109,14 @@ def _focal_fwd(
     reduce: bool,
     with_grad: bool,
     with_argmax: bool,
-    mean: bool,
+    divide_by: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    loss, totals, argmax, divisor, grad = _focal_outputs(input, target, reduce, with_grad, with_argmax, mean)
+    loss, totals, argmax, divisor, grad = _focal_outputs(input, target, reduce, with_grad, with_argmax, divide_by)
     kernels(backend).focal_kernel(
-        input, target, weight, keep_above, None, gamma, label_smoothing, ignore_index, align_corners, 0.0, loss, totals,
-        divisor if mean else None, argmax if with_argmax else None, grad if with_grad else None,
+        input, target, weight, keep_above, None, gamma, label_smoothing, ignore_index, align_corners, 0.0,
+        divide_by == "weight", loss, totals, divisor if divide_by else None, argmax if with_argmax else None,
+        grad if with_grad else None,
     )  # fmt: skip
     check_labels(totals, input, ignore_index)
     return loss, totals, argmax, divisor, grad
@@ -136,15 +137,15 @@ def _focal_bwd(
     grad = empty_gradient(input)
     kernels(backend).focal_kernel(
         input, target, weight, keep_above, grad_loss, gamma, label_smoothing, ignore_index, align_corners, 0.0,
-        None, None, None, None, grad,
+        False, None, None, None, None, grad,
     )  # fmt: skip
     return grad
 
 
 define_op(
-    "focal_fwd(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
+    "focal_loss_fwd(Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
     "float label_smoothing, int ignore_index, bool align_corners, bool reduce, bool with_grad, bool with_argmax, "
-    "bool mean, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "str divide_by, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _focal_fwd,
     lambda input, target, *rest: _focal_outputs(input, target, *rest[-5:-1]),
     *_autograd("focal_bwd", tensors=4, divides=True),
@@ -227,7 +228,7 @@ def _ohem_threshold(
     nll, result = _loss_like(input, tuple(target.shape)), _loss_like(input, ())
     # an ignored pixel ranks below every valid one
     kernels(backend).focal_kernel(
-        input, target, None, None, None, 0.0, 0.0, ignore_index, align_corners, -1.0, nll, None, None, None, None
+        input, target, None, None, None, 0.0, 0.0, ignore_index, align_corners, -1.0, False, nll, None, None, None, None
     )
     kernels(backend).kth_largest_kernel(nll, min_kept, most, result)
     return result

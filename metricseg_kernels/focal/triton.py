@@ -160,13 +160,22 @@ def wants_sums(loss: Tensor | None, totals: Tensor | None) -> bool:
     return totals is not None or (loss is not None and loss.ndim == 0)
 
 
-def finish(partials: Tensor, loss: Tensor | None, totals: Tensor | None, divisor: Tensor | None = None) -> None:
+def finish(
+    partials: Tensor, loss: Tensor | None, totals: Tensor | None, divisor: Tensor | None = None, by_weight: bool = False
+) -> None:
     """The sums of a walk's partial totals, if they are asked for."""
     if not wants_sums(loss, totals):
         return
     totals = partials.new_empty(5) if totals is None else totals
     sum_totals[(1,)](
-        partials, partials.shape[0], None if loss is None or loss.ndim else loss, divisor, totals, BLOCK=128, **FUSED
+        partials,
+        partials.shape[0],
+        None if loss is None or loss.ndim else loss,
+        divisor,
+        totals,
+        BLOCK=128,
+        COUNT=2 if by_weight else 1,
+        **FUSED,
     )
 
 
@@ -185,6 +194,7 @@ def focal_kernel(
     ignore_index: int,
     align_corners: bool,
     ignored_loss: float,
+    by_weight: bool,
     loss: Tensor | None,
     totals: Tensor | None,
     divisor: Tensor | None,
@@ -203,7 +213,7 @@ def focal_kernel(
             partials = forward("statistics", io._replace(grad=None, state=state), *scalars)
             if grad is not None:
                 launch("gradient", Tensors(input, target, weight, grad=grad, state=state), *scalars, sums=False)
-        finish(partials, loss, totals, divisor)
+        finish(partials, loss, totals, divisor, by_weight)
 
 
 def sigmoid_focal_kernel(

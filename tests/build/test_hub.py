@@ -60,7 +60,7 @@ def test_two_versions_in_one_process(hub: ModuleType, tmp_path: Path) -> None:
         kernel = load(tmp_path / version)
         assert kernel is not metricseg_kernels and kernel.__name__ == identity
         assert torch.equal(kernel.focal_loss(*FOCAL, backend="reference"), expected)
-        assert hasattr(getattr(torch.ops, identity), "focal_fwd")
+        assert hasattr(getattr(torch.ops, identity), "focal_loss_fwd")
 
 
 def test_the_digest_is_the_library_s(hub: ModuleType, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ COUNTS = {
     "hard class sums": ((0, 2), (0, 2)),
     "focal": ((0, 2), (2, 0)),
     "cross-entropy": ((0, 2), (2, 0)),
+    "cross-entropy, weights": ((0, 2), (2, 0)),
     "OHEM": ((0, 5), (2, 0)),
     "anchors": ((1, 4), None),
     "refine": ((0, 1), (1, 4)),
@@ -58,6 +59,7 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
         return torch.randn(2, channels, 32, 64, generator=generator).requires_grad_()
 
     anchors, labels, bank, bank_labels = rows(1024).requires_grad_(), classes(1024), rows(4096), classes(4096)
+    class_weights = torch.rand(19, generator=generator) + 0.5
     weights, bank_weights = (torch.rand(count, generator=generator) + 0.5 for count in (1024, 4096))
     prototypes, prototype_labels = rows(300).requires_grad_(), classes(300)
     logits, features, centers = maps(19), maps(256), rows(19).requires_grad_()
@@ -82,6 +84,9 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
         "hard class sums": lambda: mk.class_centers(features, cells, num_classes=19, backend="triton"),
         "focal": lambda: mk.focal_loss(logits, target, backend="triton"),
         "cross-entropy": lambda: mk.cross_entropy(logits, target, backend="triton"),
+        "cross-entropy, weights": lambda: mk.cross_entropy(
+            logits, target, weight=class_weights, backend="triton"
+        ),
         "OHEM": lambda: mk.ohem_cross_entropy(logits, target, min_kept=1000, backend="triton"),
         "anchors": lambda: mk.sample_anchors(cells, predicted, seed=seed, backend="triton").index,
         "refine": lambda: mk.refine_upsample(features, offsets, neighbors, backend="triton"),

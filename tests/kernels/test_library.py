@@ -46,7 +46,7 @@ def loss_and_gradient(input: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_mode_sees_the_op_and_changes_nothing(mode) -> None:
     with mode() as seen:
         watched = loss_and_gradient(INPUT)
-    assert "metricseg.focal_fwd.default" in seen.names
+    assert "metricseg.focal_loss_fwd.default" in seen.names
     assert all(torch.equal(a, b) for a, b in zip(watched, loss_and_gradient(INPUT), strict=True))
 
 
@@ -54,7 +54,7 @@ def test_without_one_only_kernels_are_dispatched() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         loss_and_gradient(INPUT)
     names = {event.key for event in profile.key_averages()}
-    assert "metricseg::focal_fwd" not in names and {"focal_fwd", "metricseg::focal_kernel"} <= names
+    assert "metricseg::focal_loss_fwd" not in names and {"focal_loss_fwd", "metricseg::focal_kernel"} <= names
 
 
 def test_a_parameter_is_plain_and_a_subclass_is_not() -> None:

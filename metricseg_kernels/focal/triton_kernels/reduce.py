@@ -40,8 +40,8 @@ def store_totals(p_row, totals):
 
 
 @triton.jit(do_not_specialize=["programs"])
-def sum_totals(partials, programs: tl.int64, loss, divisor, totals, BLOCK: tl.constexpr):
-    """loss [] and totals [5]; loss and divisor [] may be absent."""
+def sum_totals(partials, programs: tl.int64, loss, divisor, totals, BLOCK: tl.constexpr, COUNT: tl.constexpr):
+    """loss [] and totals [5]; loss and divisor [] may be absent. COUNT: of the column that the loss is divided by."""
     row = tl.arange(0, BLOCK)[:, None]
     column = tl.arange(0, 8)[None, :]
     total = tl.zeros((BLOCK, 8), tl.float64)
@@ -59,9 +59,10 @@ def sum_totals(partials, programs: tl.int64, loss, divisor, totals, BLOCK: tl.co
     if loss is not None:
         value = total.to(loss.dtype.element_ty)
         if divisor is not None:
-            valid = tl.maximum(tl.sum(tl.where(slot == 1, total, 0.0), 0), 1.0).to(loss.dtype.element_ty)
-            tl.store(divisor, valid)
-            value = divide(value, valid + tl.zeros_like(value))
+            count = tl.sum(tl.where(slot == COUNT, total, 0.0), 0)
+            count = tl.where(count > 0, count, 1.0).to(loss.dtype.element_ty)
+            tl.store(divisor, count)
+            value = divide(value, count + tl.zeros_like(value))
         tl.store(loss + slot, value, mask=slot == 0)
 
 

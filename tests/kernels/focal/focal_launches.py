@@ -86,7 +86,7 @@ class Launch(NamedTuple):
         keep_above = number if "ohem" in self.flags else None
         smoothing = 0.1 if "smoothing" in self.flags else 0.0
         focal.focal_kernel(input, target, weight, keep_above, grad_loss, self.gamma, smoothing, 255, align_corners,
-                           0.0, loss, totals, number if self.mode == "sum" else None, argmax, grad)  # fmt: skip
+                           0.0, weight is not None, loss, totals, number if self.mode == "sum" else None, argmax, grad)  # fmt: skip
 
 
 # Each pair of values of two fields occurs in a row, as test_triton_focal.py checks.
@@ -177,7 +177,7 @@ def rank(classes: int, dtype: torch.dtype) -> None:
 
     input, target = torch.empty((4, classes, 64, 128), dtype=dtype), torch.empty((4, 256, 512), dtype=torch.int64)
     loss = torch.empty(target.shape)
-    focal.focal_kernel(input, target, None, None, None, 0.0, 0.0, 255, False, -1.0, loss, None, None, None, None)
+    focal.focal_kernel(input, target, None, None, None, 0.0, 0.0, 255, False, -1.0, False, loss, None, None, None, None)
 
 
 def calls() -> Iterator[Call]:

@@ -83,7 +83,8 @@ def test_both_passes_of_ohem_see_the_same_bits(case: Case) -> None:
 
     def totals_of(weight, keep_above, smoothing, loss, grad) -> Tensor:
         totals = torch.empty(5, dtype=torch.float64)
-        kernel(input, target, weight, keep_above, None, 0.0, smoothing, ignored, case.align_corners, 0.0, loss, totals, None, None, grad)  # fmt: skip
+        kernel(input, target, weight, keep_above, None, 0.0, smoothing, ignored, case.align_corners, 0.0,
+               False, loss, totals, None, None, grad)  # fmt: skip
         return totals
 
     nll = torch.empty(target.shape)

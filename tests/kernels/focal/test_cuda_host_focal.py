@@ -68,7 +68,7 @@ def test_labels_out_of_range_are_counted_and_poison_the_loss(classes: int, backe
         for loss in (torch.empty(()), torch.empty(1, 16, 24)):
             totals, grad = torch.empty(5, dtype=torch.float64), torch.empty_like(input)
             op.kernels(backend).focal_kernel(
-                input, labels, None, None, None, 2.0, 0.0, 255, False, 0.0, loss, totals, None, None, grad
+                input, labels, None, None, None, 2.0, 0.0, 255, False, 0.0, False, loss, totals, None, None, grad
             )
             outputs[name, loss.dim()] = loss, totals, grad
     assert outputs["bad", 0][0].isnan() and outputs["clean", 0][0].isfinite()
@@ -127,7 +127,7 @@ for K, h, w, H, W, ac, dtype in [(3, 3, 5, 12, 20, 0, "f4"), (21, 4, 3, 7, 11, 1
     x = rng.standard_normal((1, K, h, w)).astype(dtype) if dtype != "u2" else np.full((1, K, h, w), 0x3f80, "u2")
     t = rng.integers(0, K, (1, H, W)).astype("i4")
     t[0, 0, 0], t[0, 1, 1] = 255, 10**6
-    common = (float(rng.choice([0, 0.5, 2])), 0.1, 255, bool(ac), 0.0)
+    common = (float(rng.choice([0, 0.5, 2])), 0.1, 255, bool(ac), 0.0, True)
     divisor = np.empty((), acc)
     totals, argmax, grad = np.empty(5), np.empty((1, H, W), "i4"), np.empty_like(x)
     for loss, upstream in ((np.empty((), acc), None), (np.empty((1, H, W), acc), np.ones((1, H, W), acc))):

@@ -62,8 +62,8 @@ def test_opcheck(layout: str, reduce: bool, backend: str, device: str) -> None:
     weight = torch.rand(input.shape[1], device=device)
     input.requires_grad_()
     torch.library.opcheck(
-        torch.ops.metricseg.focal_fwd.default,
-        (input, target, weight, None, 2.0, 0.1, 255, False, reduce, reduce, True, reduce, backend),
+        torch.ops.metricseg.focal_loss_fwd.default,
+        (input, target, weight, None, 2.0, 0.1, 255, False, reduce, reduce, True, "weight" if reduce else "", backend),
     )
     torch.library.opcheck(
         torch.ops.metricseg.sigmoid_focal_fwd.default,

@@ -20,8 +20,8 @@ with launches.compile_only(90) as compiled:
         input = torch.empty((2, 19, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
         loss, totals = torch.empty((), device="meta"), torch.empty(5, dtype=torch.float64, device="meta")
-        focal.focal_kernel(input, target, None, None, None, gamma, 0.1 * gamma, ignore_index, False, 0.0, loss, totals, None,
-                           None, torch.empty_like(input))
+        focal.focal_kernel(input, target, None, None, None, gamma, 0.1 * gamma, ignore_index, False, 0.0, False, loss, totals,
+                           None, None, torch.empty_like(input))
         focal.sigmoid_focal_kernel(input, target, None, gamma, 0.1 * gamma, ignore_index, False, loss, totals,
                                    torch.empty_like(input))
         focal.kth_largest_kernel(torch.empty(target.shape, device="meta"), h * w, gamma, loss)
