@@ -11,7 +11,6 @@ import triton.language as tl
 
 from ...core.triton_kernels import exp
 from ...engines.resized.triton_kernels.softmax import (
-    RowCoefs,
     RowStats,
     finite,
     take_classes,
@@ -19,7 +18,7 @@ from ...engines.resized.triton_kernels.softmax import (
     weighted_gap,
 )
 from ...engines.resized.triton_kernels.tiles import Epilogue, Labels, class_rows, load_labels, load_pixels
-from .math import sigmoid_of_label, sigmoid_of_target, softmax_gradient, softmax_pixel, take_largest
+from .math import RowCoefs, sigmoid_of_label, sigmoid_of_target, softmax_gradient, softmax_pixel, take_largest
 from .reduce import add_totals, no_totals, store_totals
 
 

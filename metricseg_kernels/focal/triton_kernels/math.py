@@ -3,11 +3,21 @@
 Lanes and class blocks: see engines/resized/triton_kernels/softmax.py.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ...core.triton_kernels import exp, log1p
-from ...engines.resized.triton_kernels.softmax import RowCoefs, below_normal, power, power_slope, softmax_terms
+from ...engines.resized.triton_kernels.softmax import below_normal, power, power_slope, softmax_terms
+
+
+class RowCoefs(NamedTuple):
+    """The gradient of a label pixel, each [P]:  dl/dz_k = scale (k = t ? at_target : exp(z_k - row_max)) - b w_k."""
+
+    scale: Any
+    at_target: Any
+    b: Any
 
 
 @triton.jit

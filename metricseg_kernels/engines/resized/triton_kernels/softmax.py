@@ -23,14 +23,6 @@ class RowStats(NamedTuple):
     gap: Any  # sum of w_k (row_max - z_k), with label smoothing
 
 
-class RowCoefs(NamedTuple):
-    """The gradient of a label pixel, each [P]:  dl/dz_k = scale (k = t ? at_target : exp(z_k - row_max)) - b w_k."""
-
-    scale: Any
-    at_target: Any
-    b: Any
-
-
 class Terms(NamedTuple):
     """Of a label pixel, each [P]: dl/dz_k = a (q_k - [k = t]) + b (W q_k - w_k), with W the sum of the weights."""
 

@@ -44,13 +44,13 @@ class Kind(NamedTuple):
 class Epilogue(NamedTuple):
     """The functions of a family, each with its tensors `io`, Params, its constants `form`, and Kind.
 
-    `carry` is what a program sums up. `chunk` is what its rows need of the chunk of classes that begins at k0. `v` and
-    RowCoefs are the gradient of a label row, see `RowCoefs`; without io.grad they are not read.
+    `carry` is what a program sums up. `chunk` is what its rows need of the chunk of classes that begins at k0. The
+    gradient of a label row is coefs.scale v_k - coefs.b w_k; without io.grad it is not read.
     """
 
     BEGIN: Any  # (form, kind) -> carry
     LOAD: Any  # (io, params, k0, ks, at, form, kind) -> chunk
-    ROW: Any  # (io, params, z, ks, k0, pixels, chunk, w_all, carry, form, kind) -> (carry, v, RowCoefs)
+    ROW: Any  # (io, params, z, ks, k0, pixels, chunk, w_all, carry, form, kind) -> (carry, v, coefs)
     END: Any  # (io, params, k0, carry, form, kind)
 
 
