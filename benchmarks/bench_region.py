@@ -160,12 +160,13 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
 
 
 def small_cases(backend: str, device: str) -> None:
-    """Upsampling, downsampling and neither; ignored labels, soft targets, overlapping classes."""
+    """Upsampling, also by a large ratio, downsampling, neither; ignored labels, soft targets, overlapping classes."""
     for classes, cells, size, dtype in (
         (19, (9, 13), (36, 52), torch.float32),
         (5, (8, 8), (31, 29), torch.bfloat16),
         (150, (12, 12), (12, 12), torch.float32),
         (3, (33, 17), (9, 8), torch.float16),
+        (4, (2, 2), (150, 90), torch.float32),
     ):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
@@ -177,6 +178,7 @@ def small_cases(backend: str, device: str) -> None:
             mk.region_loss(x, labels, weight=weight, per_image=True, backend=backend),
             mk.region_loss(x, soft, form="tversky", exponent=1.5, align_corners=True, backend=backend),
             mk.region_loss(x, labels, form="jaccard", activation="sigmoid", log=True, backend=backend),
+            mk.region_loss(x, soft, activation="sigmoid", per_image=True, backend=backend),
             mk.cross_entropy_dice(x, labels, weight=weight, label_smoothing=0.1, backend=backend),
             mk.focal_dice(x, labels, backend=backend),
         ]

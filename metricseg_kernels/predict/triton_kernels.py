@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..core.triton_kernels import divide, exp
-from ..engines.resized.triton_kernels import Axis, blend, class_blocks, first_label, load_row
+from ..engines.resized.triton_kernels.axes import Axis, blend, class_blocks, first_label, load_row
 
 NAN_CLASS = tl.constexpr(1 << 29)  # subtracted from the class of a NaN, which comes before all others
 NO_CLASS = tl.constexpr(1 << 30)

@@ -82,7 +82,7 @@ def region_loss(
         align_corners: as in torch.nn.functional.interpolate.
         all_reduce: applied to the vector of all sums, [n] float64, before the formulas; for example a sum over
             processes, with its gradient. Not with per_image.
-        backend: "reference", "cpu", or None for the first that can run.
+        backend: "reference", "cpu", "triton", or None for the first that can run.
 
     Returns:
         The loss, 0-d, in float32 (float64 for float64 input). No valid pixel: 0, with a zero gradient. The gradient has

@@ -36,6 +36,9 @@ COUNTS = {
     "cross-entropy": ((0, 2), (2, 0)),
     "cross-entropy, weights": ((0, 2), (2, 0)),
     "OHEM": ((0, 5), (2, 0)),
+    "region": ((33, 2), (17, 1)),
+    "region, 150 classes": ((33, 3), (17, 2)),
+    "cross-entropy and Dice": ((40, 2), (20, 1)),
     "anchors": ((1, 4), None),
     "refine": ((0, 1), (1, 4)),
     "top-k": ((0, 2), None),
@@ -62,10 +65,13 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
     class_weights = torch.rand(19, generator=generator) + 0.5
     weights, bank_weights = (torch.rand(count, generator=generator) + 0.5 for count in (1024, 4096))
     prototypes, prototype_labels = rows(300).requires_grad_(), classes(300)
-    logits, features, centers = maps(19), maps(256), rows(19).requires_grad_()
+    logits, many, features, centers = maps(19), maps(150), maps(256), rows(19).requires_grad_()
     target, cells, predicted, seed = classes(2, 128, 256), classes(2, 32, 64), classes(2, 32, 64), torch.tensor(1)
     offsets, neighbors = (torch.randn(2, k, 128, 256, generator=generator).requires_grad_() for k in (2, 9))
-    contrast, learned = mk.pixel_contrast_loss, [anchors, prototypes, logits, features, centers, offsets, neighbors]
+    contrast, learned = (
+        mk.pixel_contrast_loss,
+        [anchors, prototypes, logits, many, features, centers, offsets, neighbors],
+    )
     return learned, {
         "contrast": lambda: contrast(anchors, labels, backend="triton"),
         "contrast, ids": lambda: contrast(anchors, labels, anchor_ids=labels, backend="triton"),
@@ -88,6 +94,9 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
             logits, target, weight=class_weights, backend="triton"
         ),
         "OHEM": lambda: mk.ohem_cross_entropy(logits, target, min_kept=1000, backend="triton"),
+        "region": lambda: mk.region_loss(logits, target, backend="triton"),
+        "region, 150 classes": lambda: mk.region_loss(many, target, backend="triton"),
+        "cross-entropy and Dice": lambda: mk.cross_entropy_dice(logits, target, backend="triton"),
         "anchors": lambda: mk.sample_anchors(cells, predicted, seed=seed, backend="triton").index,
         "refine": lambda: mk.refine_upsample(features, offsets, neighbors, backend="triton"),
         "top-k": lambda: mk.topk_similarity(anchors.detach(), bank, 15, backend="triton")[0],

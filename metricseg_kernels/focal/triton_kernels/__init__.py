@@ -1,1 +1,1 @@
-"""Device code of the focal family: formulas, tiles, the walk over cells and labels, reductions."""
+"""Device code of the focal family: formulas, epilogues of the walk over cells and labels, reductions."""

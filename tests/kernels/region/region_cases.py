@@ -106,3 +106,19 @@ def loss_and_grad(function: Any, input: Tensor, target: Tensor, **options: Any) 
     loss = function(x, target, **options)
     (grad,) = torch.autograd.grad(loss, x)
     return loss.detach(), grad
+
+
+# what Triton's interpreter keeps: cases in fp32, of which the first is enough for the tests in selection.BRIEF, and tests
+INTERPRETED = ("up4", "primes", "ade", "soft", "sigmoid-soft", "mask", "ignored-no-smooth", "empty-batch-images")
+INTERPRETED_TESTS = {
+    "test_region_loss", "test_with_pixels",
+    "test_ignored_pixels_may_hold_anything", "test_a_mask_is_a_soft_target_of_one_class",
+    "test_bad_targets_that_may_not_be_looked_at_give_nan", "test_double_backward_says_what_to_do",
+    "test_margins_and_poison", "test_no_gradient_is_made_without_need", "test_gradient_has_the_inputs_memory_format",
+    "test_loss_scaling_survives_half_precision", "test_long_columns_keep_their_digits",
+}  # fmt: skip
+# cases that run in other dtypes as well, if kernels are compiled
+IN_EVERY_DTYPE = {
+    "ade", "channels-last", "confident", "down", "focal-tversky", "huge", "identity", "one-cell", "primes",
+    "primes-aligned", "ratio-32", "sigmoid", "sigmoid-soft", "soft", "soft-ade", "up4",
+}  # fmt: skip

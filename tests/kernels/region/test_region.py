@@ -114,7 +114,8 @@ def test_labels_are_one_hot_soft_targets(backend: str, device: str) -> None:
         assert a == b
 
 
-def test_a_mask_is_a_soft_target_of_one_class(backend: str, device: str) -> None:
+def test_a_mask_is_a_soft_target_of_one_class(backend: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METRICSEG_VALIDATE", "1")
     input, target, options = make(NAMED["mask"], torch.float64, device)
     found = [
         mk.region_loss(input, t, **options, backend=backend)

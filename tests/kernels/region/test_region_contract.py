@@ -77,7 +77,7 @@ def test_opcheck(layout: str, per_image: bool, backend: str, device: str) -> Non
     torch.library.opcheck(torch.ops.metricseg.region_fwd.default, args)
 
 
-def test_compiles_without_a_graph_break(backend: str, device: str) -> None:
+def test_compile_fullgraph(backend: str, device: str) -> None:
     for function, name in ((mk.region_loss, "images"), (mk.cross_entropy_dice, "primes"), (mk.region_loss, "soft")):
         input, target, options = make(NAMED[name], device=device)
         options = {n: v for n, v in options.items() if n in function.__kwdefaults__}

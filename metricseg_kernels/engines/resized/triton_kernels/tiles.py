@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ...engines.resized.triton_kernels import Axis
+from .axes import Axis
 
 
 class Params(NamedTuple):
@@ -15,7 +15,7 @@ class Params(NamedTuple):
     smoothing: Any
     alpha: Any
     ignore_index: Any
-    ignored_loss: Any  # of the loss map
+    ignored_loss: Any  # of a loss map
     classes: Any
     rows: Axis
     cols: Axis
@@ -26,29 +26,11 @@ class Params(NamedTuple):
     grad_part: Any  # stride of the parts of grad
 
 
-class Tensors(NamedTuple):
-    """Tensors that a walk reads and writes; None for those that it does not."""
-
-    input: Any  # [B, K, h, w]
-    target: Any  # [B, H, W] or [B, K, H, W]
-    weight: Any = None  # [K]
-    keep_above: Any = None  # []
-    grad_loss: Any = None  # like loss, or []
-    loss: Any = None  # [B, H, W] or [B, K, H, W]
-    argmax: Any = None  # [B, H, W]
-    grad: Any = None  # [B, K, h, w], or [parts, B, K, h, w] in the accumulator dtype
-    state: Any = None  # 3 or, with label smoothing, 4 times [B, H, W]
-    partials: Any = None  # [programs, 8]
-
-
 class Kind(NamedTuple):
-    """The constants that a walk is compiled for."""
+    """The constants that a walk is compiled for, whatever the family."""
 
-    PHASE: Any  # which epilogue
-    DENSE: Any  # whether the target is [B, K, H, W]
-    POWER: Any  # gamma if that is 0, 1 or 2, else -1
+    SPAN: Any  # classes of a program: "whole", all at once; "sweep", all, chunk by chunk; "chunk", one chunk
     SMOOTHED: Any  # whether there is label smoothing
-    ALPHA: Any  # whether the positives have a weight
     KS: Any  # sizes of the class blocks of a chunk
     BK: Any  # their sum
     KALL: Any  # a power of two, at least the number of classes
@@ -57,6 +39,19 @@ class Kind(NamedTuple):
     BLEND_Y: Any  # whether rows are interpolated
     BLEND_X: Any  # whether columns are
     ACC: Any  # accumulator dtype
+
+
+class Epilogue(NamedTuple):
+    """The functions of a family, each with its tensors `io`, Params, its constants `form`, and Kind.
+
+    `carry` is what a program sums up. `chunk` is what its rows need of the chunk of classes that begins at k0. The
+    gradient of a label row is coefs.scale v_k - coefs.b w_k; without io.grad it is not read.
+    """
+
+    BEGIN: Any  # (form, kind) -> carry
+    LOAD: Any  # (io, params, k0, ks, at, form, kind) -> chunk
+    ROW: Any  # (io, params, z, ks, k0, pixels, chunk, w_all, carry, form, kind) -> (carry, v, coefs)
+    END: Any  # (io, params, k0, carry, form, kind)
 
 
 class Geometry(NamedTuple):
@@ -134,6 +129,16 @@ def fold_and_store(p_row, s_k, s_x, g, ks, count, at, C: tl.constexpr, R: tl.con
 
 
 @triton.jit
+def class_rows(data, strides, pixels, k0, k):
+    """Pointers to classes k0 + k of a label row, [k, 1]."""
+    # as in walk.py, no address per class is to stay in registers, here across label rows
+    Y = tl.cast(pixels.Y, tl.int64)
+    s_k = strides[1] + (Y < 0).to(tl.int32)
+    row = data + pixels.image * strides[0] + tl.cast(k0, tl.int64) * s_k + Y * strides[2]
+    return row + tl.cast(k, tl.int64) * s_k
+
+
+@triton.jit
 def load_pixels(data, strides, pixels):
     """One value per label pixel, [P]."""
     p_row = data + pixels.image * strides[0] + tl.cast(pixels.Y, tl.int64) * strides[2]
@@ -141,9 +146,9 @@ def load_pixels(data, strides, pixels):
 
 
 @triton.jit
-def load_labels(target, pixels, params):
+def load_labels(target, pixels, params, classes):
     raw = load_pixels(target, params.target, pixels).to(tl.int64)
     inside = pixels.inside & (raw != params.ignore_index)
-    known = (raw >= 0) & (raw < params.classes)
+    known = (raw >= 0) & (raw < classes)
     valid = inside & known
     return Labels(valid=valid, bad=inside & (known == 0), label=tl.where(valid, raw, -1).to(tl.int32), raw=raw)
