@@ -2,42 +2,45 @@
 // not. Losses and counts accumulate in registers, in double if they are summed.
 #pragma once
 
+#include "../engines/resized/pixels.cuh"
 #include "math.h"
-#include "walk.cuh"
+#include "params.h"
 
 namespace metricseg::focal {
+
+using namespace resized;
+
+// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a thread with gradient.
+template <typename T>
+constexpr int resident_blocks(int kt, bool grad) {
+  return (sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4) + (sizeof(T) < 8 && !grad);
+}
+
+// Coefficients of the gradient of a pixel, for the second kernel of a call that takes two.
+//   dl/dz_k = scale exp(z_k - max) - [k = t] scale rest + smooth (ratio exp(z_k - max) - w_k)
+// with rest the sum of exp(z_k - max) over k != t, and ratio = W / sum.
+template <typename T>
+struct PixelCoefs {
+  T max, rest, scale, smooth, ratio;
+};
+
+template <typename T>
+struct CudaParams : Params<T> {
+  Partial* partial = nullptr;            // [blocks] or null
+  PixelCoefs<T>* pixel_coefs = nullptr;  // [B, H, W] or null
+
+  METRICSEG_HD T* loss_map() const { return this->loss.template as<T>(); }
+  METRICSEG_HD int32_t* argmax_map() const { return this->argmax.template as<int32_t>(); }
+  METRICSEG_HD T grad_loss_at(int64_t image, int64_t k, int64_t y, int64_t x) const {
+    return this->grad_loss ? this->grad_loss.template as<T>()[this->grad_loss.offset(image, k, y, x)] : T(1);
+  }
+};
 
 // Running sums of a thread.
 struct Accumulator {
   double loss = 0, weight = 0;
   int valid = 0, correct = 0;
 };
-
-// Labels out of range of a block, in shared memory. They are rare, and integers, so atomics give the same bits in any
-// order.
-struct BadLabels {
-  int count;
-  long long worst;  // the largest
-
-  __device__ __forceinline__ void add(long long label) {
-    atomicAdd(&count, 1);
-    atomicMax(&worst, label);
-  }
-};
-
-template <typename T>
-__device__ __forceinline__ int fetch_class(const CudaParams<T>& p, int64_t offset) {
-  return static_cast<int>(class_of(load_label(p.target, offset), p.classes, p.ignore_index));
-}
-
-// W = sum_k w_k, the same in every thread of the block; only label smoothing needs it.
-template <typename T>
-__device__ __forceinline__ T total_weight(const CudaParams<T>& p) {
-  if (p.label_smoothing == T(0) || p.weight == nullptr) return static_cast<T>(p.classes);
-  T sum = 0;
-  for (int k = threadIdx.x % kWarp; k < p.classes; k += kWarp) sum += p.weight[k];
-  return group_sum(sum, kWarp);
-}
 
 // Loss and gradient coefficients of one pixel.
 template <typename T>
@@ -97,11 +100,11 @@ struct SoftmaxForm {
   Accumulator sums;
 
   __device__ __forceinline__ SoftmaxForm(const CudaParams<T>& params, BadLabels& bad) : p(params), bad(bad) {
-    c = {p.gamma, p.label_smoothing, p.label_smoothing / static_cast<T>(p.classes), total_weight(p)};
+    c = softmax_params<T>(p);
   }
 
   __device__ __forceinline__ int fetch(const Fragment<T>& fragment, int y, int y_end) const {
-    return fragment.active && y < y_end ? fetch_class(p, fragment.label_offset + y * p.target.y) : kIgnored;
+    return fragment.active && y < y_end ? fetch_class(p, p.classes, fragment.label_offset + y * p.target.y) : kIgnored;
   }
 
   __device__ __forceinline__ Accumulator total() const { return with_weight(p, sums); }
@@ -259,7 +262,7 @@ struct SigmoidForm {
 
   __device__ __forceinline__ int fetch(const Fragment<T>& fragment, int y, int y_end) const {
     if (!fragment.active || y >= y_end) return kIgnored;
-    if (!dense) return fetch_class(p, fragment.label_offset + y * p.target.y);
+    if (!dense) return fetch_class(p, p.classes, fragment.label_offset + y * p.target.y);
     const T first = load_float<T>(p.target, fragment.label_offset + y * p.target.y);
     return first == static_cast<T>(p.ignore_index) ? kIgnored : 0;
   }

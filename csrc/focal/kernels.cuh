@@ -1,7 +1,8 @@
 // Kernels of the focal family: interpolation, loss, counts and gradient in one pass over the labels.
 //
-// walk_kernel    one block of 128 threads per tile of cells (walk.cuh; launch_config.h chooses it). Registers of a
-//                thread: 5 KT values, 3 KT without gradient. smem: 16 KB at K = 19, 40 KB at K = 150, 0 at ratio 1.
+// walk_kernel    one block of 128 threads per tile of cells (engines/resized/walk.cuh; launch_config.h chooses it).
+//                Registers of a thread: 5 KT values, 3 KT without gradient. smem: 16 KB at K = 19, 40 KB at K = 150, 0
+//                at ratio 1.
 // pixel_kernel   one thread per pixel, for more classes than a warp holds: writes the statistics of the softmax for
 //                walk_kernel, whose blocks then take a span of classes each.
 // finish_kernel  one block: partial sums -> loss and totals, in fixed order. Instructions: docs/kernels/focal.md.
@@ -10,8 +11,6 @@
 #include "forms.cuh"
 
 namespace metricseg::focal {
-
-constexpr BadLabels kNoBadLabels{0, std::numeric_limits<long long>::min()};
 
 __device__ __forceinline__ void write_partial(const Accumulator& sums, const BadLabels& bad, Partial* partial) {
   double values[] = {sums.loss, static_cast<double>(sums.valid), sums.weight, static_cast<double>(sums.correct)};
@@ -24,61 +23,19 @@ __device__ __forceinline__ void write_partial(const Accumulator& sums, const Bad
 template <typename T, int KT, bool Grad, template <typename, int, bool> class Form>
 __global__ void __launch_bounds__(kThreads, resident_blocks<T>(KT, Grad))
     walk_kernel(const CudaParams<T> p, const LaunchConfig config) {
-  __shared__ Tile tile;
-  __shared__ Chunk chunk;
-  const Smem<T> smem{config};
   __shared__ BadLabels bad;
   Form<T, KT, Grad> form(p, bad);
-  if (threadIdx.x == 0) {
-    bad = kNoBadLabels;
-    tile = tile_at(config, p.y, p.x, blockIdx.x);
-    chunk = first_chunk(config, p.x, tile);
-  }
-  __syncthreads();
-  if (!config.direct) pad_cells(smem, p, config, tile);
-  for (;;) {
-    const Fragment<T> fragment = fragment_at(p, config, tile, chunk);
-    if (Grad && !config.direct) tabulate(smem, config, p.x, chunk);
-    walk_rows<T, KT, Grad>(smem, p, config, tile, chunk, fragment, form);
-    __syncthreads();
-    if (chunk.x1 == chunk.x_end) break;
-    __syncthreads();
-    if (threadIdx.x == 0) chunk = next_chunk(config, p.x, tile, chunk);
-    __syncthreads();
-  }
+  if (threadIdx.x == 0) bad = kNoBadLabels;
+  walk_tile<T, KT, Grad>(p, config, form);
   if (p.partial != nullptr) write_partial(form.total(), bad, p.partial);
 }
-
-// The logit of one class at one pixel.
-template <typename T>
-struct Sampler {
-  const CudaParams<T>& p;
-  int64_t corner[2][2];  // offsets of the four cells, class 0
-  T fy, fx;
-
-  __device__ __forceinline__ Sampler(const CudaParams<T>& params, int64_t image, int64_t y, int64_t x) : p(params) {
-    const int64_t cy[2] = {p.y.cell(y), p.y.next(p.y.cell(y))}, cx[2] = {p.x.cell(x), p.x.next(p.x.cell(x))};
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < 2; ++j) corner[i][j] = p.input.offset(image, 0, cy[i], cx[j]);
-    }
-    // beyond the last cell both are equal, and 0 would make NaN of an infinity
-    fy = cy[0] == cy[1] ? T(0.5) : p.y.template fraction<T>(y);
-    fx = cx[0] == cx[1] ? T(0.5) : p.x.template fraction<T>(x);
-  }
-  template <typename Stored>
-  __device__ __forceinline__ T operator()(const Stored* input, int64_t k) const {
-    const auto cell = [&](int i, int j) { return widen<T>(input[corner[i][j] + k * p.input.k]); };
-    const T upper = blend(p.x, cell(0, 0), cell(0, 1), fx), lower = blend(p.x, cell(1, 0), cell(1, 1), fx);
-    return blend(p.y, upper, lower, fy);
-  }
-};
 
 template <typename T>
 __device__ __forceinline__ void process_pixel(const CudaParams<T>& p, const SoftmaxParams<T>& c, int64_t pixel,
                                               Accumulator& sums, BadLabels& bad) {
   const int64_t x = pixel % p.x.labels, y = pixel / p.x.labels % p.y.labels, image = pixel / p.x.labels / p.y.labels;
-  const int label = fetch_class(p, p.target.offset(image, 0, y, x));
-  const Sampler<T> logit(p, image, y, x);
+  const int label = fetch_class(p, p.classes, p.target.offset(image, 0, y, x));
+  const Sampler<T, CudaParams<T>> logit(p, image, y, x);
   T max = -std::numeric_limits<T>::infinity(), target_logit = 0, rest = 0, weighted = 0;
   int best_class = 0;
   with_storage<T>(p.input, [&](auto* input) {
@@ -117,7 +74,7 @@ __device__ __forceinline__ void process_pixel(const CudaParams<T>& p, const Soft
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const CudaParams<T> p) {
-  const SoftmaxParams<T> c{p.gamma, p.label_smoothing, p.label_smoothing / static_cast<T>(p.classes), total_weight(p)};
+  const SoftmaxParams<T> c = softmax_params<T>(p);
   const int64_t pixels = p.pixels();
   __shared__ BadLabels bad;
   if (threadIdx.x == 0) bad = kNoBadLabels;

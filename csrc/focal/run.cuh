@@ -22,6 +22,13 @@ struct Tiles<double> {
   static constexpr int kSoftmax[] = {4}, kSigmoid[] = {4};
 };
 
+template <typename T>
+constexpr FormTraits kSoftmaxTraits{Tiles<T>::kSoftmax, std::size(Tiles<T>::kSoftmax), true, resident_blocks<T>,
+                                    nullptr};
+template <typename T>
+constexpr FormTraits kSigmoidTraits{Tiles<T>::kSigmoid, std::size(Tiles<T>::kSigmoid), false, resident_blocks<T>,
+                                    nullptr};
+
 template <int KT, template <typename, int, bool> class Form, typename T, typename Device>
 void launch_walk(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
   if (p.grad) {
@@ -70,8 +77,7 @@ void finish(Device& device, const CudaParams<T>& p, int64_t blocks) {
 template <typename T, typename Device>
 void softmax_focal(Device& device, const Params<T>& params) {
   CudaParams<T> p{params};
-  const LaunchConfig config =
-      make_launch_config(params, Tiles<T>::kSoftmax, std::size(Tiles<T>::kSoftmax), true, device.limits());
+  const LaunchConfig config = make_launch_config<T>(params, kSoftmaxTraits<T>, device.limits());
   int64_t blocks = config.blocks;
   if (config.class_chunks > 1) {  // pixel_kernel first: it forms the sums
     const int64_t pixels = p.pixels();
@@ -91,8 +97,7 @@ void softmax_focal(Device& device, const Params<T>& params) {
 template <typename T, typename Device>
 void sigmoid_focal(Device& device, const Params<T>& params) {
   CudaParams<T> p{params};
-  const LaunchConfig config =
-      make_launch_config(params, Tiles<T>::kSigmoid, std::size(Tiles<T>::kSigmoid), false, device.limits());
+  const LaunchConfig config = make_launch_config<T>(params, kSigmoidTraits<T>, device.limits());
   p.partial = new_partial(device, params, config.blocks);
   if (config.blocks > 0) launch_walk<Tiles<T>::kSigmoid[0], SigmoidForm>(device, p, config);
   finish(device, p, config.blocks);

@@ -21,9 +21,6 @@ struct CpuParams : resized::Walked<Params<T>, T> {
   }
 };
 
-// Sums of a share of the pixels: [K, kSums] I, P, Y, then these.
-enum Extra { kLoss, kValid, kBad, kBadLabel, kExtras };
-
 // Units [begin, end) of a call, on one thread. Forward: out [K kSums + kExtras]; backward: null.
 template <typename T>
 using Worker = void (*)(const CpuParams<T>&, int64_t begin, int64_t end, T* scratch, double* out);

@@ -36,4 +36,7 @@ struct Params {
 constexpr int kSums = 3;    // I, P, Y of a class
 constexpr int kTotals = 3;  // valid pixels, labels out of range, the largest such label
 
+// Sums of a share of the pixels: [K, kSums] I, P, Y, then these.
+enum Extra { kLoss, kValid, kBad, kBadLabel, kExtras };
+
 }  // namespace metricseg::region

@@ -95,9 +95,9 @@ FAMILIES = {
     ),
     "region": Family(
         cpu=("cpu", "reference"),
-        cuda=("triton", "reference"),
-        evidence="benchmarks/results/cpu/region.json. On CUDA by argument: the reference writes several maps of "
-        "[B, K, H, W] in fp32, triton none.",
+        cuda=("cuda", "triton", "reference"),
+        evidence="benchmarks/results/cpu/region.json. On CUDA not measured yet: the order is that of focal, whose walks "
+        "it shares.",
         kernels={"region_fwd_kernel": 1, "region_bwd_kernel": 3},
         gpu_seconds=(20, 30),  # estimated
     ),

@@ -72,7 +72,7 @@ def test_products_of_centers_keep_their_residence(usages: Callable[[str], list[U
 
 
 def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
-    """Blocks of 128 threads on a multiprocessor: what launch_config.h's resident_blocks promises the launch geometry."""
+    """Blocks of 128 threads on a multiprocessor: what resident_blocks of forms.cuh promises the launch geometry."""
     walks = {}
     for u in usages("focal"):
         if match := re.search(r"walk_kernelI([fd])Li(\d+)ELb([01])ENS0_\d+(\w+?Form)E", u.kernel):
@@ -82,9 +82,24 @@ def test_the_walk_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> N
     assert len(walks) == 2 * 2 * sum(map(len, sizes.values()))
     for (_, scalar, kt, grad, _), u in walks.items():
         wanted = 2 if scalar == "d" else (2 if int(kt) > 20 else 3 if int(kt) > 12 else 4) + (grad == "0")
-        granted = REGISTER_FILE // (128 * -(-u.registers // 8) * 8)
-        assert granted >= wanted, u
+        assert resident(u) >= wanted, u
         assert u.shared <= 4096, u  # beside the dynamic shared memory that the geometry lays out
+
+
+def resident(u: Usage) -> int:
+    """Blocks of 128 threads for whose registers a multiprocessor has room."""
+    return REGISTER_FILE // (128 * -(-u.registers // 8) * 8)
+
+
+def test_the_walk_of_regions_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
+    """The same of the region family, whose sums take registers in forward."""
+    found = [(u, re.search(r"walk_kernelI([fd])Li(\d+)ELb([01])", u.kernel)) for u in usages("region")]
+    walks = [(u, *match.groups()) for u, match in found if match]
+    assert len(walks) == 2 * 2 * (4 + 1 + 1 + 3)
+    for u, scalar, kt, grad in walks:
+        wanted = 2 if scalar == "d" or (grad == "1" and int(kt) > 20) else 3 if int(kt) > 12 else 4
+        assert resident(u) >= wanted, u
+        assert u.shared <= 4096, u
 
 
 def test_the_register_tile_is_most_of_the_registers(usages: Callable[[str], list[Usage]]) -> None:

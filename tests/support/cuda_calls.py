@@ -67,6 +67,16 @@ def call_retrieval() -> None:
         mk.topk_similarity(queries, bank, shape.k, backend="cuda")
 
 
+def call_region() -> None:
+    for shape in shapes.GPU.main:
+        x = torch.zeros(shape.batch, shape.classes, *shape.cells, dtype=getattr(torch, shape.dtype), requires_grad=True)
+        labels = torch.zeros(shape.batch, *shape.labels, dtype=torch.uint8)
+        mk.cross_entropy_dice(x, labels, backend="cuda").backward()
+        mk.region_loss(x, labels, activation="sigmoid", backend="cuda").backward()
+        soft = torch.zeros(()).expand(shape.batch, shape.classes, *shape.labels)
+        mk.region_loss(x, soft, backend="cuda").backward()
+
+
 def call_contrast() -> None:
     for shape in (*shapes.CONTRAST_GPU.main, *shapes.CONTRAST_GPU.euclidean, *shapes.CONTRAST_GPU.segments):
         torch.set_float32_matmul_precision(shape.precision)
@@ -93,5 +103,5 @@ def call_centers() -> None:
 
 CALLS: dict[str, Callable[[], None]] = {
     "focal": call_focal, "anchors": call_anchors, "contrast": call_contrast, "centers": call_centers, "segments": call_segments, "refine": call_refine,
-    "predict": call_predict, "retrieval": call_retrieval,
+    "predict": call_predict, "region": call_region, "retrieval": call_retrieval,
 }  # fmt: skip

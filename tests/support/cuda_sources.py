@@ -112,6 +112,12 @@ template void metricseg::contrast::mean(Device&, const MeanParams<double>&);
 template void metricseg::predict::predict<float>(Device&, const CudaParams&);
 template void metricseg::predict::predict<double>(Device&, const CudaParams&);
 """,
+    "region": """
+template void metricseg::region::region_fwd(Device&, const Params<float>&);
+template void metricseg::region::region_fwd(Device&, const Params<double>&);
+template void metricseg::region::region_bwd(Device&, const Params<float>&);
+template void metricseg::region::region_bwd(Device&, const Params<double>&);
+""",
     "retrieval": """
 template void metricseg::retrieval::topk(Device&, const TopkParams<float>&);
 template void metricseg::retrieval::topk(Device&, const TopkParams<double>&);

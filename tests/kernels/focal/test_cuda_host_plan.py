@@ -56,7 +56,22 @@ def test_near_the_best_tiling(batch: int, h: int, w: int, ratio: int, grad: bool
     shim = cuda_host.require("focal")
     H, W = h * ratio, w * ratio
     shim.configure(multiprocessors, cuda_host.SHARED, 0)
-    tile_y, tile_x, slots, chunks = shim.walk_geometry(batch, 19, h, w, H, W, grad)
+    tile_y, tile_x, slots, chunks, _ = shim.walk_geometry(batch, 19, h, w, H, W, grad)
     assert chunks == chunks_of(w, W, tile_x, grad)
     best = min(schedule(batch, h, H, y, chunks_of(w, W, x, grad), grad, slots) for y, x in tilings(h, w, W, grad))
     assert schedule(batch, h, H, tile_y, chunks, grad, slots) <= 1.2 * best
+
+
+@pytest.mark.parametrize("classes", [3, 19, 60, 171, 600])
+def test_several_chunks_have_their_memory(classes: int) -> None:
+    """Tiles of one column of cells, of which the second takes more chunks than all others, among them."""
+    shim = cuda_host.require("focal")
+    alone = 0
+    for multiprocessors in (64, 108, 132):
+        shim.configure(multiprocessors, cuda_host.SHARED, 0)
+        for ratio in (2, 4, 8, 16, 64):
+            for w in (3, 4, 8, 16, 64):
+                *_, chunks, chunked = shim.walk_geometry(2, classes, w, w, w * ratio, w * ratio, True)
+                assert chunked or max(chunks) == 1, (multiprocessors, ratio, w, chunks)
+                alone += chunks[1:2] == [2] and sum(chunks) == len(chunks) + 1
+    assert alone or classes not in (3, 171, 600)

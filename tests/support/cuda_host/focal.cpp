@@ -25,7 +25,7 @@ static void kth_largest_kernel(const py::array& values, int64_t k, double most, 
 }
 
 // The geometry of a softmax walk over contiguous logits: rows and columns of cells in a tile, blocks that are resident
-// at a time, and the chunks of label columns that each column of tiles takes.
+// at a time, the chunks of label columns that each column of tiles takes, and whether there is memory for several.
 static py::tuple walk_geometry(int64_t batch, int classes, int64_t h, int64_t w, int64_t H, int64_t W, bool grad) {
   Params<float> p{};
   p.batch = batch;
@@ -36,8 +36,7 @@ static py::tuple walk_geometry(int64_t batch, int classes, int64_t h, int64_t w,
   const int64_t strides[] = {classes * h * w, h * w, w, 1};
   p.input = make_map(&any, Type::f32, 4, [&](int64_t i) { return strides[i]; });
   if (grad) p.grad = p.input;
-  const LaunchConfig config =
-      make_launch_config(p, Tiles<float>::kSoftmax, std::size(Tiles<float>::kSoftmax), true, limits_of_device);
+  const LaunchConfig config = make_launch_config<float>(p, kSoftmaxTraits<float>, limits_of_device);
   std::vector<int> chunks;
   for (int t = 0; t < config.tiles_x; ++t) {
     const Tile tile = tile_at(config, p.y, p.x, t);
@@ -45,7 +44,7 @@ static py::tuple walk_geometry(int64_t batch, int classes, int64_t h, int64_t w,
     for (chunks.push_back(1); chunk.x1 < chunk.x_end; ++chunks.back()) chunk = next_chunk(config, p.x, tile, chunk);
   }
   const int resident = resident_blocks<float>(config.kt, grad) * limits_of_device.multiprocessors;
-  return py::make_tuple(config.tile_y, config.tile_x, resident, chunks);
+  return py::make_tuple(config.tile_y, config.tile_x, resident, chunks, config.chunked);
 }
 
 PYBIND11_MODULE(focal, m) {

@@ -6,18 +6,12 @@
 #include <cstdint>
 #include <stdexcept>
 
-#include "../common/cuda/device_limits.h"
-#include "params.h"
+#include "../../common/cuda/device_limits.h"
+#include "../../common/resize.h"
 
-namespace metricseg::focal {
+namespace metricseg::resized {
 
 constexpr int kThreads = 128;  // of a block
-
-// Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a thread with gradient.
-template <typename T>
-constexpr int resident_blocks(int kt, bool grad) {
-  return (sizeof(T) == 8 || kt > 20 ? 2 : kt > 12 ? 3 : 4) + (sizeof(T) < 8 && !grad);
-}
 
 struct LaunchConfig {
   int kt;       // classes that a thread holds in registers
@@ -35,8 +29,18 @@ struct LaunchConfig {
   bool direct;           // whether label columns are cells, side by side in memory: no shared memory then
   bool chunked;          // whether a tile takes more than one chunk of columns
   int fold_at, fraction_at, edge_at, carry_at, start_at;  // offsets in shared memory, in values
+  int form_at;                                            // the same of the form, in bytes
   int64_t blocks;
   int64_t smem;  // bytes of shared memory
+};
+
+// What the form of a family brings to the walk.
+struct FormTraits {
+  const int* sizes;  // [count] the register tiles that kernels were compiled for
+  int count;
+  bool coupled;                          // whether the classes of a pixel depend on each other (softmax)
+  int (*resident)(int kt, bool grad);    // blocks on a multiprocessor, so that the register tile fits
+  int64_t (*smem)(const LaunchConfig&);  // bytes of shared memory beside those of the walk; or null for 0
 };
 
 namespace detail {
@@ -68,7 +72,8 @@ struct Chunks {
   int64_t sum, most;
 };
 
-// The first tile has no halo, but a longer first interval; the last one may be narrower; those between are equal.
+// The first tile has no halo, but a longer first interval; the last one may be narrower; those between are equal. But if
+// the halo of the second is all of the first, that has the longer interval too.
 inline Chunks count_chunks(const Axis& x, const LaunchConfig& c) {
   const auto chunks = [&](int64_t columns) { return std::max<int64_t>(1, ceil_div(columns, c.columns)); };
   const int64_t first = chunks(x.first(c.tile_x));
@@ -76,7 +81,8 @@ inline Chunks count_chunks(const Axis& x, const LaunchConfig& c) {
   const int64_t last = chunks(x.labels - x.first(int64_t(c.tiles_x - 1) * c.tile_x - c.halo_x));
   if (c.tiles_x == 2) return {first + last, std::max(first, last)};
   const int64_t inner = chunks(x.mul > 0 ? ceil_div((c.tile_x + c.halo_x) * x.den, x.mul) : x.labels);
-  return {first + (c.tiles_x - 2) * inner + last, std::max({first, inner, last})};
+  const int64_t second = c.tile_x > c.halo_x ? inner : chunks(x.first(2 * c.tile_x));
+  return {first + second + (c.tiles_x - 3) * inner + last, std::max({first, second, inner, last})};
 }
 
 // Lays out shared memory: see walk.cuh.
@@ -91,14 +97,19 @@ void lay_out(LaunchConfig& c, bool grad) {
   c.smem = c.start_at * sizeof(T) + (grad ? c.staged + 1 : 0) * sizeof(int);
 }
 
+inline void add_form(LaunchConfig& c, const FormTraits& form) {
+  if (form.smem == nullptr) return;
+  c.form_at = static_cast<int>(ceil_div(c.smem, 16) * 16);
+  c.smem = c.form_at + form.smem(c);
+}
+
 }  // namespace detail
 
-// The geometry of the tile walk. `sizes`: the register tiles that kernels were compiled for.
-template <typename T>
-LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count, bool coupled,
-                                const DeviceLimits& device) {
+// The geometry of the tile walk. T: the type of arithmetic.
+template <typename T, typename Params>
+LaunchConfig make_launch_config(const Params& p, const FormTraits& form, const DeviceLimits& device) {
   LaunchConfig config{};
-  detail::choose_classes(config, sizes, count, p.classes, coupled);
+  detail::choose_classes(config, form.sizes, form.count, p.classes, form.coupled);
   if (p.batch * p.y.cells * p.x.cells == 0) return config;
   const bool grad = static_cast<bool>(p.grad);
   config.columns = kThreads / config.groups;
@@ -131,9 +142,10 @@ LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count,
       t.chunked = chunks.most > 1 || p.x.mul > p.x.den;
       t.blocks = images * t.tiles_y * t.tiles_x;
       detail::lay_out<T>(t, grad);
+      detail::add_form(t, form);
       if (t.smem > std::min(kSmem, device.smem)) continue;
       const int64_t resident =
-          std::clamp<int64_t>(2 * kSmem / std::max<int64_t>(t.smem, 1), 1, resident_blocks<T>(t.kt, grad));
+          std::clamp<int64_t>(2 * kSmem / std::max<int64_t>(t.smem, 1), 1, form.resident(t.kt, grad));
       const int64_t waves = ceil_div(t.blocks, resident * device.multiprocessors);
       const int64_t time = (rows + t.halo_y) * (2 * interval + (grad ? 4 : 3)) + 8;
       const int64_t longest = chunks.most * t.tiles_x;
@@ -148,4 +160,4 @@ LaunchConfig make_launch_config(const Params<T>& p, const int* sizes, int count,
   return best;
 }
 
-}  // namespace metricseg::focal
+}  // namespace metricseg::resized

@@ -1,4 +1,4 @@
-// Tile walk that the softmax and the sigmoid form share. A block owns a tile of low-resolution cells (tile_y x tile_x
+// Tile walk of the forms of the families (focal, region). A block owns a tile of low-resolution cells (tile_y x tile_x
 // of one image, `span` classes) and walks down the label rows that reach into it, a chunk of label columns at a time. A
 // thread belongs to one label column and holds KT of its classes in registers: the two cell rows around the current
 // label row, interpolated horizontally (z0, z1), and the gradient that they receive (g0, g1). Nothing of label size is
@@ -10,11 +10,11 @@
 #include <limits>
 #include <type_traits>
 
-#include "../common/cuda/reduce.cuh"
-#include "../common/cuda/sweep.cuh"
+#include "../../common/cuda/reduce.cuh"
+#include "../../common/cuda/sweep.cuh"
 #include "tile.cuh"
 
-namespace metricseg::focal {
+namespace metricseg::resized {
 
 // A label row as a thread sees it.
 template <typename T>
@@ -95,23 +95,23 @@ __device__ __forceinline__ void tabulate(const Smem<T>& smem, const LaunchConfig
 
 // Logit of classes past the last: -inf, which changes neither maxima nor sums, or a finite substitute if a factor may
 // be 0.
-template <typename T>
-__device__ __forceinline__ T padding(const CudaParams<T>& p) {
+template <typename T, typename Params>
+__device__ __forceinline__ T padding(const Params& p) {
   return p.x.identity() && p.y.identity() ? -std::numeric_limits<T>::infinity() : T(-1e38);
 }
 
-template <typename T>
-__device__ __forceinline__ void pad_cells(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+template <typename T, typename Params>
+__device__ __forceinline__ void pad_cells(const Smem<T>& smem, const Params& p, const LaunchConfig& config,
                                           const Tile& tile) {
   const int classes = min(p.classes - tile.class0, config.span);
-  const T past = padding(p);
+  const T past = padding<T>(p);
   block_sweep(config.span - classes, config.staged, true,
               [&](int k, int c) { smem.cells()[c * config.stride + classes + k] = past; });
 }
 
 // cells[c, k] = logits of cell row y
-template <typename T>
-__device__ __forceinline__ void stage_cells(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+template <typename T, typename Params>
+__device__ __forceinline__ void stage_cells(const Smem<T>& smem, const Params& p, const LaunchConfig& config,
                                             const Tile& tile, const Chunk& chunk, int64_t y) {
   const int64_t origin = p.input.offset(tile.image, tile.class0, y, chunk.cell0);
   const int classes = min(p.classes - tile.class0, config.span);
@@ -156,8 +156,8 @@ __device__ __forceinline__ void stage_gradient(const Smem<T>& smem, const Launch
 }
 
 // grad[c] = sum over the columns x of interval c of (1 - f_x) g_x, plus over those of interval c - 1 of f_x g_x
-template <typename T>
-__device__ __forceinline__ void fold_row(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+template <typename T, typename Params>
+__device__ __forceinline__ void fold_row(const Smem<T>& smem, const Params& p, const LaunchConfig& config,
                                          const Tile& tile, const Chunk& chunk, int row) {
   const int stop = min(tile.x1, chunk.complete + 2);
   const int64_t origin = p.grad.offset(tile.image, tile.class0, tile.y0 + row, 0);
@@ -206,12 +206,12 @@ __device__ __forceinline__ void fold_row(const Smem<T>& smem, const CudaParams<T
 }
 
 // If label columns are cells and contiguous in memory, threads read and write them without shared memory.
-template <typename T, int KT>
-__device__ __forceinline__ void load_row(const CudaParams<T>& p, const Tile& tile, const Fragment<T>& fragment,
-                                         int64_t y, T (&z)[KT]) {
+template <typename T, int KT, typename Params>
+__device__ __forceinline__ void load_row(const Params& p, const Tile& tile, const Fragment<T>& fragment, int64_t y,
+                                         T (&z)[KT]) {
   const int classes = p.classes - fragment.class0;
   const int64_t at = p.input.offset(tile.image, min(fragment.class0, p.classes - 1), y, fragment.x);
-  const T past = padding(p);
+  const T past = padding<T>(p);
   with_storage<T>(p.input, [&](auto* input) {
     std::remove_pointer_t<decltype(input)> values[KT];
     input += at;
@@ -225,9 +225,9 @@ __device__ __forceinline__ void load_row(const CudaParams<T>& p, const Tile& til
   });
 }
 
-template <typename T, int KT>
-__device__ __forceinline__ void store_row(const CudaParams<T>& p, const Tile& tile, const Fragment<T>& fragment,
-                                          int64_t y, const T (&g)[KT]) {
+template <typename T, int KT, typename Params>
+__device__ __forceinline__ void store_row(const Params& p, const Tile& tile, const Fragment<T>& fragment, int64_t y,
+                                          const T (&g)[KT]) {
   const int classes = fragment.active ? p.classes - fragment.class0 : 0;
   const int64_t at = p.grad.offset(tile.image, fragment.class0, y, fragment.x);
   with_storage<T>(p.grad, [&](auto* grad) {
@@ -240,8 +240,8 @@ __device__ __forceinline__ void store_row(const CudaParams<T>& p, const Tile& ti
 }
 
 // One chunk of columns, from the top of the tile to its bottom.
-template <typename T, int KT, bool Grad, typename Form>
-__device__ __forceinline__ void walk_rows(const Smem<T>& smem, const CudaParams<T>& p, const LaunchConfig& config,
+template <typename T, int KT, bool Grad, typename Params, typename Form>
+__device__ __forceinline__ void walk_rows(const Smem<T>& smem, const Params& p, const LaunchConfig& config,
                                           const Tile& tile, const Chunk& chunk, const Fragment<T>& fragment,
                                           Form& form) {
   T z0[KT], z1[KT] = {}, g0[KT], g1[KT] = {};
@@ -288,4 +288,29 @@ __device__ __forceinline__ void walk_rows(const Smem<T>& smem, const CudaParams<
   }
 }
 
-}  // namespace metricseg::focal
+// The tile of this block, chunk by chunk of its columns. The first barrier also publishes what the form has put into
+// shared memory.
+template <typename T, int KT, bool Grad, typename Params, typename Form>
+__device__ __forceinline__ void walk_tile(const Params& p, const LaunchConfig& config, Form& form) {
+  __shared__ Tile tile;
+  __shared__ Chunk chunk;
+  const Smem<T> smem{config};
+  if (threadIdx.x == 0) {
+    tile = tile_at(config, p.y, p.x, blockIdx.x);
+    chunk = first_chunk(config, p.x, tile);
+  }
+  __syncthreads();
+  if (!config.direct) pad_cells(smem, p, config, tile);
+  for (;;) {
+    const Fragment<T> fragment = fragment_at<T>(p, config, tile, chunk);
+    if (Grad && !config.direct) tabulate(smem, config, p.x, chunk);
+    walk_rows<T, KT, Grad>(smem, p, config, tile, chunk, fragment, form);
+    __syncthreads();
+    if (chunk.x1 == chunk.x_end) break;
+    __syncthreads();
+    if (threadIdx.x == 0) chunk = next_chunk(config, p.x, tile, chunk);
+    __syncthreads();
+  }
+}
+
+}  // namespace metricseg::resized

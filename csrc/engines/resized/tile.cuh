@@ -2,30 +2,10 @@
 // to label row. All coordinates are exact integers.
 #pragma once
 
-#include "../common/macros.h"
+#include "../../common/macros.h"
 #include "launch_config.h"
 
-namespace metricseg::focal {
-
-// Coefficients of the gradient of a pixel, for the second kernel of a call that takes two.
-//   dl/dz_k = scale exp(z_k - max) - [k = t] scale rest + smooth (ratio exp(z_k - max) - w_k)
-// with rest the sum of exp(z_k - max) over k != t, and ratio = W / sum.
-template <typename T>
-struct PixelCoefs {
-  T max, rest, scale, smooth, ratio;
-};
-
-template <typename T>
-struct CudaParams : Params<T> {
-  Partial* partial = nullptr;            // [blocks] or null
-  PixelCoefs<T>* pixel_coefs = nullptr;  // [B, H, W] or null
-
-  METRICSEG_HD T* loss_map() const { return this->loss.template as<T>(); }
-  METRICSEG_HD int32_t* argmax_map() const { return this->argmax.template as<int32_t>(); }
-  METRICSEG_HD T grad_loss_at(int64_t image, int64_t k, int64_t y, int64_t x) const {
-    return this->grad_loss ? this->grad_loss.template as<T>()[this->grad_loss.offset(image, k, y, x)] : T(1);
-  }
-};
+namespace metricseg::resized {
 
 // Tile and chunk are kept in shared memory, like all values common to a block: registers limit the walk.
 struct Tile {
@@ -102,8 +82,8 @@ struct Fragment {
   T fx;                  // weight of the right one in a blend; `fold_row` computes it anew
 };
 
-template <typename T>
-__device__ __forceinline__ Fragment<T> fragment_at(const CudaParams<T>& p, const LaunchConfig& config, const Tile& tile,
+template <typename T, typename Params>
+__device__ __forceinline__ Fragment<T> fragment_at(const Params& p, const LaunchConfig& config, const Tile& tile,
                                                    const Chunk& chunk) {
   const Axis& axis = p.x;
   Fragment<T> fragment{};
@@ -145,4 +125,4 @@ struct RowStepper {
   }
 };
 
-}  // namespace metricseg::focal
+}  // namespace metricseg::resized
