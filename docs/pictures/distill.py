@@ -1,4 +1,4 @@
-"""Divergences of a student that sharpens or flattens a teacher's probabilities, and their gradient."""
+"""Divergences of a student from a teacher of two classes, and their gradients."""
 
 import torch
 from matplotlib.figure import Figure
@@ -8,8 +8,8 @@ from pictures import panels
 
 CAPTION = (
     "A teacher whose classes have the logits 0 and 4, and a student with 0 and x: distillation_loss of one pixel, and "
-    "its gradient at x. KL is steep where the student misses what the teacher holds likely, reverse KL where it holds "
-    "likely what the teacher does not. The Jensen-Shannon divergence is at most log 2."
+    "its gradient at x. Where the student misses the teacher's class, the gradient of KL stays near -1. Those of "
+    "reverse KL and of the Jensen-Shannon divergence vanish there, and the latter is at most log 2."
 )
 KINDS = {"KL": "kl", "reverse KL": "reverse_kl", "Jensen-Shannon": "js"}
 

@@ -59,11 +59,11 @@ def distillation_loss(
 
     Returns:
         The loss in float32 (float64 for float64 input). Gradients have the dtype and memory format of their map.
-        No valid pixel, or no pixel at all: 0, with a zero gradient. One class: 0. Equal maps on a CPU: exactly 0. What
-        the maps hold at an ignored pixel has no effect. A class of logit -inf in both maps has no share; where only
-        student ("kl") or teacher ("reverse_kl") has it, the loss is inf. A NaN, an inf, or -inf for all classes makes
-        the loss NaN. An infinite logit that is interpolated counts as in F.interpolate, which makes NaN of inf and a
-        weight of 0.
+        No valid pixel, or no pixel at all: 0, with a zero gradient. One class: 0. Equal maps: 0 to rounding. What the
+        interpolated maps hold at an ignored pixel has no effect. A class of logit -inf in both maps has no share. If
+        only the student ("kl") or the teacher ("reverse_kl") has it, the loss is inf; the gradient of "kl" is still
+        T (p - q), that of "reverse_kl" is not finite. A NaN, an inf, or -inf for all classes makes the loss NaN. An
+        infinite logit that is interpolated counts as in F.interpolate, which makes NaN of inf and a weight of 0.
 
     Raises:
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or range, named with its value: a
