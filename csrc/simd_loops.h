@@ -3,6 +3,7 @@
 
 #include "centers/cpu_loops.h"
 #include "contrast/cpu_epilogues.h"
+#include "distill/cpu_loops.h"
 #include "engines/row_pairs/product_loops.h"
 #include "focal/cpu_loss.h"
 #include "predict/cpu_loops.h"

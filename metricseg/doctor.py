@@ -126,8 +126,19 @@ def region(device: str, backend: str) -> list[Tensor]:
     return _graded(losses, logits)
 
 
+def distill(device: str, backend: str) -> list[Tensor]:
+    """The three divergences, of maps of two resolutions."""
+    student, teacher, target = _numbers(device, 2, 5, 6, 8), _numbers(device, 2, 5, 4, 5), _classes(device, 2, 24, 32)
+    losses = [
+        mk.distillation_loss(student, teacher, target, kind=kind, temperature=2.0, ignore_index=0, backend=backend)
+        for kind in ("kl", "reverse_kl", "js")
+    ]
+    return _graded(losses, student, teacher)
+
+
 TESTS: dict[str, Call] = {
-    test.__name__: test for test in (anchors, centers, contrast, focal, predict, refine, region, retrieval, segments)
+    test.__name__: test
+    for test in (anchors, centers, contrast, distill, focal, predict, refine, region, retrieval, segments)
 }
 
 

@@ -4,6 +4,7 @@ from .anchors import Anchors, gather_pixels, sample_anchors
 from .centers import center_pull, center_push, center_similarity, class_centers
 from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_contrast_loss
 from .contrast.prototypes import prototype_nca_loss
+from .distill import distillation_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
 from .predict import confusion_matrix, predict_labels
 from .refine import refine_upsample
@@ -26,6 +27,7 @@ __all__ = [
     "confusion_matrix",
     "cross_entropy",
     "cross_entropy_dice",
+    "distillation_loss",
     "focal_dice",
     "focal_loss",
     "gather_pixels",

@@ -9,6 +9,8 @@ Those of logits [B, K, h, w] against labels [B, H, W] follow what training code 
 
 `metricseg.integrations` makes the models of such code bases return low-resolution logits.
 
+`DistillationLoss` takes `loss(student_logits, teacher_logits, labels)`.
+
 Those of pixel embeddings [B, D, h, w] take ContrastiveSeg's call, `loss(embeddings, labels, predictions)`, except
 SegSort's, `loss(embeddings, labels)`. Those of embeddings [N, D] take pytorch-metric-learning's,
 `loss(embeddings, labels, None, ref_emb, ref_labels)`.
@@ -23,6 +25,7 @@ from metricseg.losses.classification import (
     SigmoidFocalLoss,
 )
 from metricseg.losses.composite import Terms
+from metricseg.losses.distillation import DistillationLoss
 from metricseg.losses.embedding import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel_contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel_memory import PixelMemory
@@ -36,6 +39,7 @@ __all__ = [
     "CrossEntropyLoss",
     "DiceCELoss",
     "DiceLoss",
+    "DistillationLoss",
     "FocalLoss",
     "JaccardLoss",
     "MarginContrastLoss",

@@ -78,6 +78,13 @@ FAMILIES = {
         },
         gpu_seconds=(91, 60),
     ),
+    "distill": Family(
+        cpu=("cpu", "reference"),
+        cuda=("reference",),
+        evidence="benchmarks/results/cpu/distill.json. On CUDA there are no kernels yet.",
+        kernels={"distill_kernel": 10},
+        gpu_seconds=(3, 3),
+    ),
     "predict": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),

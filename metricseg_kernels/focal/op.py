@@ -12,16 +12,15 @@ gradient, forward returns that of the sum, and backward multiplies it by grad_lo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core import backends, checks
-from ..core.gradient import empty_gradient, scale_gradient
+from ..core.gradient import empty_gradient
 from ..core.labels import labels_in_range
-from ..core.library import define_kernel, define_op, ops
+from ..core.library import define_kernel, define_op
+from ..engines.resized.autograd import loss_autograd
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
 
@@ -49,39 +48,6 @@ def check_labels(totals: Tensor, input: Tensor, ignore_index: int) -> None:
     if checks.validates(input.device):
         _, _, _, bad, example = totals.tolist()
         labels_in_range(bad, example, input.shape[1], ignore_index)
-
-
-def _autograd(
-    name: str, tensors: int, divides: bool = False
-) -> tuple[Callable[..., None], Callable[..., tuple[Any, ...]]]:
-    """setup_context and backward of a forward op, by the op `name`.
-
-    The forward op takes `tensors` tensors and four scalars, which `name` takes too, then reduce, with_grad, and at last
-    the backend; it returns the loss first and the gradient last. divides: the argument before the backend says what the
-    loss is divided by, if by anything, and the result before the gradient is the divisor.
-    """
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        scalars, ctx.fused = inputs[tensors : tensors + 4], inputs[tensors + 5]
-        ctx.set_materialize_grads(False)  # else backward gets zeros of the size of the saved gradient
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.divides = divides and inputs[-2] != ""
-        divisor = output[-2:-1] if ctx.divides else ()
-        ctx.save_for_backward(*(output[-1:] if ctx.fused else inputs[:tensors]), *divisor)
-        ctx.scalars = (*scalars, inputs[-1])
-        ctx.inputs = len(inputs)
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        grad, saved = None, list(ctx.saved_tensors)
-        if grad_loss is not None and ctx.divides:
-            grad_loss = grad_loss / saved.pop()
-        if grad_loss is not None and ctx.fused:
-            grad = scale_gradient(saved[0], grad_loss)
-        elif grad_loss is not None:
-            grad = getattr(ops, name)(grad_loss, *saved, *ctx.scalars)
-        return grad, *(None,) * (ctx.inputs - 1)
-
-    return setup_context, backward
 
 
 # --- focal ---------------------------------------------------------------------------------------------------------
@@ -148,7 +114,7 @@ define_op(
     "str divide_by, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _focal_fwd,
     lambda input, target, *rest: _focal_outputs(input, target, *rest[-5:-1]),
-    *_autograd("focal_bwd", tensors=4, divides=True),
+    *loss_autograd("focal_bwd", tensors=4, divides=True),
 )
 define_op(
     "focal_bwd(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? keep_above, float gamma, "
@@ -209,7 +175,7 @@ define_op(
     "bool align_corners, bool reduce, bool with_grad, str backend) -> (Tensor, Tensor, Tensor)",
     _sigmoid_forward,
     lambda input, target, *rest: _sigmoid_outputs(input, target, *rest[-3:-1]),
-    *_autograd("sigmoid_focal_bwd", tensors=2),
+    *loss_autograd("sigmoid_focal_bwd", tensors=2),
 )
 define_op(
     "sigmoid_focal_bwd(Tensor grad_loss, Tensor input, Tensor target, float gamma, float alpha, int ignore_index, "

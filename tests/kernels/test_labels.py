@@ -74,6 +74,10 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
         ),
     ),
     "dice": ("region", lambda t, k, i, b: DiceLoss(ignore_index=i, backend=b)(features(t, k), t)),
+    "distill": (
+        "distill",
+        lambda t, k, i, b: mk.distillation_loss(features(t, k), features(t, k) ** 2, t, ignore_index=i, backend=b),
+    ),
     "pixel_contrast": (
         "",
         lambda t, k, i, b: PixelContrastLoss(sampling="all", num_classes=k, ignore_index=i)(features(t), t),

@@ -15,6 +15,7 @@ from metricseg.losses import (
     CrossEntropyLoss,
     DiceCELoss,
     DiceLoss,
+    DistillationLoss,
     FocalLoss,
     JaccardLoss,
     OhemCrossEntropyLoss,
@@ -225,6 +226,29 @@ def test_losses_of_regions_call_their_kernel(batch):
         DiceCELoss(gather="all", per_image=True)
 
 
+def test_distillation_calls_its_kernel(batch):
+    """Every argument arrives."""
+    logits, labels = batch
+    teacher = torch.randn(2, K, 3, 4, generator=torch.Generator().manual_seed(1))
+    options = {"temperature": 2.0, "kind": "js", "ignore_index": 1, "reduction": "sum", "align_corners": True}
+    found = build_loss({"name": "distillation", **options, "loss_weight": 3.0})(logits, teacher, labels)
+    expected = kernels.distillation_loss(logits, teacher, labels, **options)
+    default = DistillationLoss()(logits, teacher, labels)
+    assert found == 3 * expected != 3 * default and default == kernels.distillation_loss(logits, teacher, labels)
+    p, q = (F.interpolate(x, labels.shape[-2:], mode="bilinear").log_softmax(1) for x in (logits, teacher))
+    pixels = F.kl_div(p, q, reduction="none", log_target=True).sum(1)
+    torch.testing.assert_close(default, pixels[labels != 255].mean())
+    size = DistillationLoss(reduction="none")(logits, teacher, tuple(labels.shape[-2:]))
+    torch.testing.assert_close(size, pixels)
+    default.backward()
+    assert logits.grad.isfinite().all() and logits.grad.any()
+    for wrong, words in (({"temperature": 0}, "temperature is 0; it takes a finite number > 0"),
+                         ({"kind": "mse"}, "kind is 'mse'; it takes \"kl\""),
+                         ({"reduction": "batchmean"}, "reduction is 'batchmean'; it takes \"mean\"")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            DistillationLoss(**wrong)
+
+
 def test_pixel_weights_and_avg_factor(batch):
     logits, labels = batch
     weight = torch.rand(labels.shape)
@@ -264,7 +288,10 @@ def test_class_weights_move_and_are_not_saved():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ("lovasz", "there are contrastive, cross_entropy, dice, dice_ce, focal, jaccard, margin_contrast, "),
+        (
+            "lovasz",
+            "there are contrastive, cross_entropy, dice, dice_ce, distillation, focal, jaccard, margin_contrast, ",
+        ),
         ({"name": "focal", "gama": 2.0}, "gama"),
         ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
         ({"name": "focal", "class_weight": [1.0, float("nan")]}, "class_weight"),

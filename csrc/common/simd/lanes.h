@@ -128,6 +128,19 @@ METRICSEG_HD Lanes<T> permute(Lanes<T> a, typename Lanes<T>::Bits index) {
 #endif
 }
 
+// Lane i of the result is lane index[i] of a and b together, of which b has the lanes from `count` on.
+template <typename T>
+METRICSEG_HD Lanes<T> permute(Lanes<T> a, Lanes<T> b, typename Lanes<T>::Bits index) {
+#if defined(__clang__)
+  constexpr int n = Lanes<T>::count;
+  Lanes<T> r;
+  for (int i = 0; i < n; ++i) r.v[i] = index[i] < n ? a.v[index[i]] : b.v[index[i] - n];
+  return r;
+#else
+  return Lanes<T>(__builtin_shuffle(a.v, b.v, index));
+#endif
+}
+
 template <typename T>
 METRICSEG_HD T sum_of(Lanes<T> x) {
   if constexpr (Lanes<T>::count > 8) x = x + shift<8>(x);

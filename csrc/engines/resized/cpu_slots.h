@@ -69,10 +69,11 @@ void collapse(Walked& params, std::initializer_list<Map> maps) {
   params.y.cells = params.y.labels = 1;
 }
 
-// Fixes the axes of a walk; maps: all that it reads or writes. The table is the memory of params.slots.
+// Fixes the axes of a walk; maps: all that it reads or writes, none to leave images two-dimensional. The table is the
+// memory of params.slots.
 template <typename T, typename Walked>
 SlotTable<T> prepare(Walked& params, int64_t lanes, bool align_corners, std::initializer_list<Map> maps) {
-  collapse(params, maps);
+  if (maps.size() > 0) collapse(params, maps);
   params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
   params.y = Axis::make(params.y.cells, params.y.labels, align_corners);
   SlotTable<T> table(params.identity() ? Axis{} : params.x, lanes);

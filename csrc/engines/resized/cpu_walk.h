@@ -7,6 +7,7 @@
 // order of summation. Memory traffic and derivation: docs/kernels/focal.md.
 #pragma once
 
+#include "cpu_blend.h"
 #include "cpu_pixels.h"
 
 namespace metricseg::resized {
@@ -141,45 +142,13 @@ class Interpolated {
         }
       }
       for (int64_t s = slot; s < end; ++s) {
-        blend<R>(s, blend_rows, lower, block.vectors, z + (s - slot) * R * N, loss.max + (s - slot) * R * N);
+        const SlotColumn<T> column(params.slots, s);
+        const int64_t cell = kMaxLanes + column.first, at = (s - slot) * R * N;
+        blend<R>(column, top + cell, bottom + cell, K, stride, blend_rows, lower, block.vectors, z + at, loss.max + at);
       }
       loss.run(block, z);
       if (params.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
     }
-  }
-
-  // z_k of the pixels of one slot in R label rows, and their maximum over k.
-  template <int R>
-  void blend(int64_t slot, bool blend_rows, const T* lower, int P, T* out, T* max_out) const {
-    const V one(T(1)), side = V::load(params.slots.neighbor + slot * N);
-    const V place = V::load(params.slots.right + slot * N), zero(T(0));
-    const Mask<T> right = place > zero, used = place >= zero;
-    const bool blend_columns = params.slots.blend;
-    V fraction[R], rest[R], m[R];
-    for (int r = 0; r < R; ++r) {
-      fraction[r] = V(lower[r]);
-      rest[r] = one - fraction[r];
-      m[r] = V(-std::numeric_limits<T>::infinity());
-    }
-    const T* a = top + kMaxLanes + params.slots.column[slot];
-    const T* b = bottom + kMaxLanes + params.slots.column[slot];
-    for (int64_t k = 0; k < K; ++k, a += stride, b += stride, out += P * N) {
-      V upper = V::load(a), under = V::load(b);
-      if (blend_columns) {
-        // (1 - f) c + f n, as F.interpolate has it: n - c could be inf - inf, or overflow. Idle lanes hold 0: the
-        // gradient of a NaN in them would reach their cells.
-        upper = (one - side) * upper + side * select(right, V::load(a + 1), V::load(a - 1));
-        under = (one - side) * under + side * select(right, V::load(b + 1), V::load(b - 1));
-        upper = select(used, upper, zero);
-        under = select(used, under, zero);
-      }
-      for (int r = 0; r < R; ++r) {
-        const V value = blend_rows ? rest[r] * upper + fraction[r] * under : upper;
-        value.store(out + r * N);
-        m[r] = max(value, m[r]);
-      }
-    }
-    for (int r = 0; r < R; ++r) m[r].store(max_out + r * N);
   }
 
   // Adds the gradient of slots [begin, end) in R label rows to the two rows of cells.

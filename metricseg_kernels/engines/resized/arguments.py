@@ -12,9 +12,9 @@ def drop_channel(target: Tensor) -> Tensor:
     return target[:, 0] if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 else target
 
 
-def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
+def check_pair(input: Tensor, target: Tensor, dense: bool, name: str = "input") -> None:
     """Raise for logits [B, K, h, w] and labels [B, H, W], or a dense target [B, K, H, W], that don't go together."""
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    checks.tensor(name, input, 4, checks.FLOATS, "[B, K, h, w]")
     if dense:
         checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
         if target.requires_grad:
@@ -26,13 +26,15 @@ def check_pair(input: Tensor, target: Tensor, dense: bool) -> None:
                 "write target.argmax(1)"
             )
         checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
-    checks.same_device("target", target, "input", input)
+    checks.same_device("target", target, name, input)
     if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
-        raise ValueError(f"target {tuple(target.shape)} and input {tuple(input.shape)} differ in batch size or classes")
+        raise ValueError(
+            f"target {tuple(target.shape)} and {name} {tuple(input.shape)} differ in batch size or classes"
+        )
     if input.shape[1] == 0:
-        raise ValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
+        raise ValueError(f"{name} must have at least one class, got shape {tuple(input.shape)}")
     if target.numel() > 0 and input.numel() == 0:
-        raise ValueError(f"input {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
+        raise ValueError(f"{name} {tuple(input.shape)} is empty while target {tuple(target.shape)} is not")
 
 
 def check_class_weight(weight: Tensor | None, input: Tensor) -> None:
