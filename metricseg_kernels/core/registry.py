@@ -103,8 +103,8 @@ FAMILIES = {
     "region": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),
-        evidence="benchmarks/results/cpu/region.json. On CUDA not measured yet: the order is that of focal, whose walks "
-        "it shares.",
+        evidence="benchmarks/results/cpu/region.json. On CUDA not measured yet: the order is that of focal, whose "
+        "walks it shares.",
         kernels={"region_fwd_kernel": 1, "region_bwd_kernel": 3},
         gpu_seconds=(20, 30),  # estimated
     ),
