@@ -88,8 +88,8 @@ FAMILIES = {
     "predict": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),
-        evidence="benchmarks/results/cpu/predict.json; h200/predict.json: cuda takes 0.62 to 0.78 of triton's time, "
-        "but with 19 classes of one map 1.2 to 1.6 times as long.",
+        evidence="benchmarks/results/cpu/predict.json; h200/predict.json: cuda takes 0.20 to 0.84 of triton's time on "
+        "the device, but of noise in one map 1.0 to 1.3 of it.",
         kernels={"predict_kernel": 1, "confusion_kernel": 3},
         gpu_seconds=(12, 30),
     ),
@@ -103,8 +103,8 @@ FAMILIES = {
     "region": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),
-        evidence="benchmarks/results/cpu/region.json. On CUDA not measured yet: the order is that of focal, whose "
-        "walks it shares.",
+        evidence="benchmarks/results/cpu/region.json; h200/region.json: with 150 classes cuda takes 0.50 to 0.69 of "
+        "triton's time on the device, with 19 classes 1.0 to 1.3.",
         kernels={"region_fwd_kernel": 1, "region_bwd_kernel": 3},
         gpu_seconds=(20, 30),  # estimated
     ),

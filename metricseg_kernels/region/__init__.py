@@ -7,6 +7,7 @@ probabilities and their sums happen inside the kernel: no [B, K, H, W] tensor ex
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def region_loss(
         align_corners: as in torch.nn.functional.interpolate.
         all_reduce: applied to the vector of all sums, [n] float64, before the formulas; for example a sum over
             processes, with its gradient. Not with per_image.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         The loss, 0-d, in float32 (float64 for float64 input). No valid pixel: 0, with a zero gradient. The gradient has
@@ -120,8 +121,8 @@ def region_loss(
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, activation, all_reduce)
     weight = _cast(weight, input)
     inputs = op.Inputs(input, target, None, 0.0, 0.0, ignored, align_corners, activation == "softmax", False)
-    sums, _, valid = _sums(inputs, per_image, all_reduce, backend)
-    return formulas.region_loss(sums, valid, weight, inputs.softmax, formula).to(checks.accumulator(input.dtype))
+    found = _sums(inputs, per_image, all_reduce, backend)
+    return found.result(formulas.region_loss(found.sums, found.valid, weight, inputs.softmax, formula), input)
 
 
 def cross_entropy_dice(
@@ -215,16 +216,28 @@ def _pixels_and_dice(
         raise ValueError(f"target must be labels [B, H, W] for a loss of pixels, got shape {tuple(target.shape)}")
     weight = _cast(weight, input)
     inputs = op.Inputs(input, target, weight, float(gamma), float(label_smoothing), ignored, align_corners, True, True)
-    sums, loss, valid = _sums(inputs, per_image, all_reduce, backend)
-    pixel = formulas.pixel_mean(loss, sums, weight if weighs_pixels else None)
-    dice = formulas.region_loss(sums, valid, weight, True, formula)
-    return (lambda_pixel * pixel + lambda_dice * dice).to(checks.accumulator(input.dtype))
+    found = _sums(inputs, per_image, all_reduce, backend)
+    pixel = formulas.pixel_mean(found.loss, found.sums, weight if weighs_pixels else None)
+    dice = formulas.region_loss(found.sums, found.valid, weight, True, formula)
+    if lambda_pixel != 1:
+        pixel = lambda_pixel * pixel
+    return found.result(torch.add(pixel, dice, alpha=lambda_dice), input)
 
 
-def _sums(
-    inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(sums [S, K, 3], pixel loss [], valid pixels [S]) from the backend that takes the call; NaN for bad labels."""
+class _Sums(NamedTuple):
+    sums: Tensor  # [S, K, 3] float64
+    loss: Tensor  # [] of the pixels
+    valid: Tensor  # [S] pixels
+    bad: Tensor | None  # [] labels out of range; None where they have raised an error
+
+    def result(self, loss: Tensor, input: Tensor) -> Tensor:
+        """The loss in the accumulator dtype of the input; NaN if there are bad labels."""
+        loss = loss if self.bad is None else torch.where(self.bad > 0, torch.nan, loss)
+        return loss.to(checks.accumulator(input.dtype))
+
+
+def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend: str | None) -> _Sums:
+    """From the backend that takes the call."""
     name = choose("region", inputs.input.device, inputs.input.dtype, backend)
     if name == "reference":
         sums, loss, totals = reference.region_sums(inputs, per_image)
@@ -232,13 +245,12 @@ def _sums(
             op.check_labels(totals, inputs)
     else:
         sums, loss, totals = ops.region_fwd(*inputs, per_image, name)
-    valid, bad = totals[:, 0], totals[:, 1].sum()
-    if all_reduce is not None:
-        everything = all_reduce(torch.cat([sums.flatten(), loss[None], valid, bad[None]]))
-        count = sums.numel()
-        sums, loss = everything[:count].view(sums.shape), everything[count]
-        valid, bad = everything[count + 1 : -1], everything[-1]
-    return torch.where(bad > 0, torch.nan, sums), torch.where(bad > 0, torch.nan, loss), valid
+    valid = totals[:, 0]
+    if all_reduce is None:
+        raised = name != "reference" and checks.validates(totals.device)
+        return _Sums(sums, loss, valid, None if raised else totals[:, 1].sum() if per_image else totals[0, 1])
+    everything = all_reduce(torch.cat([sums.flatten(), loss[None], totals[0, :2]]))
+    return _Sums(everything[:-3].view(sums.shape), everything[-3], everything[-2:-1], everything[-1])
 
 
 def _cast(weight: Tensor | None, input: Tensor) -> Tensor | None:

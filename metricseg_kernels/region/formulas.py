@@ -32,7 +32,8 @@ def scores(hits: Tensor, mass: Tensor, count: Tensor, formula: Formula) -> Tenso
     else:
         over = hits
         under = hits + formula.alpha * (mass - hits) + formula.beta * (count - hits)
-    over, under = over + formula.smooth, under + formula.smooth
+    if formula.smooth:  # of which `under` is no less
+        return (over + formula.smooth) / (under + formula.smooth)
     nothing = under == 0
     return torch.where(nothing, 1.0, over / torch.where(nothing, 1.0, under))
 
@@ -49,15 +50,17 @@ def class_losses(score: Tensor, formula: Formula) -> Tensor:
 def region_loss(sums: Tensor, valid: Tensor, weight: Tensor | None, softmax: bool, formula: Formula) -> Tensor:
     """The loss [] of sums [S, K, 3] with `valid` pixels [S]; 0 if there are none."""
     hits, mass, count = sums.unbind(-1)
-    present = ~(count <= 0)
+    present = ~(count <= 0) if formula.average == "present" else None
     if formula.label_smoothing:  # of y, of which I and Y are linear functions
         spread = formula.label_smoothing / (count.shape[1] if softmax else 2)
         hits = (1 - formula.label_smoothing) * hits + spread * mass
         count = (1 - formula.label_smoothing) * count + spread * valid[:, None]
     losses = class_losses(scores(hits, mass, count, formula), formula)
+    if weight is None and present is None and len(losses) == 1:  # each operator is a launch
+        return torch.where(valid > 0, losses.mean(1), 0.0).reshape(())
     share = torch.ones_like(losses) if weight is None else weight.double().expand_as(losses)
-    counted = present if formula.average == "present" else torch.ones_like(present)
-    share = torch.where(counted & (valid > 0)[:, None], share, 0.0)
+    counted = (valid > 0)[:, None]
+    share = torch.where(counted if present is None else counted & present, share, 0.0)
     total = share.sum(1)
     rows = (share * losses).sum(1) / torch.where(total > 0, total, 1.0)
     return rows.sum() / (total > 0).sum().clamp(min=1)
@@ -66,5 +69,7 @@ def region_loss(sums: Tensor, valid: Tensor, weight: Tensor | None, softmax: boo
 def pixel_mean(loss: Tensor, sums: Tensor, weight: Tensor | None) -> Tensor:
     """A summed pixel loss over the sum of its pixels' weights; 0 if that is 0."""
     count = sums[..., 2].detach()
-    total = (count if weight is None else count * weight.double()).sum()
+    if weight is None:
+        return loss / count.sum().clamp(min=1)
+    total = (count * weight.double()).sum()
     return loss / torch.where(total > 0, total, 1.0)
