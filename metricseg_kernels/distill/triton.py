@@ -36,7 +36,7 @@ class Call:
         rows, cols = (make_axis(input.shape[i], size[i], align_corners) for i in (-2, -1))
         self.axes = rows, cols
         of_other = [make_axis(other.shape[i], size[i], align_corners) for i in (-2, -1)]
-        self.blends = [axis.cells != axis.labels for axis in of_other]
+        self.blend_y, self.blend_x = (axis.cells != axis.labels for axis in of_other)
         self.wide = any(2 * axis.cells * axis.labels >= 2**30 for axis in of_other)
         self.other = Map(other, tuple(map(disguised, other.stride())), *(Axis(*map(disguised, a)) for a in of_other))
         self.sums = "whole" if self.fits() else "divergence" if KINDS[kind] == "js" else "statistics"
@@ -53,19 +53,18 @@ class Call:
             return ["whole"]
         return ["statistics", *([self.sums] if self.sums != "statistics" else []), *(["gradient"] if with_grad else [])]
 
-    def launch(self, phase: str, io: Tensors, numbers: Numbers) -> Tensor | None:
-        """Run one walk. Returns the sums of its programs, [programs, 2], if it makes them."""
-        shape = self.input.shape
+    def launch(self, phase: str, io: Tensors, numbers: Numbers, reduces: bool) -> Tensor | None:
+        """Run one walk. Returns the sums of its programs, [programs, 2], if they are wanted and it makes them."""
+        shape, partials = self.input.shape, None
         if phase not in ("whole", "gradient"):
             io = io._replace(grad=None)
+        tiles = make_tiles(self.limits(phase), shape[0], shape[1], *self.axes, io.grad is not None)
         if phase != self.sums:
             io = io._replace(loss=None)
-        tiles = make_tiles(self.limits(phase), shape[0], shape[1], *self.axes, io.grad is not None)
-        partials = None
-        if phase == self.sums:
+        elif reduces:
             partials = self.input.new_empty((tiles.programs * tiles.parts, 2), dtype=torch.float64)
-        form = Form(phase, self.kind, *self.blends, tl.int64 if self.wide else tl.int32)
-        io = io._replace(partials=partials)
+            io = io._replace(loss=None, partials=partials)
+        form = Form(phase, self.kind, self.blend_y, self.blend_x, tl.int64 if self.wide else tl.int32)
         launch_walk(io, EPILOGUE, form, SPANS[phase], tiles, self.axes, numbers, grad_loss=io.grad_loss)
         return partials
 
@@ -94,18 +93,14 @@ def distill_kernel(
     call = Call(input, other, (height, width), kind, align_corners)
     phases = call.phases(grad is not None)
     state: Any = None
-    if len(phases) > 1 or phases[0] == "statistics":
+    if phases != ["whole"]:
         pixels = (input.shape[0], height, width)
         state = tuple(input.new_empty(pixels, dtype=call.acc) for _ in range(6 if KINDS[kind] == "js" else 5))
     reduces = loss is not None and loss.ndim == 0
-    io = Tensors(
-        input, call.other, target, grad_loss=grad_loss, loss=None if reduces else loss, grad=grad, state=state
-    )
+    io = Tensors(input, call.other, target, grad_loss=grad_loss, loss=loss, grad=grad, state=state)
     numbers = Numbers(ignore_index, gamma=temperature)
-    partials = None
     with on_device_of(input):
         for phase in phases:
-            found = call.launch(phase, io, numbers)
-            partials = partials if found is None else found
-        if reduces and partials is not None:
-            sum_partials[(1,)](partials, partials.shape[0], loss, divisor, ROWS=SUMMED_ROWS, num_warps=4, **FUSED)
+            partials = call.launch(phase, io, numbers, reduces)
+            if partials is not None:
+                sum_partials[(1,)](partials, partials.shape[0], loss, divisor, ROWS=SUMMED_ROWS, num_warps=4, **FUSED)

@@ -1,7 +1,8 @@
-"""Epilogues of the distill family, for the walk of engines/resized/triton_kernels/walk.py, which goes over the own map.
+"""Epilogues of the distill family, for the walk of engines/resized/triton_kernels/walk.py over the own map.
 
-"whole": all classes of a label pixel at once. "statistics": chunk by chunk, with the state of a pixel in memory, and for
-"js" once more in "divergence"; from that "gradient" makes the gradient of any chunk. Derivation: docs/kernels/distill.md.
+"whole": all classes of a label pixel at once. "statistics": chunk by chunk, with the state of a pixel in memory, and
+for "js" once more in "divergence"; from that "gradient" makes the gradient of any chunk. Derivation:
+docs/kernels/distill.md.
 """
 
 from typing import Any, NamedTuple
@@ -94,9 +95,7 @@ def whole_row(io, params, z, ks, pixels, columns, totals, form, kind):
     valid = load_valid(io, params, pixels)
     z, y = load_both(io, z, ks, 0, pixels, columns, params, form, kind)
     low = tl.full(pixels.X.shape, float("-inf"), kind.ACC)
-    first, second, s, t, total = exponentials(
-        z, y, largest(z, low), largest(y, low), 1.0 / params.gamma, form.KIND
-    )
+    first, second, s, t, total = exponentials(z, y, largest(z, low), largest(y, low), 1.0 / params.gamma, form.KIND)
     every = total
     if form.KIND == JS:
         first, second, total, rest = shares(first, second, s, t)

@@ -39,9 +39,7 @@ def calls() -> Iterator[Call]:
         yield Call(name, partial(launch, **choice), may_spill=64 if choice["dtype"] == "fp64" else 0)
 
 
-def launch(
-    dtype: str, ratio: str, layout: str, classes: int, kind: int, labels: str | None, reduce: bool
-) -> None:
+def launch(dtype: str, ratio: str, layout: str, classes: int, kind: int, labels: str | None, reduce: bool) -> None:
     from metricseg_kernels.distill import triton as distill
 
     acc = torch.float64 if dtype == "fp64" else torch.float32
