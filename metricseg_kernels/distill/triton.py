@@ -1,4 +1,4 @@
-"""Launchers of the distill family's Triton kernels: one to three walks over the own map, and the sums of programs."""
+"""Launchers of the distill family's Triton kernels: one to three walks, and the sums of their programs."""
 
 from __future__ import annotations
 
