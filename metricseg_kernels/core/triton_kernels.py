@@ -8,6 +8,12 @@ LOG2E_REST = tl.constexpr(1.925963033500501e-08)  # that fp32 leaves of it
 
 
 @triton.jit
+def plain(number):
+    """An integer that the host sent as 4 n + 2, see `disguised` in triton.py."""
+    return number.to(tl.int64) >> 2
+
+
+@triton.jit
 def exp(x):
     """e^x; in fp32 by the one instruction that flushes subnormal results to 0."""
     if x.dtype == tl.float64:

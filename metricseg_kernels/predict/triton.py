@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..core.checks import accumulator
-from ..core.triton import FUSED, TYPES, cdiv, constant, on_device_of
+from ..core.triton import FUSED, TYPES, cdiv, constant, disguised, on_device_of
 from ..engines.resized.triton import class_sizes, make_axis
 from .op import Inputs
 from .triton_kernels import Kind, Map, Outputs, best_logit, best_probability
@@ -35,11 +35,6 @@ class Rows(NamedTuple):
     each: int  # R
     groups: int
     parts: int  # of an interval
-
-
-def disguised(number: int) -> int:
-    """4 n + 2, an integer in a tuple that Triton does not compile anew for: it would for a 1 or a multiple of 16."""
-    return 4 * number + 2
 
 
 def make_map(logits: Tensor, size: tuple[int, int], flipped: bool, share: float, align_corners: bool) -> Map:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..core.triton_kernels import divide, exp
+from ..core.triton_kernels import divide, exp, plain
 from ..engines.resized.triton_kernels.axes import Axis, blend, class_blocks, first_label, load_row
 
 NAN_CLASS = tl.constexpr(1 << 29)  # subtracted from the class of a NaN, which comes before all others
@@ -19,7 +19,7 @@ NO_CLASS = tl.constexpr(1 << 30)
 
 
 class Map(NamedTuple):
-    """Logits [B, K, h, w], read in place. Integers n are stored as 4 n + 2, see `disguised` in triton.py."""
+    """Logits [B, K, h, w], read in place. Integers are disguised, see `plain`."""
 
     data: Any
     b: Any  # strides
@@ -80,11 +80,6 @@ class Columns(NamedTuple):
     left: Any
     right: Any
     fx: Any  # share of the right cell
-
-
-@triton.jit
-def plain(number):
-    return number.to(tl.int64) >> 2
 
 
 @triton.jit

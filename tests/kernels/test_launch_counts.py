@@ -39,6 +39,10 @@ COUNTS = {
     "region": ((12, 2), (14, 1)),
     "region, 150 classes": ((12, 3), (14, 2)),
     "cross-entropy and Dice": ((16, 2), (14, 1)),
+    "distill": ((0, 2), (2, 0)),
+    "distill, 150 classes": ((0, 3), (2, 0)),
+    "distill, js, 150 classes": ((0, 4), (2, 0)),
+    "distill, map": ((0, 1), (0, 1)),
     "anchors": ((1, 4), None),
     "refine": ((0, 1), (1, 4)),
     "top-k": ((0, 2), None),
@@ -68,6 +72,7 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
     logits, many, features, centers = maps(19), maps(150), maps(256), rows(19).requires_grad_()
     target, cells, predicted, seed = classes(2, 128, 256), classes(2, 32, 64), classes(2, 32, 64), torch.tensor(1)
     offsets, neighbors = (torch.randn(2, k, 128, 256, generator=generator).requires_grad_() for k in (2, 9))
+    coarse = torch.randn(2, 19, 16, 32, generator=generator)
     contrast, learned = (
         mk.pixel_contrast_loss,
         [anchors, prototypes, logits, many, features, centers, offsets, neighbors],
@@ -94,6 +99,12 @@ def make_calls() -> tuple[list[Tensor], dict[str, Callable[[], Tensor | tuple[Te
             logits, target, weight=class_weights, backend="triton"
         ),
         "OHEM": lambda: mk.ohem_cross_entropy(logits, target, min_kept=1000, backend="triton"),
+        "distill": lambda: mk.distillation_loss(logits, coarse, target, backend="triton"),
+        "distill, 150 classes": lambda: mk.distillation_loss(many, many.detach(), target, backend="triton"),
+        "distill, js, 150 classes": lambda: mk.distillation_loss(
+            many, many.detach(), target, kind="js", backend="triton"
+        ),
+        "distill, map": lambda: mk.distillation_loss(logits, coarse, target, reduction="none", backend="triton"),
         "region": lambda: mk.region_loss(logits, target, backend="triton"),
         "region, 150 classes": lambda: mk.region_loss(many, target, backend="triton"),
         "cross-entropy and Dice": lambda: mk.cross_entropy_dice(logits, target, backend="triton"),

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from ...engines.resized.triton_kernels.axes import class_blocks
+from ...engines.resized.triton_kernels.sums import add_rows
 from ...engines.resized.triton_kernels.tiles import zero_blocks
 
 
@@ -58,20 +59,6 @@ def store_extras(p_extras, extras, k0):
     for i in tl.static_range(3):
         tl.store(p_extras + i, tl.sum(extras[i]).to(tl.float64), mask=k0 == 0)
     tl.store(p_extras + 3, tl.max(extras[3]), mask=k0 == 0)
-
-
-@triton.jit
-def add_rows(data, rows, width, column, known, ROWS: tl.constexpr):
-    """(sum, maximum) of data [rows, width] over its rows, for some columns."""
-    row = tl.arange(0, ROWS)[:, None]
-    total = tl.zeros((ROWS, column.shape[0]), tl.float64)
-    largest = tl.full((ROWS, column.shape[0]), float("-inf"), tl.float64)
-    for begin in range(0, rows, ROWS):
-        mask = (begin + row < rows) & known[None, :]
-        p_rows = data + tl.cast(begin + row, tl.int64) * width + column[None, :]
-        total += tl.load(p_rows, mask=mask, other=0.0)
-        largest = tl.maximum(largest, tl.load(p_rows, mask=mask, other=float("-inf")))
-    return tl.sum(total, 0), tl.max(largest, 0)
 
 
 @triton.jit(do_not_specialize=["rows", "extra_rows", "columns"])

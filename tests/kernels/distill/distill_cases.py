@@ -71,6 +71,17 @@ CASES = [
     Case("no-pixels", (4, 6), (3, 5), (0, 12)),
 ]
 NAMED = {c.id: c for c in CASES}
+# what runs in Triton's interpreter
+INTERPRETED = ("crossed", "empty-batch")
+INTERPRETED_TESTS = {
+    "test_distillation_loss", "test_margins_and_poison", "test_maxima_that_rise_from_chunk_to_chunk",
+    "test_numbers_of_a_call_cause_no_compilation",
+}  # fmt: skip
+# cases that run in other dtypes as well, if kernels are compiled
+IN_EVERY_DTYPE = {
+    "ade", "channels-last", "close", "crossed", "down", "hot", "huge", "identity", "many-classes", "one-cell", "primes",
+    "primes-aligned", "ratio-33", "same", "teacher-coarse",
+}  # fmt: skip
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 
 
