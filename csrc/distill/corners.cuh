@@ -18,15 +18,18 @@ struct Between {
   T share;
 };
 
+// near: the cell of a label close before, in which the search begins; out: that of this label.
 template <typename T>
-__device__ __forceinline__ Between<T> between(const Axis& axis, int cell, T share) {
-  const bool blends = !axis.identity() && cell + 1 < axis.cells;
-  return {cell, blends, blends ? share : T(0.5)};
-}
-
-template <typename T>
-__device__ __forceinline__ Between<T> between(const Axis& axis, int64_t label) {
-  return between(axis, static_cast<int>(axis.cell(label)), axis.fraction<T>(label));
+__device__ __forceinline__ Between<T> between(const Axis& axis, int64_t label, int& near) {
+  const int64_t numerator = axis.numerator(label);
+  int64_t rest = numerator - near * axis.den;
+  if (rest < 0 || rest >= 4 * axis.den) {
+    near = static_cast<int>(axis.cell(label));
+    rest = numerator - near * axis.den;
+  }
+  for (; rest >= axis.den; rest -= axis.den) ++near;
+  const bool blends = !axis.identity() && near + 1 < axis.cells;
+  return {near, blends, blends ? static_cast<T>(static_cast<int>(rest)) / static_cast<T>(axis.den) : T(0.5)};
 }
 
 template <typename T>

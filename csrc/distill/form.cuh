@@ -12,6 +12,7 @@ using namespace resized;
 
 template <typename T>
 struct CudaParams : Params<T> {
+  T inverse = 0;                   // 1 / temperature
   Partial* partial = nullptr;      // [blocks], or null
   PixelStats<T>* stats = nullptr;  // [B, H, W] of pixel_kernel, or null
 
@@ -27,48 +28,25 @@ struct CudaParams : Params<T> {
 // Blocks on a multiprocessor, so that the register tile fits: 128, 168 or 255 registers a thread.
 template <typename T>
 constexpr int resident_blocks(int kt, bool grad) {
-  return sizeof(T) == 8 || (grad && kt > 12) ? 2 : kt > 4 ? 3 : 4;
+  return sizeof(T) == 8 || (grad && kt > 12) ? 2 : kt > (grad ? 4 : 12) ? 3 : 4;
 }
 
 template <typename T, int KT, bool Grad>
 struct Form {
   const CudaParams<T>& p;
-  const T inverse;  // 1 / temperature
   double loss;
   int valid;
-  // where the other map is read: its rows by steps, and the cells of label column x
-  RowStepper<T> rows;
-  int next_y, x;
-  Between<T> column;
+  int other_y, other_x;  // the cell of the other map that was read last
 
   __device__ __forceinline__ explicit Form(const CudaParams<T>& params)
-      : p(params),
-        inverse(T(1) / params.temperature),
-        loss(0),
-        valid(0),
-        rows(params.other_y, 0),
-        next_y(-1),
-        x(-1),
-        column{} {}
+      : p(params), loss(0), valid(0), other_y(0), other_x(0) {}
 
   __device__ __forceinline__ int fetch(const Fragment<T>& fragment, int y, int y_end) const {
     return fragment.active && y < y_end ? p.label_at(fragment.label_offset + y * p.target.y) : kIgnored;
   }
 
-  __device__ __forceinline__ void seek(const Fragment<T>& fragment, int y) {
-    if (y == next_y) {
-      rows.step(p.other_y);
-    } else {
-      rows = RowStepper<T>(p.other_y, y);
-    }
-    next_y = y + 1;
-    if (x != fragment.x) column = between<T>(p.other_x, fragment.x);
-    x = fragment.x;
-  }
-
   __device__ __forceinline__ void row(int groups, const Fragment<T>& fragment, const LabelRow<T>& at, const T (&z0)[KT],
                                       const T (&z1)[KT], T (&g0)[KT], T (&g1)[KT]) {
-    seek(fragment, at.y);
     const bool ignored = __all_sync(kFullMask, at.label < 0), counts = at.owned && fragment.class0 == 0;
     const auto pixel = [&] { return (at.image * p.y.labels + opaque(at.y)) * p.x.labels + fragment.x; };
     if (ignored) {
@@ -76,8 +54,8 @@ struct Form {
       return;
     }
     T z[KT], y[KT];
-    load_classes(p.other, at.image, between(p.other_y, rows.cell, rows.fraction(p.other_y)), column, fragment.class0,
-                 p.classes, y);
+    load_classes(p.other, at.image, between<T>(p.other_y, at.y, other_y), between<T>(p.other_x, fragment.x, other_x),
+                 fragment.class0, p.classes, y);
     blend(p.y, z0, z1, at.fraction, z);
     PixelStats<T> stats{};
     T value = 0;
@@ -111,6 +89,7 @@ struct Form {
   template <Kind kind>
   __device__ __forceinline__ T terms(int groups, const Fragment<T>& fragment, const LabelRow<T>& at, int64_t pixel,
                                      PixelStats<T>& stats, T (&z)[KT], T (&y)[KT]) const {
+    const int left = opaque(p.classes - fragment.class0);  // so that no comparison is kept in a register
     const bool given = Grad && p.stats != nullptr;
     if (given) {
       if (at.label >= 0) stats = p.stats[pixel];
@@ -118,7 +97,7 @@ struct Form {
       stats.max = stats.other_max = -std::numeric_limits<T>::infinity();
 #pragma unroll
       for (int k = 0; k < KT; ++k) {
-        if (fragment.class0 + k < p.classes) stats.max = fmax(stats.max, z[k]);
+        if (k < left) stats.max = fmax(stats.max, z[k]);
         stats.other_max = fmax(stats.other_max, y[k]);
       }
       stats.max = group_max(stats.max, groups);
@@ -127,7 +106,7 @@ struct Form {
     PixelSums<T> sums;
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
-      add_exponentials(kind, stats, inverse, fragment.class0 + k < p.classes, z[k], y[k], sums);
+      add_exponentials(kind, stats, p.inverse, k < left, z[k], y[k], sums);
     }
     sums.sum = given ? stats.sum : group_sum(sums.sum, groups);
     sums.other_sum = given ? stats.other_sum : group_sum(sums.other_sum, groups);

@@ -60,9 +60,9 @@ struct LongSums {
 template <typename T>
 __device__ __forceinline__ T stats_of(const CudaParams<T>& p, int64_t image, int64_t y, int64_t x,
                                       PixelStats<T>& stats) {
-  const Between<T> row[] = {between<T>(p.y, y), between<T>(p.other_y, y)};
-  const Between<T> column[] = {between<T>(p.x, x), between<T>(p.other_x, x)};
-  const T inverse = T(1) / p.temperature;
+  int cells[4] = {};
+  const Between<T> row[] = {between<T>(p.y, y, cells[0]), between<T>(p.other_y, y, cells[1])};
+  const Between<T> column[] = {between<T>(p.x, x, cells[2]), between<T>(p.other_x, x, cells[3])};
   stats.max = stats.other_max = -std::numeric_limits<T>::infinity();
   for_classes(p, image, row, column, [&](int, const T(&z)[4], const T(&other)[4]) {
     for (int i = 0; i < 4; ++i) {
@@ -73,7 +73,7 @@ __device__ __forceinline__ T stats_of(const CudaParams<T>& p, int64_t image, int
   LongSums all;
   for_classes(p, image, row, column, [&](int k0, T(&z)[4], T(&other)[4]) {
     PixelSums<T> four;
-    for (int i = 0; i < 4; ++i) add_exponentials(p.kind, stats, inverse, k0 + i < p.classes, z[i], other[i], four);
+    for (int i = 0; i < 4; ++i) add_exponentials(p.kind, stats, p.inverse, k0 + i < p.classes, z[i], other[i], four);
     all.add(four);
   });
   if (p.kind == Kind::js) {
@@ -81,7 +81,7 @@ __device__ __forceinline__ T stats_of(const CudaParams<T>& p, int64_t image, int
     for_classes(p, image, row, column, [&](int k0, T(&z)[4], T(&other)[4]) {
       PixelSums<T> again, four;
       for (int i = 0; i < 4; ++i) {
-        add_exponentials(p.kind, stats, inverse, k0 + i < p.classes, z[i], other[i], again);
+        add_exponentials(p.kind, stats, p.inverse, k0 + i < p.classes, z[i], other[i], again);
         add_logarithms(sums.sum, sums.other_sum, z[i], other[i], four);
       }
       all.add(four);
@@ -113,8 +113,7 @@ __global__ void __launch_bounds__(kThreads, 2) pixel_kernel(const CudaParams<T> 
 
 // partial [blocks] -> loss [] and divisor [], each or null
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const Partial* partial, int64_t blocks, T* loss, T* divisor) {
+__global__ void __launch_bounds__(kThreads) finish_kernel(const Partial* partial, int64_t blocks, T* loss, T* divisor) {
   double values[] = {0, 0};
   for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) {
     values[0] += partial[b].loss;

@@ -46,6 +46,7 @@ void walk(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
 template <typename T, typename Device>
 void distill(Device& device, const Params<T>& params) {
   CudaParams<T> p{params};
+  p.inverse = T(1) / p.temperature;
   const LaunchConfig config = make_launch_config<T>(params, kTraits<T>, device.limits());
   const bool sums = p.loss_sum != nullptr || p.divisor != nullptr, spans = config.class_chunks > 1;
   const int64_t pixels = p.pixels();
