@@ -222,18 +222,6 @@ struct SoftmaxForm {
   }
 };
 
-// 1 / x; in fp32 within two units in the last place.
-__device__ __forceinline__ float reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1 / x;
-#endif
-}
-__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
-
 // sigmoid_element for t = 1 (positive) or 0, in a third of the instructions: with y = x (1 - 2t),
 //   v = sigmoid(y),  l = alpha_t v^g softplus(y),  dl/dy = alpha_t v^g (v + g (1 - v) softplus(y))
 template <typename T>

@@ -69,18 +69,6 @@ __device__ __forceinline__ double reference_of(double row_max) {
 }
 __device__ __forceinline__ double exp_from(double z, double reference) { return std::exp(z - reference); }
 
-// 1 / x, in fp32 to a unit in the last place.
-__device__ __forceinline__ float reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1 / x;
-#endif
-}
-__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
-
 template <typename T>
 struct alignas(2 * sizeof(T)) Pair {
   T v[2];

@@ -23,7 +23,7 @@ class DistillationLoss(Loss):
         align_corners: of the interpolation of both maps.
         loss_weight: factor of the result.
         loss_name: key under which a host logs the loss.
-        backend: "reference", "cpu", "triton"; None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda"; None for the first that can run.
 
     Raises ValueError for a temperature that is not > 0, and for another kind or reduction. All other arguments are
     checked by the kernel.

@@ -55,7 +55,7 @@ def distillation_loss(
             None if there are more than 255 classes.
         reduction: "mean" over the valid pixels, "sum", or "none" for the map [B, H, W] with 0 at ignored pixels.
         align_corners: as in torch.nn.functional.interpolate, for both maps.
-        backend: "reference", "cpu", "triton", or None for the first that can run.
+        backend: "reference", "cpu", "triton", "cuda", or None for the first that can run.
 
     Returns:
         The loss in float32 (float64 for float64 input). Gradients have the dtype and memory format of their map.

@@ -102,6 +102,17 @@ def test_the_walk_of_regions_keeps_its_residence(usages: Callable[[str], list[Us
         assert u.shared <= 4096, u
 
 
+def test_the_walk_of_distillation_keeps_its_residence(usages: Callable[[str], list[Usage]]) -> None:
+    """The same of the distill family, which holds the classes of two maps."""
+    found = [(u, re.search(r"walk_kernelI([fd])Li(\d+)ELb([01])", u.kernel)) for u in usages("distill")]
+    walks = [(u, *match.groups()) for u, match in found if match]
+    assert len(walks) == 2 * 2 * (3 + 1)
+    for u, scalar, kt, grad in walks:
+        wanted = 2 if scalar == "d" else (4, 3, 2)[int(kt) // 8] if grad == "1" else 3 if int(kt) > 12 else 4
+        assert resident(u) >= wanted, u
+        assert u.shared <= 4096, u
+
+
 def test_the_register_tile_is_most_of_the_registers(usages: Callable[[str], list[Usage]]) -> None:
     """5 KT values (3 KT without gradient) live in registers; what a lane needs besides is bounded."""
     for u in usages("focal"):

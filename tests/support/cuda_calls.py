@@ -77,6 +77,16 @@ def call_region() -> None:
         mk.region_loss(x, soft, backend="cuda").backward()
 
 
+def call_distill() -> None:
+    for shape in shapes.GPU.main:
+        dtype = getattr(torch, shape.dtype)
+        student = torch.zeros(shape.batch, shape.classes, *shape.cells, dtype=dtype, requires_grad=True)
+        teacher = torch.zeros(shape.batch, shape.classes, *(n // 2 for n in shape.cells), dtype=dtype)
+        labels = torch.zeros(shape.batch, *shape.labels, dtype=torch.uint8)
+        mk.distillation_loss(student, teacher, labels, backend="cuda").backward()
+        mk.distillation_loss(student.detach(), teacher, labels, backend="cuda")
+
+
 def call_contrast() -> None:
     for shape in (*shapes.CONTRAST_GPU.main, *shapes.CONTRAST_GPU.euclidean, *shapes.CONTRAST_GPU.segments):
         torch.set_float32_matmul_precision(shape.precision)
@@ -103,5 +113,5 @@ def call_centers() -> None:
 
 CALLS: dict[str, Callable[[], None]] = {
     "focal": call_focal, "anchors": call_anchors, "contrast": call_contrast, "centers": call_centers, "segments": call_segments, "refine": call_refine,
-    "predict": call_predict, "region": call_region, "retrieval": call_retrieval,
+    "predict": call_predict, "distill": call_distill, "region": call_region, "retrieval": call_retrieval,
 }  # fmt: skip

@@ -85,6 +85,10 @@ template void use(Device&, SimilarityParams<float>, SoftParams<float>, LabelSums
 template void use(Device&, SimilarityParams<double>, SoftParams<double>, LabelSumsParams<double>, MeansParams<double>,
                   MeansGradParams<double>, FoldParams<double>, PullParams<double>);
 """,
+    "distill": """
+template void metricseg::distill::distill(Device&, const Params<float>&);
+template void metricseg::distill::distill(Device&, const Params<double>&);
+""",
     "refine": """
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<float>&);
 template void metricseg::refine::refine_fwd(Device&, const RefineParams<double>&);

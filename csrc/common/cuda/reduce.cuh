@@ -33,6 +33,18 @@ __device__ __forceinline__ float power_of_2(float x) {
 __device__ __forceinline__ float exp_nonpositive(float x) { return power_of_2(x * 1.4426950408889634f); }
 __device__ __forceinline__ double exp_nonpositive(double x) { return std::exp(x); }
 
+// 1 / x; in fp32 within two units in the last place.
+__device__ __forceinline__ float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
+
 // The same value, opaque to the compiler, so that it does not hoist computations that depend on it.
 __device__ __forceinline__ int opaque(int value) {
   asm volatile("" : "+r"(value));
