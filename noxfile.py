@@ -4,8 +4,8 @@
     .venv/bin/nox -s lower_bound ttsem   some
     .venv/bin/nox --list
 
-The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=8 a newer
-Triton than the oldest compiles every eighth call of the tables, with METRICSEG_CASES=5 ttsem runs every fifth case of
+The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=10 a newer
+Triton than the oldest compiles every tenth call of the tables, with METRICSEG_CASES=6 ttsem runs every sixth case of
 each test.
 
 Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
