@@ -112,7 +112,7 @@ def test_opcheck(layout: str, reduce: bool, labels: bool, backend: str, device: 
     torch.library.opcheck(torch.ops.metricseg.distill_bwd.default, args)
 
 
-def test_compiles_without_a_graph_break(backend: str, device: str) -> None:
+def test_compile_without_a_graph_break(backend: str, device: str) -> None:
     for name in ("primes", "identity", "teacher-fine"):
         maps, options = make(NAMED[name], device=device)
         step = lambda a, b, t, o=options: mk.distillation_loss(2 * a, b, t, **o, backend=backend)  # noqa: E731
@@ -123,7 +123,7 @@ def test_compiles_without_a_graph_break(backend: str, device: str) -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_compiles_once_for_all_sizes(backend: str, device: str) -> None:
+def test_compile_once_for_all_sizes(backend: str, device: str) -> None:
     torch._dynamo.reset()
     step = lambda a, b: mk.distillation_loss(a, b, (2 * a.shape[2], 30), backend=backend)  # noqa: E731
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
