@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   block_reduce(values, [](int i, double a, double b) { return i == kTotals ? fmax(a, b) : a + b; });
   if (threadIdx.x != 0) return;
   const bool bad = values[kTotals - 1] > 0;
-  const double count = values[by_weight ? 2 : 1];
+  const double count = by_weight ? values[2] : values[1];
   const T divides = divisor != nullptr && count > 0 ? static_cast<T>(count) : T(1);
   if (divisor != nullptr) *divisor = divides;
   if (loss != nullptr) *loss = bad ? std::numeric_limits<T>::quiet_NaN() : static_cast<T>(values[0]) / divides;
