@@ -18,7 +18,7 @@ from .triton_kernels.other import Map
 
 # A lane holds per class two rows of logits, two of gradient, and the exponentials of both maps.
 LIMITS = {
-    "whole": Limits(48, 12),
+    "whole": Limits(40, 10),
     "whole, js": Limits(32, 8),
     "statistics": Limits(12, 12),
     "divergence": Limits(12, 12),
