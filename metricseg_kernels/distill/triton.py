@@ -29,7 +29,7 @@ SUMMED_ROWS = 256  # of partial sums at once
 
 
 class Call:
-    """What all walks of a call have in common."""
+    """A call of the op: what its walks share."""
 
     def __init__(self, input: Tensor, other: Tensor, size: tuple[int, int], kind: int, align_corners: bool) -> None:
         self.input, self.kind, self.acc = input, kind, accumulator(input.dtype)

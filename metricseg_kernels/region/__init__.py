@@ -237,7 +237,7 @@ class _Sums(NamedTuple):
 
 
 def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend: str | None) -> _Sums:
-    """From the backend that takes the call."""
+    """Compute the sums by the backend that takes the call."""
     name = choose("region", inputs.input.device, inputs.input.dtype, backend)
     if name == "reference":
         sums, loss, totals = reference.region_sums(inputs, per_image)

@@ -44,7 +44,7 @@ SUMMED_ROWS, SUMMED_COLUMNS = 256, 16  # of partial sums at once
 
 
 class Call:
-    """What all walks of a call have in common."""
+    """A call of the op: what its walks share."""
 
     def __init__(self, inputs: Inputs, images: int, backward: bool) -> None:
         self.inputs, self.images, self.backward = inputs, images, backward
@@ -78,7 +78,7 @@ class Call:
         return make_tiles(self.limits(phase), shape[0], shape[1], *self.axes, with_grad, heights)
 
     def state(self) -> tuple[Tensor, ...]:
-        """What the statistics of a pixel take, [B, H, W] each."""
+        """Memory for the statistics of each pixel: tensors [B, H, W]."""
         count = 3 + self.backward + (self.numbers.smoothing > 0)
         batch, (height, width) = self.inputs.input.shape[0], self.inputs.target.shape[-2:]
         return tuple(self.inputs.input.new_empty((batch, height, width), dtype=self.acc) for _ in range(count))

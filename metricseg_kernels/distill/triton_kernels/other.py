@@ -48,7 +48,7 @@ def between(axis, label, ACC: tl.constexpr):
 
 @triton.jit
 def columns_of(map, X, INT: tl.constexpr, ACC: tl.constexpr):
-    """Of label columns X [P]; beyond the last, those of the last."""
+    """The cells of label columns X [P]. Columns beyond the last get the cells of the last."""
     axis = plain_axis(map.cols, INT)
     left, right, fx = between(axis, tl.minimum(X.to(INT), axis.labels - 1), ACC)
     return Columns(left[None, :], right[None, :], fx[None, :])

@@ -31,10 +31,12 @@ def softmax_pixel(
     ce = weight[labels] * nll
     if label_smoothing:
         ce = (1 - label_smoothing) * ce - label_smoothing / classes * (weight[:, None, None] * log_q).sum(1)
-    # l = (1-p)^g S, with 1 - p as a sum over the other classes; the inner where keeps 0^(g-1) out of the gradient
+    # l = (1-p)^g S, with 1 - p as a sum over the other classes; the inner where keeps 0^(g-1) out of the gradient. At
+    # p = 0 that of (1-p)^g, times S, has the limit 0
     if gamma:
         others = torch.zeros_like(log_q).scatter(1, labels[:, None], -torch.inf)
         log_u = (log_q + others).logsumexp(1) if classes > 1 else torch.full_like(nll, -torch.inf)
+        log_u = torch.where(torch.isinf(nll), log_u.detach(), log_u)
         possible = ~torch.isneginf(log_u)
         ce = ce * torch.where(possible, (gamma * torch.where(possible, log_u, 0.0)).exp(), 0.0)
     return ce, nll

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from ...core.triton_kernels import divide
+from ...engines.resized.triton_kernels.sums import add_rows
 
 
 @triton.jit
@@ -42,18 +43,9 @@ def store_totals(p_row, totals):
 @triton.jit(do_not_specialize=["programs"])
 def sum_totals(partials, programs: tl.int64, loss, divisor, totals, BLOCK: tl.constexpr, COUNT: tl.constexpr):
     """loss [] and totals [5]; loss and divisor [] may be absent. COUNT: of the column that the loss is divided by."""
-    row = tl.arange(0, BLOCK)[:, None]
-    column = tl.arange(0, 8)[None, :]
-    total = tl.zeros((BLOCK, 8), tl.float64)
-    largest = tl.full((BLOCK, 8), float("-inf"), tl.float64)
-    for begin in range(0, programs, BLOCK):
-        known = (begin + row < programs) & (column < 6)
-        p_rows = partials + tl.cast(begin + row, tl.int64) * 8 + column
-        total += tl.load(p_rows, mask=known, other=0.0)
-        largest = tl.maximum(largest, tl.load(p_rows, mask=known, other=float("-inf")))
-    total = tl.sum(total, 0)  # [8]: loss, valid, weight, correct, out of range, -
-    largest = tl.max(largest, 0)
     slot = tl.arange(0, 8)
+    # [8]: loss, valid, weight, correct, out of range, the largest
+    total, largest = add_rows(partials, programs, 8, slot, slot < 6, BLOCK)
     example = tl.where(largest == float("-inf"), 0.0, largest)
     tl.store(totals + slot - 1, tl.where(slot == 5, example, total), mask=(slot >= 1) & (slot <= 5))
     if loss is not None:

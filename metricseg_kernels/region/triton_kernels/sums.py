@@ -55,7 +55,7 @@ def store_sums(p_sums, sums, k0, classes, form, kind):
 
 @triton.jit
 def store_extras(p_extras, extras, k0):
-    """Of the first chunk of classes."""
+    """Store the sums over the lanes to p_extras [4], in the program of the first chunk of classes alone."""
     for i in tl.static_range(3):
         tl.store(p_extras + i, tl.sum(extras[i]).to(tl.float64), mask=k0 == 0)
     tl.store(p_extras + 3, tl.max(extras[3]), mask=k0 == 0)

@@ -11,6 +11,7 @@ from cuda_host.fixtures import *  # noqa: F403
 from focal_cases import NAMED, Case, against_reference, loss_and_grad, make, options
 from test_focal import *  # noqa: F403
 from test_focal_bad_input import (  # noqa: F401
+    test_a_label_of_probability_0,
     test_an_infinite_logit_reaches_as_far_as_in_interpolate,
     test_infinite_logits_that_are_right,
     test_minus_infinity_in_the_last_cells,

@@ -191,6 +191,24 @@ def test_masked_logits_of_minus_infinity(backend: str, device: str) -> None:
     torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 3.7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_of_probability_0(gamma: float, smoothing: float, backend: str, device: str) -> None:
+    """The loss is infinite, and its gradient is still that of cross-entropy: the one of (1 - p)^gamma has the limit 0."""
+    logits = torch.randn(
+        1, 5, 2, 3, device=device, dtype=torch.float64, generator=torch.Generator(device).manual_seed(0)
+    )
+    logits[0, 2] = -torch.inf
+    q = logits.softmax(1)
+    target = torch.full((1, 2, 3), 2, device=device)
+    logits.requires_grad_()
+    loss = mk.focal_loss(logits, target, gamma=gamma, label_smoothing=smoothing, reduction="sum", backend=backend)
+    assert loss == torch.inf
+    label = (torch.arange(5, device=device) == 2).double().view(1, 5, 1, 1)
+    expected = q - (1 - smoothing) * label - smoothing / 5
+    torch.testing.assert_close(*torch.autograd.grad(loss, logits), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.999, 1.0, 2.0, 8.0])
 @pytest.mark.parametrize("margin", [0.0, 20.0, 88.0, 104.0, 1e4, 3e38])
 def test_any_confidence_has_a_finite_gradient(gamma: float, margin: float, backend: str, device: str) -> None:

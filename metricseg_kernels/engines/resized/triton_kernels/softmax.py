@@ -24,7 +24,7 @@ class RowStats(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """Of a label pixel, each [P]: dl/dz_k = a (q_k - [k = t]) + b (W q_k - w_k), with W the sum of the weights."""
+    """The gradient of a label pixel, each [P]: dl/dz_k = a (q_k - [k = t]) + b (W q_k - w_k), W = sum_k w_k."""
 
     a: Any
     b: Any
@@ -149,8 +149,9 @@ def softmax_terms(stats, w_t, w_all, params, POWER: tl.constexpr, SMOOTHED: tl.c
     if POWER != 0:
         u = stats.others / s
         f = power(u, params.gamma, POWER)
-        slope = power_slope(u, params.gamma, POWER) * exp(-nll) * ce
-        a = f * a + tl.where(below_normal(u), 0.0, slope)
+        p = exp(-nll)
+        slope = power_slope(u, params.gamma, POWER) * p * ce
+        a = f * a + tl.where(below_normal(u) | (p == 0.0), 0.0, slope)  # the limits at p = 1 and 0
         b *= f
     return nll, f * ce, Terms(a, b, e_t, s)
 
