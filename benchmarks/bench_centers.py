@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
-from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness import entry, machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Centers
 from benchmarks.harness.small_cases import check_finite
@@ -269,13 +269,15 @@ def small_cases(backend: str, device: str) -> None:
         print(f"{backend} centers {channels} x {classes} {dtype}: done", flush=True)
 
 
-@pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
+@pytest.mark.benchmark(timer=entry.REPLAY)
+@pytest.mark.parametrize(
+    ("shape", "loss", "phase", "name", "phases"), list(entry.parameters(problems(), entrants, quick))
+)
 def test_centers(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
     with race.precision(shape.precision):
-        figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
+        figures = entry.report(problem, entered, results, name, phase, machine.DEVICE)
     arithmetic = shape.dtype if shape.precision == "highest" else "tf32"
     output_mib = problem.output_bytes(phase) / 2**20
     if figures["peak_mib"] is not None:

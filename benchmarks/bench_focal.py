@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
-from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness import entry, machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
 from benchmarks.harness.small_cases import check_finite
@@ -204,12 +204,14 @@ def small_cases(backend: str, device: str) -> None:
         print(f"{backend} focal {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
-@pytest.mark.benchmark(timer=race.REPLAY)
-@pytest.mark.parametrize(("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), entrants, quick)))
+@pytest.mark.benchmark(timer=entry.REPLAY)
+@pytest.mark.parametrize(
+    ("shape", "loss", "phase", "name", "phases"), list(entry.parameters(problems(), entrants, quick))
+)
 def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     entered = entrants(shape, loss)
     problem, results = raced((shape, loss), entered, name, functools.partial(run_race, shape, loss, phases))
-    figures = race.report(problem, entered, results, name, phase, machine.DEVICE)
+    figures = entry.report(problem, entered, results, name, phase, machine.DEVICE)
     figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype}
     figures |= {
         "series": shape.name if shape.interpolates else None,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
-from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness import entry, machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
 from metricseg_kernels.core import backends
@@ -187,12 +187,13 @@ def small_cases(backend: str, device: str) -> None:
         print(f"{backend} predict {dtype}: done", flush=True)
 
 
-@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.benchmark(timer=entry.REPLAY)
 @pytest.mark.parametrize(
-    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss), quick))
+    ("shape", "loss", "phase", "name", "phases"),
+    list(entry.parameters(problems(), lambda _, loss: contestants(loss), quick)),
 )
 def test_predict(shape, loss, phase, name, phases, raced, enter) -> None:
     problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))
-    figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
+    figures = entry.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
     figures |= {"op": "predict", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

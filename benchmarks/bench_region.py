@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
-from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness import entry, machine, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
 from benchmarks.harness.small_cases import check_finite
@@ -151,12 +150,7 @@ def quick(shape: Shape, loss: str) -> bool:
     return loss == "dice"
 
 
-def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
-    """(problem, results) of all contestants."""
-    device = machine.DEVICE
-    problem = RegionProblem(shape, loss, device)
-    meter = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, contestants(loss), device, meter, phases)
+run_race = functools.partial(entry.measure, RegionProblem, contestants)
 
 
 def small_cases(backend: str, device: str) -> None:
@@ -187,12 +181,13 @@ def small_cases(backend: str, device: str) -> None:
         print(f"{backend} region {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
-@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.benchmark(timer=entry.REPLAY)
 @pytest.mark.parametrize(
-    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss), quick))
+    ("shape", "loss", "phase", "name", "phases"),
+    list(entry.parameters(problems(), lambda _, loss: contestants(loss), quick)),
 )
 def test_region(shape, loss, phase, name, phases, raced, enter) -> None:
     problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))
-    figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
+    figures = entry.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
     figures |= {"op": "region", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

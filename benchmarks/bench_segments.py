@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
-from benchmarks.harness import machine, memory, peers, race, shapes
+from benchmarks.harness import entry, machine, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Maps
 from benchmarks.harness.small_cases import check_finite
@@ -166,12 +166,7 @@ def quick(shape: Maps, loss: str) -> bool:
     return loss == "segment_mean"
 
 
-def run_race(shape: Maps, loss: str, phases: tuple[str, ...], processes: memory.FreshProcesses | None) -> Any:
-    """(problem, results) of all contestants."""
-    device = machine.DEVICE
-    problem = SegmentsProblem(shape, loss, device)
-    meter = race.peak_meter(problem, contestants, processes, device)
-    return problem, race.run(problem, contestants(loss), device, meter, phases)
+run_race = functools.partial(entry.measure, SegmentsProblem, contestants)
 
 
 def small_cases(backend: str, device: str) -> None:
@@ -194,12 +189,13 @@ def small_cases(backend: str, device: str) -> None:
         print(f"{backend} segments {dtype}: done", flush=True)
 
 
-@pytest.mark.benchmark(timer=race.REPLAY)
+@pytest.mark.benchmark(timer=entry.REPLAY)
 @pytest.mark.parametrize(
-    ("shape", "loss", "phase", "name", "phases"), list(race.rows(problems(), lambda _, loss: contestants(loss), quick))
+    ("shape", "loss", "phase", "name", "phases"),
+    list(entry.parameters(problems(), lambda _, loss: contestants(loss), quick)),
 )
 def test_segments(shape, loss, phase, name, phases, raced, enter) -> None:
     problem, results = raced((shape, loss), contestants(loss), name, functools.partial(run_race, shape, loss, phases))
-    figures = race.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
+    figures = entry.report(problem, contestants(loss), results, name, phase, machine.DEVICE)
     figures |= {"op": "segments", "shape": str(shape), "loss": loss, "dtype": shape.dtype, "series": None}
     enter(figures, results[name].times[phase], f"{shape} {loss} {phase}")

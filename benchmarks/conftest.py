@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import machine, memory, race
+from benchmarks.harness import entry, machine, memory, race
 from metricseg.utils.memory import why_not_resident
 from metricseg_kernels.core.registry import FAMILIES
 
@@ -96,6 +96,6 @@ def enter(benchmark: Any, keep: Callable[..., None]) -> Any:
         keep(figures, times)
         benchmark.group = group
         benchmark.extra_info.update(figures)
-        race.REPLAY.feed(benchmark, times)
+        entry.REPLAY.feed(benchmark, times)
 
     return enter

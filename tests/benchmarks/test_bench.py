@@ -13,7 +13,7 @@ from metricseg.utils.memory import why_not_resident
 
 pytest.importorskip("pytest_benchmark")
 from benchmarks import bench_contrast, bench_focal
-from benchmarks.harness import memory, peers, race, shapes
+from benchmarks.harness import entry, memory, peers, race, shapes
 from benchmarks.harness.kernels import Kernel
 
 
@@ -98,11 +98,11 @@ def test_bare_products_are_a_limit_and_no_loss() -> None:
     entrants = [c for c in bench_contrast.contestants("negatives", "cpu") if c.name != "torch.compile"]
     results = race.run(problem, entrants, "cpu", phases=("step",), laps=(1, 1))
     assert all(len(result.times["step"]) == 1 for result in results.values() if result.error is None)
-    figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
+    figures = entry.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
     assert set(figures["times_bare"]) == {"bare products"} and set(figures["times_as_fast_as"]) == {"eager"}
-    assert race.report(problem, entrants, results, "bare products", "step", "cpu")["bare"]
+    assert entry.report(problem, entrants, results, "bare products", "step", "cpu")["bare"]
     results["metricseg cpu"].kernels["step"] = [Kernel("products", 2, 1e-3), Kernel("fill", 1, 5e-4)]
-    figures = race.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
+    figures = entry.report(problem, entrants, results, "metricseg cpu", "step", "cpu")
     assert figures["device_ms"] == pytest.approx(1.5) and figures["launches"] == 3
     assert figures["kernels_ms"] == {"products": 1.0, "fill": 0.5}
 

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("pytest_benchmark")
 from benchmarks import bench_centers as bench
-from benchmarks.harness import machine, memory, race, shapes
+from benchmarks.harness import entry, machine, memory, race, shapes
 
 
 def small():
@@ -70,7 +70,7 @@ def test_bare_products_run_and_the_report_has_memory_over_outputs(tmp_path, monk
         )
         for name, result in results.items():
             assert result.error is None, result.error
-            figures = race.report(problem, entrants, results, name, "step", "cpu")
+            figures = entry.report(problem, entrants, results, name, "step", "cpu")
             figures |= {"op": "centers", "shape": "small", "loss": loss, "dtype": "float32", "series": None}
             figures |= {"times_outputs": 1.25} if name != "bare products" else {}
             stats = {"median": result.median("step"), "min": 0.0, "rounds": 1}
