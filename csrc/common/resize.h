@@ -48,4 +48,10 @@ struct Axis {
   }
 };
 
+// What lies between two values, `share` of the way from a to b.
+template <typename T>
+METRICSEG_HD T mix(T a, T b, T share) {
+  return (T(1) - share) * a + share * b;
+}
+
 }  // namespace metricseg

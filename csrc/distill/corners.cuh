@@ -32,11 +32,6 @@ __device__ __forceinline__ Between<T> between(const Axis& axis, int64_t label, i
   return {near, blends, blends ? static_cast<T>(static_cast<int>(rest)) / static_cast<T>(axis.den) : T(0.5)};
 }
 
-template <typename T>
-__device__ __forceinline__ T mix(T a, T b, T share) {
-  return (T(1) - share) * a + share * b;
-}
-
 // Classes [class0, class0 + KT); -inf if there is no such class. The last class is read in its place, so that no load
 // waits for a branch. Row by row, so that fewer values wait in registers.
 template <typename T, int KT>

@@ -29,11 +29,6 @@ __device__ __forceinline__ Between<T> column_of(const CudaParams& p, int m, int6
   return between<T>(p.x(m), p.sources[m].flipped ? p.width - 1 - x : x);
 }
 
-template <typename T>
-__device__ __forceinline__ T mix(T a, T b, T share) {
-  return (T(1) - share) * a + share * b;
-}
-
 // The largest value so far and its class: NaN is larger than all, ties go to the lowest class.
 template <typename T>
 struct Best {
