@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # -g0: Python's own flags ask for debug information, which makes the library three times as large
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", STABLE_ABI]
-NVCC_FLAGS = ["-O3", "-Xfatbin=-compress-all", "-Xcompiler", "-fvisibility=hidden", STABLE_ABI]
+NVCC_FLAGS = ["-O2", "-Xfatbin=-compress-all", "-Xcompiler", "-fvisibility=hidden", STABLE_ABI]
 LINK_FLAGS = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 if os.environ.get("METRICSEG_SANITIZE") == "1":
     LINK_FLAGS = ["-fsanitize=address,undefined,float-cast-overflow"]

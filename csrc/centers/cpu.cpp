@@ -23,8 +23,8 @@ constexpr int64_t kPartShare = 96;  // parts take up to this share of the maps' 
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 template <typename T>

@@ -307,7 +307,7 @@ void soft_sums_bwd(const CpuParams<T>& params, int64_t image, int64_t begin, int
 template <typename T>
 constexpr Loops<T> loops{similarity_fwd<T>, similarity_bwd<T>, soft_sums_fwd<T>, soft_sums_bwd<T>, pack<T>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

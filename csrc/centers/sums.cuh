@@ -137,16 +137,19 @@ __global__ void __launch_bounds__(kProductThreads, (SumsTile<Kind, MT, Spreads>:
   const int warp = threadIdx.x / kWarp, column = warp % kPixelWarps * kWarp, upper = warp / kPixelWarps;
   const int count = (p.block_rows / 16 + 1 - upper) / 2;  // of every other 16 rows
   T sums[MT][4][4] = {};
-  for (int s = 0; s < p.stages - 1; ++s) load(begin + s);
+  // the first turns only load: one place, since the code for all layouts is long
 #pragma unroll 1
-  for (int64_t tile = begin; tile < end; ++tile) {
-    if (p.stages == 2) {
-      wait_copies<0>();
-    } else {
-      wait_copies<1>();
+  for (int64_t tile = begin + 1 - p.stages; tile < end; ++tile) {
+    if (tile >= begin) {
+      if (p.stages == 2) {
+        wait_copies<0>();
+      } else {
+        wait_copies<1>();
+      }
+      __syncthreads();
     }
-    __syncthreads();
     load(tile + p.stages - 1);
+    if (tile < begin) continue;
     Operand* const a = stage_of(tile);
     Operand* const x = a + Tile::kRowValues;
     const Operand* const own = a + upper * 16 * Tile::kStride;

@@ -20,8 +20,8 @@ namespace {
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 template <typename T>
@@ -93,7 +93,7 @@ Partial execute(CpuParams<T>& params, bool align_corners) {
   const ColumnTable<T> columns(params.other_x, free_columns ? columns_of(params, lanes) : std::vector<int32_t>(),
                                lanes);
   params.columns = columns.view(!params.other_x.identity());
-  const int64_t units = params.batch * params.units_per_image(lanes);
+  const int64_t units = params.batch * units_per_image(params, lanes);
   std::vector<Partial> partials(units);
   params.partials = partials.data();
   // a further thread is faster from some 30,000 exponentials on

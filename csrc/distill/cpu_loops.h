@@ -29,34 +29,34 @@ METRICSEG_HD Lanes<double> log_of_ratio(Lanes<double> u, Lanes<double> sum) {
 }
 
 template <typename T, Kind kind>
-struct Divergence {
+struct Divergence final : BlockLoss<T> {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
   const CpuParams<T>& params;
   const int64_t K;
   OtherMap<T> other;
-  T* const y;  // [K, P, N] logits of the other map
-  T *const max, *const factor, *const other_max, *const valid, *const scale, *const loss;  // [P, N]
-  double losses[N], count[N];  // of a unit of work, lane by lane
+  T* const y;                                                   // [K, P, N] logits of the other map
+  T *const other_max, *const valid, *const scale, *const loss;  // [P, N]
+  double losses[N], count[N];                                   // of a unit of work, lane by lane
 
+  // memory: for n pixels of a block, then the block of the other map, then its rows
   Divergence(const CpuParams<T>& params, T* memory, int64_t n)
-      : params(params),
+      : BlockLoss<T>{memory, memory + n},
+        params(params),
         K(params.classes),
-        other(params, memory),
-        y(memory + params.other_values()),
-        max(y + K * n),
-        factor(max + n),
-        other_max(factor + n),
+        other(params, memory + (kPixelArrays + K) * n),
+        y(memory + kPixelArrays * n),
+        other_max(memory + 2 * n),
         valid(other_max + n),
         scale(valid + n),
         loss(scale + n) {}
 
-  void begin(int64_t) {
+  void begin(int64_t) override {
     for (int i = 0; i < N; ++i) losses[i] = count[i] = 0;
   }
 
-  void end(int64_t unit) const {
+  void end(int64_t unit) override {
     Partial total{0, 0};
     for (int i = 0; i < N; ++i) {
       total.loss += losses[i];
@@ -65,7 +65,7 @@ struct Divergence {
     params.partials[unit] = total;
   }
 
-  void run(const Block& block, T* z /* [K, P, N] */) {
+  void run(const Block& block, T* z /* [K, P, N] */) override {
     const int P = block.vectors;
     find_valid(block);
     other.interpolate(block, y, other_max);
@@ -108,7 +108,7 @@ struct Divergence {
     const int64_t step = int64_t{P} * N;
     V m[G], n[G], s[G], t[G], sum[G];
     for (int g = 0; g < G; ++g) {
-      m[g] = V::load(max + (p + g) * N);
+      m[g] = V::load(this->max + (p + g) * N);
       n[g] = V::load(other_max + (p + g) * N);
       s[g] = t[g] = sum[g] = V(T(0));
     }
@@ -154,7 +154,7 @@ struct Divergence {
   // What the gradient has for a factor beside `own`; 0 if the pixel takes no part.
   METRICSEG_HD void set_factor(V own, int64_t i) {
     const V zero(T(0)), incoming = params.grad_loss ? V::load(scale + i) : V(params.grad_scale);
-    select(V::load(valid + i) == zero, zero, V(params.temperature) * incoming * own).store(factor + i);
+    select(V::load(valid + i) == zero, zero, V(params.temperature) * incoming * own).store(this->factor + i);
   }
 
   // z = e - f s / t
@@ -204,14 +204,14 @@ struct Divergence {
 
 template <typename T, Kind kind>
 inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch) {
-  Divergence<T, kind> divergence(params, scratch + params.walk_values(), params.block_pixels());
-  walk(params, begin, end, scratch, divergence);
+  Divergence<T, kind> divergence(params, scratch + walk_values(params), block_pixels(params));
+  walk(params, params.slots, begin, end, scratch, divergence);
 }
 
 template <typename T>
 constexpr Loops<T> loops{Lanes<T>::count, work<T, Kind::kl>, work<T, Kind::reverse_kl>, work<T, Kind::js>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

@@ -27,7 +27,8 @@ struct Columns {
 constexpr int kPixelArrays = 6;  // of a block, in Pixels
 
 template <typename T>
-struct CpuParams : resized::Walked<Params<T>, T> {
+struct CpuParams : Params<T> {
+  resized::Slots<T> slots;
   Columns<T> columns;  // of the other map, unless both maps have the same slots
   bool same_slots;     // the walk makes slots, and both maps have as many cells along x
   T grad_scale;        // replaces grad_loss if that is absent
@@ -44,7 +45,7 @@ struct CpuParams : resized::Walked<Params<T>, T> {
   METRICSEG_HD int64_t other_rows() const { return 2 * this->other_y.labels >= 3 * this->other_y.cells ? 4 : 8; }
   METRICSEG_HD int64_t other_values() const { return copies() ? 0 : other_rows() * this->classes * other_stride(); }
   METRICSEG_HD int64_t scratch_values() const {
-    return this->walk_values() + other_values() + (this->classes + kPixelArrays) * this->block_pixels();
+    return walk_values(*this) + other_values() + (this->classes + kPixelArrays) * block_pixels(*this);
   }
 };
 

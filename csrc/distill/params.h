@@ -1,8 +1,7 @@
 // Arguments of distill_kernel as plain data. Names are those of the schema in metricseg_kernels/distill/op.py.
 #pragma once
 
-#include "../common/resize.h"
-#include "../common/tensor_map.h"
+#include "../engines/resized/maps.h"
 
 namespace metricseg::distill {
 
@@ -10,26 +9,17 @@ namespace metricseg::distill {
 enum class Kind : int64_t { kl, reverse_kl, js };
 
 template <typename T>
-struct Params {
-  int64_t batch;
-  int classes;
-  Axis y, x;              // h -> H, w -> W
-  Map input;              // [B, K, h, w]
-  Axis other_y, other_x;  // h2 -> H, w2 -> W
-  Map other;              // [B, K, h2, w2]
-  Map target;             // labels [B, H, W], or absent: every pixel is valid
-  Map grad_loss;          // of T: [B, H, W], [], or absent for 1
+struct Params : resized::Maps {  // without a target every pixel is valid
+  Axis other_y, other_x;         // h2 -> H, w2 -> W
+  Map other;                     // [B, K, h2, w2]
+  Map grad_loss;                 // of T: [B, H, W], [], or absent for 1
   T temperature;
   Kind kind;
-  int64_t ignore_index;
   T* loss_sum;  // [] or null
   Map loss;     // of T, contiguous: [B, H, W], or absent
   T* divisor;   // [] or null: the number of valid pixels, at least 1, which divides loss_sum
-  Map grad;     // [B, K, h, w] in the dtype of input, or absent
 
-  METRICSEG_HD bool identity() const { return y.identity() && x.identity(); }
   METRICSEG_HD bool other_identity() const { return other_y.identity() && other_x.identity(); }
-  METRICSEG_HD int64_t pixels() const { return batch * y.labels * x.labels; }
 };
 
 // Sums over the pixels of one unit of work; the units are added in order.

@@ -27,11 +27,10 @@ constexpr FormTraits kTraits{Tiles<T>::kSizes, std::size(Tiles<T>::kSizes), true
 
 template <int KT, typename T, typename Device>
 void launch_walk(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
-  if (p.grad) {
-    device.launch(walk_kernel<T, KT, true>, config.blocks, kThreads, config.smem, p, config);
-  } else {
-    device.launch(walk_kernel<T, KT, false>, config.blocks, kThreads, config.smem, p, config);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (!p.grad) return device.launch(walk_kernel<T, KT, false>, config.blocks, kThreads, config.smem, p, config);
   }
+  device.launch(walk_kernel<T, KT, true>, config.blocks, kThreads, config.smem, p, config);
 }
 
 template <typename T, typename Device>

@@ -20,8 +20,8 @@ namespace {
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 Partial sum(const std::vector<Partial>& partials) {
@@ -43,7 +43,7 @@ Partial execute(CpuParams<T>& params, bool softmax, bool align_corners) {
   const auto table =
       resized::prepare<T>(params, lanes, align_corners,
                           {params.input, params.target, params.grad_loss, params.loss, params.argmax, params.grad});
-  const int64_t units = params.batch * params.units_per_image(lanes);
+  const int64_t units = params.batch * units_per_image(params, lanes);
   std::vector<Partial> partials(units);
   params.partials = partials.data();
   // a further thread is faster from some 30,000 exponentials on

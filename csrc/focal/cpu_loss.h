@@ -212,32 +212,29 @@ struct Sigmoid {
   }
 };
 
-// What the walk calls for each block.
 template <typename T, template <typename> class Form>
-struct Loss {
+struct Loss final : BlockLoss<T> {
   const CpuParams<T>& params;
   const Pixels<T> px;
-  T *const max, *const factor;
   Accumulator<T> sums;
 
-  Loss(const CpuParams<T>& params, T* scratch)
-      : params(params), px(scratch, params.block_pixels()), max(px.max), factor(px.factor) {}
+  Loss(const CpuParams<T>& params, const Pixels<T>& px) : BlockLoss<T>{px.max, px.factor}, params(params), px(px) {}
 
-  void begin(int64_t) { sums = Accumulator<T>(); }
-  void run(const Block& block, T* z) { Form<T>::run(params, block, z, px, sums); }
-  void end(int64_t unit) { params.partials[unit] = sums.total(); }
+  void begin(int64_t) override { sums = Accumulator<T>(); }
+  void run(const Block& block, T* z) override { Form<T>::run(params, block, z, px, sums); }
+  void end(int64_t unit) override { params.partials[unit] = sums.total(); }
 };
 
 template <typename T, template <typename> class Form>
 inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch) {
-  Loss<T, Form> loss(params, scratch + params.walk_values());
-  walk(params, begin, end, scratch, loss);
+  Loss<T, Form> loss(params, Pixels<T>(scratch + walk_values(params), block_pixels(params)));
+  walk(params, params.slots, begin, end, scratch, loss);
 }
 
 template <typename T>
 constexpr Loops<T> loops{Lanes<T>::count, work<T, Softmax>, work<T, Sigmoid>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

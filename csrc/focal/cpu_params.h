@@ -9,12 +9,13 @@
 namespace metricseg::focal {
 
 template <typename T>
-struct CpuParams : resized::Walked<Params<T>, T> {
+struct CpuParams : Params<T> {
+  resized::Slots<T> slots;
   T grad_scale;  // replaces grad_loss if that is absent
   SoftmaxParams<T> softmax;
   Partial* partials;  // [units]
 
-  METRICSEG_HD int64_t scratch_values() const { return this->walk_values() + 12 * this->block_pixels(); }
+  METRICSEG_HD int64_t scratch_values() const { return walk_values(*this) + 12 * block_pixels(*this); }
 };
 
 // Units [begin, end) of a call, on one thread.

@@ -272,8 +272,8 @@ struct SigmoidForm {
       SigmoidElement<T> element{};
       if (label >= 0) {
         const T x = blend(p.y, z0[k], z1[k], f);
-        if (dense) {
-          const T t = load_float<T>(p.target, p.target.offset(image, cls, y, fragment.x));
+        if (dense || sizeof(T) == sizeof(double)) {  // in fp64 one formula for all: two are as long as the rest
+          const T t = dense ? load_float<T>(p.target, p.target.offset(image, cls, y, fragment.x)) : T(cls == label);
           element = sigmoid_element(x, t, p.gamma, p.alpha);
           if (!(t >= T(0) && t <= T(1))) element.loss = std::numeric_limits<T>::quiet_NaN();
         } else {

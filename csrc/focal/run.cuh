@@ -31,11 +31,10 @@ constexpr FormTraits kSigmoidTraits{Tiles<T>::kSigmoid, std::size(Tiles<T>::kSig
 
 template <int KT, template <typename, int, bool> class Form, typename T, typename Device>
 void launch_walk(Device& device, const CudaParams<T>& p, const LaunchConfig& config) {
-  if (p.grad) {
-    device.launch(walk_kernel<T, KT, true, Form>, config.blocks, kThreads, config.smem, p, config);
-  } else {
-    device.launch(walk_kernel<T, KT, false, Form>, config.blocks, kThreads, config.smem, p, config);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (!p.grad) return device.launch(walk_kernel<T, KT, false, Form>, config.blocks, kThreads, config.smem, p, config);
   }
+  device.launch(walk_kernel<T, KT, true, Form>, config.blocks, kThreads, config.smem, p, config);
 }
 
 template <typename T, typename Device>

@@ -18,8 +18,8 @@ namespace {
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 // The memory behind Columns.

@@ -294,7 +294,7 @@ void rows(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch, in
 template <typename T>
 constexpr Loops<T> loops{Lanes<T>::count, rows<T>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

@@ -84,7 +84,7 @@ Stage make_stage(const CudaParams& p, int held) {
 template <typename T>
 int held_classes(const CudaParams& p, Stage& stage) {
   int held = 0, least = std::numeric_limits<int>::max();
-  for (const int candidate : {10, 8, 6, 4}) {
+  for (const int candidate : {10, 6, 4}) {
     const int lanes = lanes_of(p.classes, candidate);
     if ((sizeof(T) == sizeof(double) && candidate > 4) || lanes > kWarp || lanes * candidate >= least) continue;
     least = lanes * candidate;
@@ -106,7 +106,6 @@ void best_probability(const Launcher<Device>& launch, const CudaParams& p) {
   if (held == 4) return average(averaging_kernel<T, 4>);
   if constexpr (sizeof(T) == sizeof(float)) {
     if (held == 6) return average(averaging_kernel<T, 6>);
-    if (held == 8) return average(averaging_kernel<T, 8>);
     if (held == 10) return average(averaging_kernel<T, 10>);
   }
   launch(two_walk_kernel<T>, kThreads, ceil_div(p.width, kThreads), p.height,

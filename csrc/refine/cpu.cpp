@@ -17,8 +17,8 @@ namespace {
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 // A call, and the memory behind its pointers.

@@ -359,7 +359,7 @@ void weigh(const CpuParams<T>& params, int64_t image, int64_t begin, int64_t end
 template <typename T>
 constexpr Loops<T> loops{pack<T>, upsample<T>, displace<T>, spread<T>, weigh<T>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

@@ -22,8 +22,8 @@ constexpr int64_t kShares = 64;  // of a batch
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 template <typename T>
@@ -86,7 +86,7 @@ void forward(const Arguments<Tensor>& a) {
     if (params.pixels() == 0) return;
     const int64_t lanes = loops<T>().lanes;
     const auto table = resized::prepare<T>(params, lanes, a.align_corners, {params.input, params.target});
-    const int64_t units = params.units_per_image(lanes);
+    const int64_t units = units_per_image(params, lanes);
     const int64_t shares = std::max<int64_t>(1, std::min(units, ceil_div(kShares, params.batch)));
     const int64_t stride = params.classes * kSums + kExtras;
     std::vector<double> partials(params.batch * shares * stride);
@@ -123,7 +123,7 @@ void backward(const Arguments<Tensor>& a) {
     params.loss_grad = static_cast<T>(*params.grad_loss);
     const int64_t lanes = loops<T>().lanes;
     const auto table = resized::prepare<T>(params, lanes, a.align_corners, {params.input, params.target, params.grad});
-    const int64_t units = params.batch * params.units_per_image(lanes);
+    const int64_t units = params.batch * units_per_image(params, lanes);
     parallel(units, grain(params, units), [&](int64_t begin, int64_t end) {
       const auto scratch = aligned_values<T>(params.scratch_values());
       worker_of(params)(params, begin, end, scratch.get(), nullptr);

@@ -72,29 +72,21 @@ struct Sums : BadLabels {
   }
 };
 
-// What the forms share: memory, and the interface of the walk.
+// What the forms share.
 template <typename T>
-struct Form {
+struct Form : BlockLoss<T> {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
   const CpuParams<T>& params;
   const int64_t K;
   const Pixels<T> px;
-  T *const max, *const factor;
   Sums<T> sums;
   const T *hit_grad = nullptr, *mass_grad = nullptr;  // [K] of the image
 
-  Form(const CpuParams<T>& params, T* scratch)
-      : params(params),
-        K(params.classes),
-        px(scratch, params.block_pixels()),
-        max(px.max),
-        factor(px.factor),
-        sums(params, reinterpret_cast<double*>(scratch + 11 * params.block_pixels())) {}
-
-  void begin(int64_t) const {}
-  void end(int64_t) const {}
+  // sums: [kSums K + 2, N]
+  Form(const CpuParams<T>& params, const Pixels<T>& px, double* sums)
+      : BlockLoss<T>{px.max, px.factor}, params(params), K(params.classes), px(px), sums(params, sums) {}
 
   void choose_image(int64_t image) {
     const int64_t at = params.per_image ? image * K : 0;

@@ -18,7 +18,7 @@ struct SoftmaxLabels : Form<T> {
   using Form<T>::Form;
   static constexpr bool kOfLabels = true;
 
-  void run(const Block& block, T* z /* [K, P, N] */) {
+  void run(const Block& block, T* z /* [K, P, N] */) final {
     const int P = block.vectors;
     const int64_t n = int64_t{P} * N;
     read_labels(params, K, block, px.label, &sums);
@@ -202,7 +202,7 @@ struct Elements : Form<T> {
   using Form<T>::Form;
   static constexpr bool kOfLabels = false;
 
-  void run(const Block& block, T* z /* [K, P, N] */) {
+  void run(const Block& block, T* z /* [K, P, N] */) final {
     const int P = block.vectors;
     const int64_t n = int64_t{P} * N;
     find_pixels(block, n);
@@ -299,8 +299,9 @@ struct Elements : Form<T> {
 
 template <typename T, typename Form>
 inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch, double* out) {
-  Form form(params, scratch + params.walk_values());
-  walk(params, begin, end, scratch, form);
+  T *const pixels = scratch + walk_values(params), *const sums = pixels + 11 * block_pixels(params);
+  Form form(params, Pixels<T>(pixels, block_pixels(params)), reinterpret_cast<double*>(sums));
+  walk(params, params.slots, begin, end, scratch, form);
   if (out != nullptr) form.sums.write(Form::kOfLabels, out);
 }
 
@@ -308,7 +309,7 @@ template <typename T>
 constexpr Loops<T> loops{Lanes<T>::count, work<T, SoftmaxLabels<T>>, work<T, Elements<T, true>>,
                          work<T, Elements<T, false>>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

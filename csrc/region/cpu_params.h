@@ -9,7 +9,8 @@
 namespace metricseg::region {
 
 template <typename T>
-struct CpuParams : resized::Walked<Params<T>, T> {
+struct CpuParams : Params<T> {
+  resized::Slots<T> slots;
   resized::SoftmaxParams<T> pixel;
   const T *hit_grad, *mass_grad;  // [S, K] gradients of I and P
   T loss_grad;                    // gradient of the pixel loss
@@ -17,7 +18,7 @@ struct CpuParams : resized::Walked<Params<T>, T> {
   METRICSEG_HD int64_t sums_of_lanes() const { return (kSums * this->classes + 2) * resized::kMaxLanes; }
   METRICSEG_HD int64_t scratch_values() const {
     constexpr int64_t kPerSum = sizeof(double) / sizeof(T);
-    return this->walk_values() + kPerSum * sums_of_lanes() + 11 * this->block_pixels();
+    return walk_values(*this) + kPerSum * sums_of_lanes() + 11 * block_pixels(*this);
   }
 };
 

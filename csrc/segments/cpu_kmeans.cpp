@@ -23,8 +23,8 @@ constexpr int64_t kPartShare = 16;  // parts take up to this share of the embedd
 
 template <typename T>
 const Loops<T>& loops() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.of(T());
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+  return chosen;
 }
 
 // The centers of all images, and the sums that the next ones are made of.

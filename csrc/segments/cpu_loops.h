@@ -194,7 +194,7 @@ void assign(const CpuParams<T>& params, const Live<T>* live, int64_t image, int6
 template <typename T>
 constexpr Loops<T> loops{assign<T>, pack<T>};
 
-constexpr Workers workers{loops<float>, loops<double>};
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

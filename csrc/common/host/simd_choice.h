@@ -1,5 +1,5 @@
-// Choice of the widest vectors that this processor has: METRICSEG_WIDEST, if the three tables of loops of a family are
-// in scope.
+// Choice of the widest vectors that this processor has: METRICSEG_WIDEST, or METRICSEG_WIDEST_OF(T) for tables by type,
+// if the three tables of loops of a family are in scope.
 #pragma once
 
 #include <cstdlib>
@@ -10,6 +10,8 @@ namespace metricseg {
 // The widest vectors that this processor has; METRICSEG_SIMD=avx2 or baseline narrows them, for tests and comparisons.
 #if defined(__x86_64__)
 #define METRICSEG_WIDEST ::metricseg::widest(avx512_workers, avx2_workers, baseline_workers)
+#define METRICSEG_WIDEST_OF(T) \
+  ::metricseg::widest(sizeof(T) == 8 ? avx2_workers : avx512_workers, avx2_workers, baseline_workers).of(T())
 template <typename Workers>
 const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers& baseline) {
   const char* only = std::getenv("METRICSEG_SIMD");
@@ -24,6 +26,7 @@ const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers&
 }
 #else
 #define METRICSEG_WIDEST baseline_workers
+#define METRICSEG_WIDEST_OF(T) baseline_workers.of(T())
 #endif
 
 }  // namespace metricseg

@@ -91,14 +91,15 @@ inline void write_as(const T* in, int64_t stride, int64_t n, S* p) {
   }
 }
 
+// A call of its own, which counts little beside a row: its loops are long, for six places that need them.
 template <typename T>
-inline void read(Type type, const char* p, int64_t stride, int64_t n, T* out) {
+__attribute__((noinline)) void read(Type type, const char* p, int64_t stride, int64_t n, T* out) {
   with_storage<T>(
       type, [&](auto* stored) { read_as(reinterpret_cast<decltype(stored)>(const_cast<char*>(p)), stride, n, out); });
 }
 
 template <typename T>
-inline void write(Type type, const T* in, int64_t stride, int64_t n, char* p) {
+__attribute__((noinline)) void write(Type type, const T* in, int64_t stride, int64_t n, char* p) {
   with_storage<T>(type, [&](auto* stored) { write_as(in, stride, n, reinterpret_cast<decltype(stored)>(p)); });
 }
 

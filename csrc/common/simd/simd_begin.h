@@ -20,6 +20,12 @@
 #define METRICSEG_SIMD_WIDTH(name) METRICSEG_SIMD_PASTE(name)
 #define METRICSEG_SIMD_BYTES METRICSEG_SIMD_WIDTH(METRICSEG_SIMD)
 #define METRICSEG_WORKERS METRICSEG_SIMD_NAME(METRICSEG_SIMD)  // avx512_workers, avx2_workers or baseline_workers
+// loops of both types; those in fp64, which is for checks, are not compiled a third time (METRICSEG_WIDEST_OF)
+#if METRICSEG_SIMD_BYTES == 64
+#define METRICSEG_LOOPS loops<float>, Loops<double>()
+#else
+#define METRICSEG_LOOPS loops<float>, loops<double>
+#endif
 
 #if defined(__clang__)
 #if METRICSEG_SIMD_BYTES == 64
@@ -34,6 +40,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #elif METRICSEG_SIMD_BYTES == 32
 #pragma GCC target("avx2,fma")
+#else
+#pragma GCC optimize("O2")  // two thirds of the size, for processors that are hardly left
 #endif
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpsabi"  // everything that takes a vector is inlined

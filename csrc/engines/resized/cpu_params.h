@@ -1,8 +1,7 @@
 // What a walk over label pixels needs beyond the arguments of a family, as plain data for each vector width.
 #pragma once
 
-#include "../../common/resize.h"
-#include "../../common/tensor_map.h"
+#include "maps.h"
 
 namespace metricseg::resized {
 
@@ -23,32 +22,29 @@ struct Slots {
   const T* right;         // [count, lanes] 1 if the neighbor is the right-hand one, 0 the left-hand, -1 no label
 };
 
-// Params: plain data with batch, classes, the axes y and x, and the maps input, target and grad (absent if there is no
-// gradient to write).
-template <typename Params, typename T>
-struct Walked : Params {
-  Slots<T> slots;
+// A row of logits in the memory of a worker, with space for a vector on either side.
+METRICSEG_HD int64_t row_stride(const Maps& maps) {
+  return (maps.x.cells + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes;
+}
 
-  // A row of logits in the memory of a worker, with space for a vector on either side.
-  METRICSEG_HD int64_t row_stride() const {
-    return (this->x.cells + kMaxLanes - 1) / kMaxLanes * kMaxLanes + 2 * kMaxLanes;
-  }
-  // Vectors of pixels in work at a time, sized so that their logits fit in L2.
-  METRICSEG_HD int vectors() const {
-    const int64_t fit = (int64_t{256} << 10) / (int64_t{this->classes} * kMaxLanes * sizeof(float));
-    return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);
-  }
-  METRICSEG_HD int64_t block_pixels() const { return int64_t{vectors()} * kMaxLanes; }
-  // Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated.
-  METRICSEG_HD int64_t units_per_image(int64_t lanes) const {
-    const int64_t tile = vectors() * lanes;
-    return this->y.cells * (this->identity() ? (this->x.cells + tile - 1) / tile : 1);
-  }
-  // Values of T that the walk takes of a worker's memory.
-  METRICSEG_HD int64_t walk_values() const {
-    const int64_t rows_held = this->identity() ? 0 : 4 * this->classes * row_stride();
-    return rows_held + this->classes * block_pixels();
-  }
-};
+// Vectors of pixels in work at a time, sized so that their logits fit in L2.
+METRICSEG_HD int block_vectors(const Maps& maps) {
+  const int64_t fit = (int64_t{256} << 10) / (int64_t{maps.classes} * kMaxLanes * sizeof(float));
+  return static_cast<int>(fit < kMaxRows ? kMaxRows : fit > kMaxVectors ? kMaxVectors : fit);
+}
+
+METRICSEG_HD int64_t block_pixels(const Maps& maps) { return int64_t{block_vectors(maps)} * kMaxLanes; }
+
+// Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated.
+METRICSEG_HD int64_t units_per_image(const Maps& maps, int64_t lanes) {
+  const int64_t tile = block_vectors(maps) * lanes;
+  return maps.y.cells * (maps.identity() ? (maps.x.cells + tile - 1) / tile : 1);
+}
+
+// Values that the walk takes of a worker's memory.
+METRICSEG_HD int64_t walk_values(const Maps& maps) {
+  const int64_t rows_held = maps.identity() ? 0 : 4 * maps.classes * row_stride(maps);
+  return rows_held + maps.classes * block_pixels(maps);
+}
 
 }  // namespace metricseg::resized

@@ -58,8 +58,7 @@ struct SlotTable {
 };
 
 // Without interpolation an image is one long row, if every map allows it.
-template <typename Walked>
-void collapse(Walked& params, std::initializer_list<Map> maps) {
+inline void collapse(Maps& params, std::initializer_list<Map> maps) {
   const int64_t width = params.x.cells;
   if (!params.identity() || width == 0) return;
   for (const Map& map : maps) {
@@ -71,8 +70,8 @@ void collapse(Walked& params, std::initializer_list<Map> maps) {
 
 // Fixes the axes of a walk; maps: all that it reads or writes, none to leave images two-dimensional. The table is the
 // memory of params.slots.
-template <typename T, typename Walked>
-SlotTable<T> prepare(Walked& params, int64_t lanes, bool align_corners, std::initializer_list<Map> maps) {
+template <typename T, typename Params>
+SlotTable<T> prepare(Params& params, int64_t lanes, bool align_corners, std::initializer_list<Map> maps) {
   if (maps.size() > 0) collapse(params, maps);
   params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
   params.y = Axis::make(params.y.cells, params.y.labels, align_corners);

@@ -1,5 +1,5 @@
-// The walk over label pixels, for losses with a gradient. A worker owns consecutive rows of logits. Label rows between two of them are processed
-// in blocks of up to 16 vectors of pixels, whose K logits stay in cache through three steps:
+// The walk over label pixels, for losses with a gradient. A worker owns consecutive rows of logits. Label rows between
+// two of them are processed in blocks of up to 16 vectors of pixels, whose K logits stay in cache through three steps:
 //   blend   two logit rows -> K interpolated logits per pixel, and their maximum
 //   loss    of the family: logits in; out, if there is a gradient to write, what times `factor` is the gradient
 //   fold    the transpose of blend: four weights per pixel, into two rows of gradient that the worker holds
@@ -13,26 +13,41 @@
 namespace metricseg::resized {
 namespace METRICSEG_SIMD {
 
-// Loss: arrays [P, N] max, which the walk fills, and factor; run(block, z); begin(unit) and end(unit) around the blocks of
-// a unit of work. Blocks of another unit, for their share of the gradient alone, come before begin(unit).
-template <typename T, typename Params, typename Loss>
+// What a family does with a block: a call of its own, so that the walk is compiled once for all families.
+template <typename T>
+struct BlockLoss {
+  T *const max, *const factor;  // [P, N] the walk fills max, and reads factor
+
+  // before and after the blocks of a unit of work; those of another one, for their share of the gradient alone, come
+  // before begin
+  virtual void begin(int64_t /* unit */) {}
+  virtual void end(int64_t /* unit */) {}
+  virtual void run(const Block& block, T* z /* [K, P, N] */) = 0;
+
+ protected:
+  BlockLoss(T* max, T* factor) : max(max), factor(factor) {}
+};
+
+template <typename T>
 class Interpolated {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const Params& params;
-  Loss& loss;
+  const Maps& maps;
+  const Slots<T>& slots;
+  BlockLoss<T>& loss;
   const int64_t K, stride;
   T *top, *bottom;            // rows y and y + 1 of the logits, [K, stride], cell c at c + kMaxLanes
   T *grad_top, *grad_bottom;  // their gradient
   T* z;                       // [K, P, N]
 
  public:
-  Interpolated(const Params& params, Loss& loss, T* scratch)
-      : params(params),
+  Interpolated(const Maps& maps, const Slots<T>& slots, BlockLoss<T>& loss, T* scratch)
+      : maps(maps),
+        slots(slots),
         loss(loss),
-        K(params.classes),
-        stride(params.row_stride()),
+        K(maps.classes),
+        stride(row_stride(maps)),
         top(scratch),
         bottom(top + K * stride),
         grad_top(bottom + K * stride),
@@ -42,12 +57,12 @@ class Interpolated {
   // Rows [begin, end) of the batch's B h rows.
   void run(int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t image = unit / params.y.cells, y = unit % params.y.cells;
+      const int64_t image = unit / maps.y.cells, y = unit % maps.y.cells;
       if (unit == begin || y == 0) start(image, y);
       loss.begin(unit);
       interval(image, y, true);
       loss.end(unit);
-      if (params.grad) flush(image, y);
+      if (maps.grad) flush(image, y);
       advance();
     }
   }
@@ -57,7 +72,7 @@ class Interpolated {
   void start(int64_t image, int64_t y) {
     clear(grad_top);
     clear(grad_bottom);
-    if (params.grad && y > 0 && !params.y.identity()) {
+    if (maps.grad && y > 0 && !maps.y.identity()) {
       load(image, y - 1, top);
       interval(image, y - 1, false);
       clear(grad_top);
@@ -83,25 +98,24 @@ class Interpolated {
       T* cells = row + k * stride;
       std::memset(cells, 0, sizeof(T) * stride);  // beyond the last cell too, which is blended with its neighbor
       cells += kMaxLanes;
-      read(params.input.type, params.input.at(image, k, y, 0), params.input.x, params.x.cells, cells);
+      read(maps.input.type, maps.input.at(image, k, y, 0), maps.input.x, maps.x.cells, cells);
     }
   }
 
   // Writes the gradient of row y, and clears it for its next use.
   void flush(int64_t image, int64_t y) {
     for (int64_t k = 0; k < K; ++k) {
-      write(params.grad.type, grad_top + k * stride + kMaxLanes, params.grad.x, params.x.cells,
-            params.grad.at(image, k, y, 0));
+      write(maps.grad.type, grad_top + k * stride + kMaxLanes, maps.grad.x, maps.x.cells, maps.grad.at(image, k, y, 0));
     }
     clear(grad_top);
   }
 
   // The label rows between logit rows y and y + 1.
   void interval(int64_t image, int64_t y, bool record) {
-    const bool blend_rows = !params.y.identity() && y + 1 < params.y.cells;
-    if (y + 1 < params.y.cells) load(image, y + 1, bottom);
-    const int64_t last = params.y.first(y + 1);
-    for (int64_t row = params.y.first(y); row < last;) {
+    const bool blend_rows = !maps.y.identity() && y + 1 < maps.y.cells;
+    if (y + 1 < maps.y.cells) load(image, y + 1, bottom);
+    const int64_t last = maps.y.first(y + 1);
+    for (int64_t row = maps.y.first(y); row < last;) {
       // 5 rows are 3 + 2, not 4 + 1
       const int64_t left = last - row, chunks = (left + kMaxRows - 1) / kMaxRows;
       const int rows = static_cast<int>((left + chunks - 1) / chunks);
@@ -126,10 +140,10 @@ class Interpolated {
   void label_rows(int64_t image, int64_t row, bool blend_rows, bool record) {
     static_assert(R <= kMaxRows);
     T lower[R];  // weight of row y + 1
-    for (int r = 0; r < R; ++r) lower[r] = blend_rows ? params.y.template fraction<T>(row + r) : T(0);
-    const int64_t group = params.vectors() / R;
-    for (int64_t slot = 0; slot < params.slots.count; slot += group) {
-      const int64_t end = slot + group < params.slots.count ? slot + group : params.slots.count;
+    for (int r = 0; r < R; ++r) lower[r] = blend_rows ? maps.y.template fraction<T>(row + r) : T(0);
+    const int64_t group = block_vectors(maps) / R;
+    for (int64_t slot = 0; slot < slots.count; slot += group) {
+      const int64_t end = slot + group < slots.count ? slot + group : slots.count;
       Block block;
       block.vectors = static_cast<int>(end - slot) * R;
       block.record = record;
@@ -138,16 +152,16 @@ class Interpolated {
       for (int64_t s = slot; s < end; ++s) {
         for (int r = 0; r < R; ++r) {
           block.y[(s - slot) * R + r] = row + r;
-          block.x[(s - slot) * R + r] = params.slots.x + s * N;
+          block.x[(s - slot) * R + r] = slots.x + s * N;
         }
       }
       for (int64_t s = slot; s < end; ++s) {
-        const SlotColumn<T> column(params.slots, s);
+        const SlotColumn<T> column(slots, s);
         const int64_t cell = kMaxLanes + column.first, at = (s - slot) * R * N;
         blend<R>(column, top + cell, bottom + cell, K, stride, blend_rows, lower, block.vectors, z + at, loss.max + at);
       }
       loss.run(block, z);
-      if (params.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
+      if (maps.grad) fold<R>(slot, end, blend_rows, lower, block.vectors);
     }
   }
 
@@ -156,7 +170,7 @@ class Interpolated {
   void fold(int64_t begin, int64_t end, bool blend_rows, const T* lower, int P) {
     for (int64_t slot = begin; slot < end;) {
       int64_t next = slot + 1;
-      while (next < end && params.slots.column[next] == params.slots.column[slot]) ++next;
+      while (next < end && slots.column[next] == slots.column[slot]) ++next;
       fold_cells<R>(slot, next, blend_rows, lower, P, (slot - begin) * R * N);
       slot = next;
     }
@@ -171,7 +185,7 @@ class Interpolated {
       under[r] = V(lower[r]);
       over[r] = V(T(1) - lower[r]);
     }
-    const int64_t cell = kMaxLanes + params.slots.column[begin];
+    const int64_t cell = kMaxLanes + slots.column[begin];
     for (int64_t k = 0; k < K; ++k) {
       const T* g = z + k * P * N + offset;
       const T* factor = loss.factor + offset;
@@ -183,8 +197,8 @@ class Interpolated {
           up = up + over[r] * value;
           down = down + under[r] * value;
         }
-        const V side = V::load(params.slots.neighbor + slot * N);
-        const Mask<T> right = V::load(params.slots.right + slot * N) > zero;
+        const V side = V::load(slots.neighbor + slot * N);
+        const Mask<T> right = V::load(slots.right + slot * N) > zero;
         upper.add(up, side, one - side, right);
         lower_cells.add(down, side, one - side, right);
       }
@@ -215,26 +229,26 @@ class Interpolated {
 };
 
 // Labels at the size of the logits: a tile is a run of pixels of one row.
-template <typename T, typename Params, typename Loss>
+template <typename T>
 class Direct {
   using V = Lanes<T>;
   static constexpr int N = V::count;
 
-  const Params& params;
-  Loss& loss;
+  const Maps& maps;
+  BlockLoss<T>& loss;
   T* z;  // [K, P, N]
   int32_t columns[kMaxVectors * kMaxLanes];
 
  public:
-  Direct(const Params& params, Loss& loss, T* scratch) : params(params), loss(loss), z(scratch) {}
+  Direct(const Maps& maps, BlockLoss<T>& loss, T* scratch) : maps(maps), loss(loss), z(scratch) {}
 
   void run(int64_t begin, int64_t end) {
-    const int64_t size = int64_t{params.vectors()} * N, tiles = (params.x.cells + size - 1) / size;
+    const int64_t size = int64_t{block_vectors(maps)} * N, tiles = (maps.x.cells + size - 1) / size;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t row = unit / tiles, x0 = unit % tiles * size;
-      const int64_t n = params.x.cells - x0 < size ? params.x.cells - x0 : size;
+      const int64_t n = maps.x.cells - x0 < size ? maps.x.cells - x0 : size;
       loss.begin(unit);
-      tile(row / params.y.cells, row % params.y.cells, x0, n);
+      tile(row / maps.y.cells, row % maps.y.cells, x0, n);
       loss.end(unit);
     }
   }
@@ -252,39 +266,40 @@ class Direct {
       block.y[p] = y;
       block.x[p] = columns + p * N;
     }
-    for (int64_t k = 0; k < params.classes; ++k) {
-      read(params.input.type, params.input.at(image, k, y, x0), params.input.x, n, z + k * padded);
+    for (int64_t k = 0; k < maps.classes; ++k) {
+      read(maps.input.type, maps.input.at(image, k, y, x0), maps.input.x, n, z + k * padded);
       for (int64_t i = n; i < padded; ++i) z[k * padded + i] = T(0);
     }
     maxima(block.vectors);
     loss.run(block, z);
-    if (params.grad) write_gradient(image, y, x0, n, padded);
+    if (maps.grad) write_gradient(image, y, x0, n, padded);
   }
 
   void maxima(int P) const {
     for (int p = 0; p < P; ++p) {
       V m(-std::numeric_limits<T>::infinity());
-      for (int64_t k = 0; k < params.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
+      for (int64_t k = 0; k < maps.classes; ++k) m = max(V::load(z + (k * P + p) * N), m);
       m.store(loss.max + p * N);
     }
   }
 
   void write_gradient(int64_t image, int64_t y, int64_t x0, int64_t n, int64_t padded) {
-    for (int64_t k = 0; k < params.classes; ++k) {
+    const T* const factor = loss.factor;
+    for (int64_t k = 0; k < maps.classes; ++k) {
       T* g = z + k * padded;
-      for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(loss.factor + i)).store(g + i);
-      write(params.grad.type, g, params.grad.x, n, params.grad.at(image, k, y, x0));
+      for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(factor + i)).store(g + i);
+      write(maps.grad.type, g, maps.grad.x, n, maps.grad.at(image, k, y, x0));
     }
   }
 };
 
 // Units [begin, end) of a call, on one thread.
-template <typename T, typename Params, typename Loss>
-inline void walk(const Params& params, int64_t begin, int64_t end, T* scratch, Loss& loss) {
-  if (params.identity()) {
-    Direct<T, Params, Loss>(params, loss, scratch).run(begin, end);
+template <typename T>
+inline void walk(const Maps& maps, const Slots<T>& slots, int64_t begin, int64_t end, T* scratch, BlockLoss<T>& loss) {
+  if (maps.identity()) {
+    Direct<T>(maps, loss, scratch).run(begin, end);
   } else {
-    Interpolated<T, Params, Loss>(params, loss, scratch).run(begin, end);
+    Interpolated<T>(maps, slots, loss, scratch).run(begin, end);
   }
 }
 

@@ -239,12 +239,13 @@ __device__ __forceinline__ void store_row(const Params& p, const Tile& tile, con
   });
 }
 
-// One chunk of columns, from the top of the tile to its bottom.
+// One chunk of columns, from the top of the tile to its bottom. Grad: a gradient may be wanted.
 template <typename T, int KT, bool Grad, typename Params, typename Form>
 __device__ __forceinline__ void walk_rows(const Smem<T>& smem, const Params& p, const LaunchConfig& config,
                                           const Tile& tile, const Chunk& chunk, const Fragment<T>& fragment,
                                           Form& form) {
   T z0[KT], z1[KT] = {}, g0[KT], g1[KT] = {};
+  const bool grad = Grad && p.grad;
   const int top = max(tile.y0 - config.halo_y, 0);
   int y = static_cast<int>(p.y.first(top));
   const int y_end = chunk.x0 < chunk.x1 ? static_cast<int>(p.y.first(tile.y1)) : y;
@@ -256,13 +257,13 @@ __device__ __forceinline__ void walk_rows(const Smem<T>& smem, const Params& p, 
     const int finished = cell - 1 - tile.y0;
     const int64_t entering = cell < top ? top : p.y.next(cell);
     if (config.direct) {
-      if (Grad && finished >= 0) store_row(p, tile, fragment, tile.y0 + finished, g0);
+      if (grad && finished >= 0) store_row(p, tile, fragment, tile.y0 + finished, g0);
     } else {
       __syncthreads();
       if (cell < tile.y1) stage_cells(smem, p, config, tile, chunk, entering);
-      if (Grad && finished >= 0) stage_gradient(smem, config, chunk, fragment, finished, g0);
+      if (grad && finished >= 0) stage_gradient(smem, config, chunk, fragment, finished, g0);
       __syncthreads();
-      if (Grad && finished >= 0) fold_row(smem, p, config, tile, chunk, finished);
+      if (grad && finished >= 0) fold_row(smem, p, config, tile, chunk, finished);
     }
 #pragma unroll
     for (int k = 0; k < KT; ++k) {
@@ -303,7 +304,7 @@ __device__ __forceinline__ void walk_tile(const Params& p, const LaunchConfig& c
   if (!config.direct) pad_cells(smem, p, config, tile);
   for (;;) {
     const Fragment<T> fragment = fragment_at<T>(p, config, tile, chunk);
-    if (Grad && !config.direct) tabulate(smem, config, p.x, chunk);
+    if (Grad && p.grad && !config.direct) tabulate(smem, config, p.x, chunk);
     walk_rows<T, KT, Grad>(smem, p, config, tile, chunk, fragment, form);
     __syncthreads();
     if (chunk.x1 == chunk.x_end) break;
