@@ -13,7 +13,7 @@ if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import places  # noqa: E402, F401  (modules of a family's tests by their names)
-from selection import selected  # noqa: E402
+from selection import Sample, selected  # noqa: E402
 
 from metricseg.utils.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends, extension  # noqa: E402
@@ -128,6 +128,7 @@ def device_of(backend: str) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     chosen: dict[bool, list[pytest.Item]] = {True: [], False: []}
+    sample = Sample()
     for item in items:
         params = getattr(item, "callspec", None) and item.callspec.params
         if params and "backend" in params and hasattr(item.module, "family_of"):
@@ -135,7 +136,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if runnable(family).get(params["backend"], "") is not None:
                 chosen[False].append(item)
                 continue
-        chosen[selected(item, ON_GPU)].append(item)
+        chosen[selected(item, ON_GPU) and sample.takes(item)].append(item)
         if item.get_closest_marker("gpu") and not ON_GPU:  # keywords hold names of folders too
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     config.hook.pytest_deselected(items=chosen[False])

@@ -3,6 +3,8 @@
 DistributedLossWrapper around our losses, in every form, against the same wrapper around pytorch-metric-learning's own.
 """
 
+import os
+import sys
 import warnings
 
 import torch
@@ -64,3 +66,5 @@ def main():
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of torch.distributed that still runs can abort an interpreter that ends by itself

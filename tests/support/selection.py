@@ -2,12 +2,15 @@
 
 Each case costs a compilation. On a device, dtypes other than fp32 take a part of the cases. Without one, all of these
 run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver. Triton's interpreter takes
-seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32.
+seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32, and of these every second one of a test.
+METRICSEG_CASES=n takes every n-th case instead, of the interpreter's or of ttsem's.
 """
 
 from __future__ import annotations
 
+import collections
 import importlib
+import os
 from fnmatch import fnmatchcase
 
 import pytest
@@ -64,11 +67,31 @@ NOT_EXECUTED = ("test_opcheck*", "test_compile_*", "test_gradcheck*", "test_the_
                 "test_an_*_is_its_values[[]triton-margin-*", "test_an_*_is_its_values[[]triton-contrast-[!t]*")  # fmt: skip
 
 
+def of_triton(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return "triton" in (params.get("backend"), params.get("name"))
+
+
+class Sample:
+    """Every n-th case of each test of Triton kernels, from the first on."""
+
+    def __init__(self) -> None:
+        self.step = int(os.environ.get("METRICSEG_CASES", 2 if backends.interpreting() else 1))
+        self.seen = collections.Counter[str]()
+
+    def takes(self, item: pytest.Item) -> bool:
+        if not of_triton(item):
+            return True
+        function = item.nodeid.split("[")[0]
+        self.seen[function] += 1
+        return (self.seen[function] - 1) % self.step == 0
+
+
 def selected(item: pytest.Item, on_device: bool) -> bool:
     """Whether this test runs here; True for tests of other backends."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    if "triton" not in (params.get("backend"), params.get("name")):
+    if not of_triton(item):
         return True
+    params = item.callspec.params
     family = getattr(item.module, "FAMILY", None)
     cases = importlib.import_module(f"{family}_cases") if family in FAMILIES else None
     case = getattr(params.get("case"), "id", None)

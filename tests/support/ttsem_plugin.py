@@ -2,8 +2,7 @@
 
 ttsem executes Triton's IR of a kernel, compiled for sm_90, on CPU tensors. A test fails if a program reads or writes out
 of bounds, reads memory that nothing wrote, or races with another program. With METRICSEG_RECORD=FOLDER the calls of the
-launchers are kept there, for `python -m launches recorded`. With METRICSEG_CASES=3 every third case of a test runs, from
-its first on.
+launchers are kept there, for `python -m launches recorded`.
 """
 
 from __future__ import annotations
@@ -63,20 +62,6 @@ def pytest_configure(config: pytest.Config) -> None:
         from launches import recorded
 
         _session.enter_context(recorded.recording(folder))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every METRICSEG_CASES-th case of each test."""
-    step, seen = int(os.environ.get("METRICSEG_CASES", "1")), collections.Counter[Any]()
-    chosen, others = [], []
-    for item in items:
-        function = item.nodeid.split("[")[0]
-        (others if seen[function] % step else chosen).append(item)
-        seen[function] += 1
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = chosen
 
 
 @pytest.hookimpl(optionalhook=True)
