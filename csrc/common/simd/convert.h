@@ -91,7 +91,7 @@ inline void write_as(const T* in, int64_t stride, int64_t n, S* p) {
   }
 }
 
-// A call of its own, which counts little beside a row: its loops are long, for six places that need them.
+// read, write: calls of their own, since their loops are long and used in many places.
 template <typename T>
 __attribute__((noinline)) void read(Type type, const char* p, int64_t stride, int64_t n, T* out) {
   with_storage<T>(

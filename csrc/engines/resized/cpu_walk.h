@@ -284,7 +284,7 @@ class Direct {
   }
 
   void write_gradient(int64_t image, int64_t y, int64_t x0, int64_t n, int64_t padded) {
-    const T* const factor = loss.factor;
+    const T* const factor = loss.factor;  // read once: for all the compiler knows, g is where it stands
     for (int64_t k = 0; k < maps.classes; ++k) {
       T* g = z + k * padded;
       for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(factor + i)).store(g + i);
