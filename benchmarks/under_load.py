@@ -1,6 +1,6 @@
 """`python -m benchmarks.under_load`: a contrast step of 8,192 rows on the CPU, alone and beside one busy process.
 
-Without OMP_WAIT_POLICY, threads of libgomp spin while they wait for each other, and share a core with the busy process.
+By default, threads of libgomp spin while they wait for each other, and share a core with the busy process.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 
 ROWS, DIM, CLASSES, STEPS = 8192, 256, 19, 7
+SETTINGS = ({}, {"GOMP_SPINCOUNT": "1000"}, {"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def step_seconds() -> float:
@@ -31,11 +32,10 @@ def step_seconds() -> float:
     return statistics.median(seconds[2:])
 
 
-def measure(policy: str | None, busy: bool) -> float:
+def measure(setting: dict[str, str], busy: bool) -> float:
     """Seconds of a step in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    if policy is not None:
-        environment["OMP_WAIT_POLICY"] = policy
+    names = {name for known in SETTINGS for name in known}
+    environment = {k: v for k, v in os.environ.items() if k not in names} | setting
     other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         command = [sys.executable, "-m", "benchmarks.under_load", "step"]
@@ -46,10 +46,10 @@ def measure(policy: str | None, busy: bool) -> float:
 
 
 def main() -> None:
-    """Print a line for each policy."""
-    for policy in (None, "PASSIVE"):
-        alone, beside = measure(policy, False), measure(policy, True)
-        name = f"OMP_WAIT_POLICY={policy}" if policy else "as it is"
+    """Print a line for each setting."""
+    for setting in SETTINGS:
+        alone, beside = measure(setting, False), measure(setting, True)
+        name = " ".join("=".join(pair) for pair in setting.items()) or "as it is"
         print(f"{name:24} alone {alone:.3f} s, beside a busy process {beside:.3f} s: {beside / alone:.1f} times")
 
 

@@ -123,6 +123,7 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
             if not raised_here(error):
                 raise
             sys.exit(f"metricseg: {error}")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads of torch that wait soon give way to loader workers
     sys.path.append(os.getcwd())  # class_path finds your modules; last, so that none hides an installed one
     try:
         from metricseg.training.cli import run

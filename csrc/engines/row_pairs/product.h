@@ -39,6 +39,8 @@ struct Loops {
   void (*pack)(const Product<T>&, int64_t step, int64_t block);
   // Blocks [first, last) times the panel that starts at `column`, over the current run. panel: [kDepth, columns]
   void (*multiply)(const Product<T>&, int64_t first, int64_t last, int64_t column, T* panel);
+  // s[j, i] = s[i, j] for rows i < rows and columns j in [begin, end) of s with rows of `row` values.
+  void (*mirror)(T* s, int64_t row, int64_t rows, int64_t begin, int64_t end);
 };
 
 using Workers = ByType<Loops>;

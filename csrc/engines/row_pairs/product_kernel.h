@@ -4,15 +4,12 @@
 
 #include <torch/csrc/stable/tensor.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include "../../common/host/library.h"
 #include "../../common/host/parallel.h"
 #include "../../common/host/simd_choice.h"
 #include "../../common/host/torch_map.h"
 #include "product_run.h"
+#include "tile.h"
 
 namespace metricseg::row_pairs {
 
@@ -51,14 +48,21 @@ inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Ten
   dispatch_accumulator(type, [&](auto zero) { launch_product<decltype(zero)>(a, b, sign, accumulate, out); });
 }
 
-// Whether the processor is AMD's, multiplies whole AVX-512 vectors a cycle (from family 1Ah, Zen 5, on: Zen 4 takes two
-// cycles for each), and METRICSEG_SIMD doesn't narrow the vectors.
-inline bool is_amd_full_avx512([[maybe_unused]] Tensor on_cpu) {
+inline void mirror_kernel(Tensor s, int64_t stripe) {
+  STD_TORCH_CHECK(s.dim() == 2 && s.size(0) == s.size(1) && s.stride(1) == 1,
+                  "metricseg: a square with contiguous rows");
+  STD_TORCH_CHECK(stripe > 0 && stripe % kMaxLanes == 0, "metricseg: stripes of a multiple of ", kMaxLanes);
+  dispatch_accumulator(type_of(s), [&](auto zero) {
+    using T = decltype(zero);
+    run_mirror(product_workers().of(zero), static_cast<T*>(s.mutable_data_ptr()), s.stride(0), s.size(0), stripe,
+               [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
+  });
+}
+
+// Whether the processor is AMD's with AVX-512, and METRICSEG_SIMD doesn't narrow the vectors.
+inline bool is_amd_avx512([[maybe_unused]] Tensor on_cpu) {
 #if defined(__x86_64__)
-  unsigned eax = 0, ebx, ecx, edx;
-  __get_cpuid(1, &eax, &ebx, &ecx, &edx);
-  const unsigned family = (eax >> 8 & 0xf) + (eax >> 20 & 0xff);
-  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd") && family >= 0x1a;
+  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd");
 #else
   return false;
 #endif
@@ -68,5 +72,6 @@ inline bool is_amd_full_avx512([[maybe_unused]] Tensor on_cpu) {
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
   m.impl("row_pairs_product_kernel", TORCH_BOX(&metricseg::row_pairs::product_kernel));
-  m.impl("row_pairs_is_amd_full_avx512", TORCH_BOX(&metricseg::row_pairs::is_amd_full_avx512));
+  m.impl("row_pairs_mirror_kernel", TORCH_BOX(&metricseg::row_pairs::mirror_kernel));
+  m.impl("row_pairs_is_amd_avx512", TORCH_BOX(&metricseg::row_pairs::is_amd_avx512));
 }

@@ -97,8 +97,29 @@ void multiply(const Product<T>& p, int64_t first, int64_t last, int64_t column, 
   }
 }
 
-constexpr Workers workers{{sizes<float>, pack_block<float>, multiply<float>},
-                          {sizes<double>, pack_block<double>, multiply<double>}};
+template <typename T>
+void mirror(T* s, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+  constexpr int64_t n = Lanes<T>::count;
+  for (int64_t i = 0; i < rows; i += n) {
+    for (int64_t j = begin; j < end; j += n) {
+      if (i + n <= rows && j + n <= end) {
+        Lanes<T> square[n];
+#pragma GCC unroll 16
+        for (int r = 0; r < n; ++r) square[r] = Lanes<T>::load(s + (i + r) * row + j);
+        transpose<1>(square);
+#pragma GCC unroll 16
+        for (int r = 0; r < n; ++r) square[r].store(s + (j + r) * row + i);
+        continue;
+      }
+      for (int64_t y = i; y < std::min(i + n, rows); ++y) {
+        for (int64_t x = j; x < std::min(j + n, end); ++x) s[x * row + y] = s[y * row + x];
+      }
+    }
+  }
+}
+
+constexpr Workers workers{{sizes<float>, pack_block<float>, multiply<float>, mirror<float>},
+                          {sizes<double>, pack_block<double>, multiply<double>, mirror<double>}};
 
 }  // namespace METRICSEG_SIMD
 

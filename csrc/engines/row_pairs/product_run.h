@@ -21,7 +21,8 @@ void run_rows(const Loops<T>& loops, Product<T> p, const Parallel& parallel) {
   }
   const Sizes sizes = loops.sizes(p.M);
   const int64_t blocks = ceil_div(p.M, sizes.block_rows), panels = ceil_div(p.N, sizes.columns);
-  const int64_t step_values = blocks * sizes.block_values, unit = std::max<int64_t>(kUnitRows / sizes.block_rows, 1);
+  const int64_t units = ceil_div(blocks, std::max<int64_t>(kUnitRows / sizes.block_rows, 1));
+  const int64_t step_values = blocks * sizes.block_values, unit = ceil_div(blocks, units);
   const int64_t most = std::max<int64_t>(kRunBytes / (step_values * static_cast<int64_t>(sizeof(T))), 1);
   const auto packed = aligned_values<T>(std::min(most, ceil_div(p.K, kDepth)) * step_values);
   p.packed = packed.get();
@@ -52,6 +53,23 @@ void run_product(const Loops<T>& loops, const Product<T>& p, const Parallel& par
     part.M = std::min(p.M - row, most);
     run_rows(loops, part, parallel);
   }
+}
+
+// s [N, N] = its transpose below the diagonal's squares of `stripe` values.
+template <typename T, typename Parallel>
+void run_mirror(const Loops<T>& loops, T* s, int64_t row, int64_t N, int64_t stripe, const Parallel& parallel) {
+  const int64_t unit = 16, units = ceil_div(N - stripe, unit);
+  const auto mirror = [&](int64_t u) {
+    const int64_t begin = stripe + u * unit;
+    loops.mirror(s, row, begin / stripe * stripe, begin, std::min(begin + unit, N));
+  };
+  // columns further on have more rows before them: one from each end
+  parallel(ceil_div(units, 2), 1, [&](int64_t u, int64_t end) {
+    for (; u < end; ++u) {
+      mirror(u);
+      if (units - 1 - u > u) mirror(units - 1 - u);
+    }
+  });
 }
 
 }  // namespace metricseg::row_pairs

@@ -122,7 +122,10 @@ class Products:
         rows, columns = x.stop - x.start, y.stop - y.start
         products = self.values[: rows * padded(columns)].view(rows, padded(columns))
         if self.held != (x, y):
-            cpu_products.put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
+            if self.x is self.y and x == y:
+                cpu_products.put_square(self.x.rows[x], products[:, :columns])
+            else:
+                cpu_products.put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
             products[:, columns:] = 0  # takes no part, but is multiplied
             self.held = x, y
         return Tile(x, y, products)

@@ -10,15 +10,17 @@ from torch import Tensor
 from ...core.library import define_kernel, ops
 
 define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
-define_kernel("row_pairs_is_amd_full_avx512(Tensor on_cpu) -> bool")
+define_kernel("row_pairs_mirror_kernel(Tensor(a!) s, int stripe) -> ()")
+define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
 
+STRIPE = 256  # rows of a product of a set with itself that are formed together
 OWN_DIM = 64  # features per row from which our products can be faster than torch's, see use_own_products
 
 
 @functools.cache
-def library_is_half_width() -> bool:
-    """Whether torch multiplies at half the processor's rate. MKL keeps to AVX2 on AMD: half of it from Zen 5 on."""
-    return torch.backends.mkl.is_available() and ops.row_pairs_is_amd_full_avx512(torch.empty(0))
+def library_is_avx2() -> bool:
+    """Whether torch multiplies in narrower vectors than the processor has: MKL keeps to AVX2 on AMD."""
+    return torch.backends.mkl.is_available() and ops.row_pairs_is_amd_avx512(torch.empty(0))
 
 
 def use_own_products(dim: int) -> bool:
@@ -28,9 +30,10 @@ def use_own_products(dim: int) -> bool:
     MKL kept to AVX2      1.2 / 0.9 / 0.8 at D = 32, 1.5 / 1.1 / 1.1 at 64, 1.5 / 1.5 / 1.5 at 256 (fp64: 1.4)
     MKL with AVX-512      0.9 / 0.7 / 0.9 at D = 64, 0.9 / 0.9 / 0.9 at 256
     our tiles in AVX2     0.9 / 0.8 / 0.7 at D = 64, 1.0 / 0.9 / 0.9 at 256, against MKL kept to AVX2
-    Zen 4, both full      1.0 / 1.0 / 1.2 at D = 64, 1.1 / 1.0 / 1.1 at 256, on both cores 0.95 for a step of 8,192 rows
+    Zen 4 (AVX-512 takes two cycles, MKL AVX2), both cores   1.06 / 0.93 / 1.0 at D = 256; a step of 1,024 to 4,096 rows
+    of 256 features 1.02 to 1.1, of 2,048 rows of 64 features 1.1
     """
-    return dim >= OWN_DIM and library_is_half_width()
+    return dim >= OWN_DIM and library_is_avx2()
 
 
 def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
@@ -39,6 +42,14 @@ def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
         ops.row_pairs_product_kernel(x, y.t(), 1.0, False, out)
     else:
         torch.mm(x, y.t(), out=out)
+
+
+def put_square(x: Tensor, out: Tensor) -> None:
+    """out [A, A] = x x^T: stripes of rows from the diagonal on, the rest is their mirror image."""
+    for begin in range(0, len(x), STRIPE):
+        put_product(x[begin : begin + STRIPE], x[begin:], out[begin : begin + STRIPE, begin:])
+    if len(x) > STRIPE:
+        ops.row_pairs_mirror_kernel(out, STRIPE)
 
 
 def add_product(total: Tensor, weights: Tensor, rows: Tensor, sign: int, fresh: bool = False) -> None:

@@ -137,22 +137,37 @@ def test_runs_of_groups() -> None:
 
 
 def test_own_products_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "library_is_half_width", lambda: False)
+    monkeypatch.setattr(cpu_products, "library_is_avx2", lambda: False)
     assert not cpu_products.use_own_products(256)
-    monkeypatch.setattr(cpu_products, "library_is_half_width", lambda: True)
+    monkeypatch.setattr(cpu_products, "library_is_avx2", lambda: True)
     assert cpu_products.use_own_products(cpu_products.OWN_DIM) and not cpu_products.use_own_products(
         cpu_products.OWN_DIM - 1
     )
 
 
-def test_the_library_is_half_width_on_zen_5_and_later() -> None:
+def test_the_library_keeps_to_avx2_on_amd() -> None:
     cpu_info = Path("/proc/cpuinfo")
     if not cpu_info.exists() or os.environ.get("METRICSEG_SIMD"):
         pytest.skip("the processor can't be read here")
     text = cpu_info.read_text()
     amd = "AuthenticAMD" in text and all(f"avx512{part}" in text for part in ("f", "bw", "dq", "vl"))
-    zen_5 = amd and int(text.split("cpu family\t: ")[1].split()[0]) >= 26
-    assert cpu_products.library_is_half_width() == (zen_5 and torch.backends.mkl.is_available())
+    assert cpu_products.library_is_avx2() == (amd and torch.backends.mkl.is_available())
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["library", "own"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 300, 513, 1000])
+def test_a_square_is_its_own_mirror_image(
+    rows: int, dtype: torch.dtype, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: own)
+    x = torch.randn(rows, 70, dtype=dtype)
+    out = torch.full((rows, rows + 16), 7.0, dtype=dtype)
+    cpu_products.put_square(x, out[:, :rows])
+    torch.testing.assert_close(out[:, :rows].double(), x.double() @ x.double().T, rtol=1e-5, atol=1e-4)
+    assert out[:, rows:].eq(7).all()
+    below = torch.arange(rows)[:, None] // cpu_products.STRIPE > torch.arange(rows) // cpu_products.STRIPE
+    assert torch.equal(out[:, :rows][below], out[:, :rows].T[below])
 
 
 @pytest.mark.parametrize("form", FORMS)
