@@ -133,12 +133,15 @@ def test_the_hosts_metrics():
     assert 0 <= accuracy <= 1
 
 
-@pytest.mark.parametrize("name", [name for name in UPSAMPLE if name != "DPT"])
+@pytest.mark.parametrize("name", UPSAMPLE)
 def test_predict_labels_is_the_argmax_of_the_model(name):
     images, _ = batch()
     model = network(name).eval()
     with torch.no_grad():
-        small = model.segmentation_head[0](model.decoder(model.encoder(images)))
+        if name == "DPT":
+            small = model.segmentation_head.head(model.decoder(*model.encoder(images)))
+        else:
+            small = model.segmentation_head[0](model.decoder(model.encoder(images)))
         labels, expected = predict_labels(small, images.shape[-2:], align_corners=True), model(images)
     assert small.shape[-1] == 128 // UPSAMPLE[name]
     assert_argmax(labels, expected, expected.argmax(1))
