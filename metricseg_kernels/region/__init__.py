@@ -115,9 +115,9 @@ def region_loss(
     if exponent == 0:
         raise ValueError("exponent must be > 0, got 0")
     checks.choice("activation", activation, ("softmax", "sigmoid"))
-    _check_bool("log", log)
+    checks.boolean("log", log)
     formula = Formula(form, alpha, beta, smooth, exponent, log, average, label_smoothing)
-    _check_bool("align_corners", align_corners)
+    checks.boolean("align_corners", align_corners)
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, activation, all_reduce)
     weight = _cast(weight, input)
     inputs = op.Inputs(input, target, None, 0.0, 0.0, ignored, align_corners, activation == "softmax", False)
@@ -210,7 +210,7 @@ def _pixels_and_dice(
 ) -> Tensor:
     checks.number("lambda_dice", lambda_dice, 0.0)
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    _check_bool("align_corners", align_corners)
+    checks.boolean("align_corners", align_corners)
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, "softmax", all_reduce)
     if target.is_floating_point():
         raise ValueError(f"target must be labels [B, H, W] for a loss of pixels, got shape {tuple(target.shape)}")
@@ -284,18 +284,13 @@ def _check(
     checks.number("smooth", formula.smooth, 0.0)
     checks.choice("average", formula.average, ("classes", "present"))
     checks.number("label_smoothing", formula.label_smoothing, 0.0, 1.0)
-    _check_bool("per_image", per_image)
+    checks.boolean("per_image", per_image)
     if per_image and all_reduce is not None:
         raise ValueError("all_reduce adds up sums over the batch; with per_image=True there are none")
     ignored = resolve_ignore_index(ignore_index, None if dense else max(input.shape[1], 2))
     if dense:
         _check_soft(target, ignored)
     return target, ignored
-
-
-def _check_bool(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def _check_soft(target: Tensor, ignored: int) -> None:
