@@ -6,14 +6,17 @@
 namespace metricseg::contrast {
 namespace {
 
-const row_pairs::Epilogue* epilogues() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen.epilogues;
-}
+struct Table {
+  template <typename T>
+  static const row_pairs::Epilogue<T>* epilogues(T) {
+    static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
+    return chosen.epilogues;
+  }
+};
 
 }  // namespace
 }  // namespace metricseg::contrast
 
 METRICSEG_LIBRARY_IMPL(CPU, m) {
-  m.impl("contrast_tile_kernel", TORCH_BOX(&metricseg::row_pairs::tile_kernel<metricseg::contrast::epilogues>));
+  m.impl("contrast_tile_kernel", TORCH_BOX(&metricseg::row_pairs::tile_kernel<metricseg::contrast::Table>));
 }

@@ -18,31 +18,31 @@ using WeightedNegatives = Softmax<T, false, true>;
 template <typename T>
 using WeightedAll = Softmax<T, true, true>;
 
-#define METRICSEG_EPILOGUE(form, Class, phase, outs)                                   \
-  {                                                                                    \
-    form " " #phase, Class<float>::kConstants, Class<float>::kCoefs, outs, {           \
-      row_pairs::METRICSEG_SIMD::run<float, Class<float>, &Class<float>::phase>,       \
-          row_pairs::METRICSEG_SIMD::run<double, Class<double>, &Class<double>::phase> \
-    }                                                                                  \
-  }
-#define METRICSEG_SOFTMAX(form, Class)                                                                  \
-  METRICSEG_EPILOGUE(form, Class, rows, Class<float>::kStats), METRICSEG_EPILOGUE(form, Class, sum, 1), \
+#define METRICSEG_EPILOGUE(form, Class, phase, outs)              \
+  {form " " #phase, Class<T>::kConstants, Class<T>::kCoefs, outs, \
+   row_pairs::METRICSEG_SIMD::run<T, Class<T>, &Class<T>::phase>}
+#define METRICSEG_SOFTMAX(form, Class)                                                              \
+  METRICSEG_EPILOGUE(form, Class, rows, Class<T>::kStats), METRICSEG_EPILOGUE(form, Class, sum, 1), \
       METRICSEG_EPILOGUE(form, Class, positives, 3), METRICSEG_EPILOGUE(form, Class, weights, 0)
-constexpr row_pairs::Epilogue epilogues[] = {
+template <typename T>
+constexpr row_pairs::Epilogue<T> epilogues[] = {
     METRICSEG_SOFTMAX("negatives", Negatives),
     METRICSEG_SOFTMAX("all", All),
     METRICSEG_SOFTMAX("weighted negatives", WeightedNegatives),
     METRICSEG_SOFTMAX("weighted all", WeightedAll),
-    METRICSEG_EPILOGUE("margin", Margin, distances, Margin<float>::kStats),
+    METRICSEG_EPILOGUE("margin", Margin, distances, Margin<T>::kStats),
     METRICSEG_EPILOGUE("margin", Margin, weights, 1),
-    METRICSEG_EPILOGUE("nca", Nca, rows, Nca<float>::kStats),
+    METRICSEG_EPILOGUE("nca", Nca, rows, Nca<T>::kStats),
     METRICSEG_EPILOGUE("nca", Nca, weights, 0),
     {},
 };
 #undef METRICSEG_SOFTMAX
 #undef METRICSEG_EPILOGUE
 
-constexpr Workers workers{epilogues};
+template <typename T>
+constexpr Loops<T> loops{epilogues<T>};
+
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

@@ -1,13 +1,17 @@
 // The tables of epilogues of the contrast family, one for each vector width.
 #pragma once
 
+#include "../common/by_type.h"
 #include "../engines/row_pairs/tile.h"
 
 namespace metricseg::contrast {
 
-struct Workers {
-  const row_pairs::Epilogue* epilogues;
+template <typename T>
+struct Loops {
+  const row_pairs::Epilogue<T>* epilogues;
 };
+
+using Workers = ByType<Loops>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

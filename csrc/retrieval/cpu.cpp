@@ -10,11 +10,6 @@
 namespace metricseg::retrieval {
 namespace {
 
-const Workers& workers() {
-  static const Workers& chosen = METRICSEG_WIDEST;
-  return chosen;
-}
-
 void tile_kernel(Tensor products, Optional valid, int64_t first, Tensor values, Tensor indices) {
   STD_TORCH_CHECK(products.is_contiguous() && values.is_contiguous() && indices.is_contiguous() &&
                       (!valid || (valid->is_contiguous() && valid->numel() == products.size(1))),
@@ -29,7 +24,7 @@ void tile_kernel(Tensor products, Optional valid, int64_t first, Tensor values, 
     tile.first = first;
     tile.values = static_cast<T*>(values.mutable_data_ptr());
     tile.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
-    const Worker<T> worker = workers().of(T());
+    static const Loops<T>& worker = METRICSEG_WIDEST_OF(T);
     parallel(products.size(0), 65536 / (tile.columns + 1) + 1,
              [&](int64_t begin, int64_t end) { worker(tile, begin, end); });
   });

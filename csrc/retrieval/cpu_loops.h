@@ -53,7 +53,10 @@ void keep_best(const Tile<T>& tile, int64_t begin, int64_t end) {
   }
 }
 
-constexpr Workers workers{keep_best<float>, keep_best<double>};
+template <typename T>
+constexpr Loops<T> loops = keep_best<T>;
+
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

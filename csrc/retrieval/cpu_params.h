@@ -19,9 +19,9 @@ struct Tile {
 
 // Rows [begin, end): the best of a row so far, and of this tile.
 template <typename T>
-using Worker = void (*)(const Tile<T>&, int64_t begin, int64_t end);
+using Loops = void (*)(const Tile<T>&, int64_t begin, int64_t end);
 
-using Workers = ByType<Worker>;
+using Workers = ByType<Loops>;
 
 extern const Workers avx512_workers, avx2_workers, baseline_workers;
 

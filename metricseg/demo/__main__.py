@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,26 +117,32 @@ def train(
     return result, model
 
 
-def loss_step(loss: Loss, shape: tuple[int, ...], device: str) -> tuple[float, float | None]:
-    """(milliseconds, peak megabytes) of the loss's forward and backward at a shape (B, K, h, w, H, W); medians of 7."""
+def loss_steps(losses: list[Loss], shape: tuple[int, ...], device: str) -> list[tuple[float, float | None]]:
+    """(milliseconds, peak megabytes) of forward and backward of each loss at a shape (B, K, h, w, H, W).
+
+    The losses take turns, so that other load on the machine slows all of them. Times are medians of 7.
+    """
     b, k, h, w, full_h, full_w = shape
     logits = torch.randn(b, k, h, w, device=device, requires_grad=True)
     labels = torch.randint(k, (b, full_h, full_w), device=device, dtype=torch.uint8)
 
-    def step() -> None:
+    def step(loss: Loss) -> None:
         logits.grad = None
         loss(logits, labels).backward()
         if device == "cuda":
             torch.cuda.synchronize()
 
-    step()
-    peak = peak_memory(step, device)
-    times = []
+    peaks = []
+    for loss in losses:
+        step(loss)
+        peaks.append(peak_memory(partial(step, loss), device))
+    times: list[list[float]] = [[] for _ in losses]
     for _ in range(7):
-        start = time.perf_counter()
-        step()
-        times.append(1e3 * (time.perf_counter() - start))
-    return sorted(times)[3], peak
+        for spent, loss in zip(times, losses, strict=True):
+            start = time.perf_counter()
+            step(loss)
+            spent.append(1e3 * (time.perf_counter() - start))
+    return [(sorted(spent)[3], peak) for spent, peak in zip(times, peaks, strict=True)]
 
 
 def table(results: list[Result]) -> str:
@@ -174,10 +181,12 @@ def main() -> None:
     results, models = [], []
     for name, loss in losses.items():
         result, model = train(name, loss, data, held_out, args.steps)
-        result.loss_ms, result.loss_mb = loss_step(loss, here, device)
-        result.city_ms, result.city_mb = loss_step(loss, CITYSCAPES, device)
         results.append(result)
         models.append(model.eval())
+    steps_here = loss_steps(list(losses.values()), here, device)
+    steps_city = loss_steps(list(losses.values()), CITYSCAPES, device)
+    for result, (ms, mb), (city_ms, city_mb) in zip(results, steps_here, steps_city, strict=True):
+        result.loss_ms, result.loss_mb, result.city_ms, result.city_mb = ms, mb, city_ms, city_mb
 
     with torch.inference_mode():
         views = [predict_views(model, held_out[0][:6]) for model in models]

@@ -196,7 +196,8 @@ class SigmoidFocalLoss(PixelLoss):
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.sigmoid_focal_loss`."""
-        if input.ndim == 4 and input.shape[1] == 1 and target.ndim == 3:  # an index among one class would be 0 alone
+        maps = isinstance(input, Tensor) and input.ndim == 4 and isinstance(target, Tensor)
+        if maps and input.shape[1] == 1 and target.ndim == 3:  # an index among one class would be 0 alone
             target = target[:, None]
         return kernels.sigmoid_focal_loss(
             input, target, gamma=self.gamma, alpha=self.alpha, align_corners=self.align_corners, backend=self.backend,

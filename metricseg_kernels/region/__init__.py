@@ -213,7 +213,10 @@ def _pixels_and_dice(
     checks.boolean("align_corners", align_corners)
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, "softmax", all_reduce)
     if target.is_floating_point():
-        raise ValueError(f"target must be labels [B, H, W] for a loss of pixels, got shape {tuple(target.shape)}")
+        raise ValueError(
+            f"target must be labels [B, H, W] for a loss of pixels, got shape {tuple(target.shape)}; "
+            "if these are one-hot maps, write target.argmax(1)"
+        )
     weight = _cast(weight, input)
     inputs = op.Inputs(input, target, weight, float(gamma), float(label_smoothing), ignored, align_corners, True, True)
     found = _sums(inputs, per_image, all_reduce, backend)

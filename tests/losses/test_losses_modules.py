@@ -125,6 +125,8 @@ def test_one_class_takes_a_binary_mask(batch, dtype):
     torch.testing.assert_close(loss(logits, labels, weight), loss(logits, labels[:, None], weight))
     with pytest.raises(ValueError, match=r"neither in \[0, 1\] nor, .* ignore_index \(255\): for example 2"):
         loss(logits, torch.full_like(labels, 2))
+    with pytest.raises(TypeError, match=r"input must be a Tensor \[B, K, h, w\], got dict"):
+        loss({"out": logits}, labels)
 
 
 def test_ohem_averages_the_kept(batch):

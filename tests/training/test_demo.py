@@ -25,6 +25,11 @@ def test_eager_loss_is_the_same_loss():
     torch.testing.assert_close(*(torch.autograd.grad(v, logits)[0] for v in (ours, eager)), rtol=1e-4, atol=1e-7)
 
 
+def test_loss_steps_measures_each_loss():
+    found = demo.loss_steps([demo.eager_focal, build_loss("focal")], (1, 4, 8, 8, 16, 16), "cpu")
+    assert len(found) == 2 and all(milliseconds > 0 for milliseconds, _ in found)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the high-water mark is read from /proc")
 def test_peak_memory_is_measured():
     peak = peak_memory(lambda: torch.ones(25_000_000).sum())

@@ -1,5 +1,5 @@
-// Choice of the widest vectors that this processor has: METRICSEG_WIDEST, or METRICSEG_WIDEST_OF(T) for tables by type,
-// if the three tables of loops of a family are in scope.
+// METRICSEG_WIDEST_OF(T): the loops of a family for the widest vectors that this processor has, if the family's three
+// tables by type are in scope.
 #pragma once
 
 #include <cstdlib>
@@ -9,7 +9,6 @@ namespace metricseg {
 
 // The widest vectors that this processor has; METRICSEG_SIMD=avx2 or baseline narrows them, for tests and comparisons.
 #if defined(__x86_64__)
-#define METRICSEG_WIDEST ::metricseg::widest(avx512_workers, avx2_workers, baseline_workers)
 #define METRICSEG_WIDEST_OF(T) \
   ::metricseg::widest(sizeof(T) == 8 ? avx2_workers : avx512_workers, avx2_workers, baseline_workers).of(T())
 template <typename Workers>
@@ -25,7 +24,6 @@ const Workers& widest(const Workers& avx512, const Workers& avx2, const Workers&
   return baseline;
 }
 #else
-#define METRICSEG_WIDEST baseline_workers
 #define METRICSEG_WIDEST_OF(T) baseline_workers.of(T())
 #endif
 

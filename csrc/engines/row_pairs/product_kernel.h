@@ -13,8 +13,9 @@
 
 namespace metricseg::row_pairs {
 
-inline const Workers& product_workers() {
-  static const Workers& chosen = METRICSEG_WIDEST;
+template <typename T>
+const Loops<T>& product_loops() {
+  static const Loops<T>& chosen = METRICSEG_WIDEST_OF(T);
   return chosen;
 }
 
@@ -34,7 +35,7 @@ void launch_product(const Tensor& a, const Tensor& b, double sign, bool accumula
   p.K = a.size(1);
   p.sign = static_cast<T>(sign);
   p.accumulate = accumulate;
-  run_product(product_workers().of(T()), p, [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
+  run_product(product_loops<T>(), p, [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
 }
 
 inline void product_kernel(Tensor a, Tensor b, double sign, bool accumulate, Tensor out) {
@@ -54,7 +55,7 @@ inline void mirror_kernel(Tensor s, int64_t stripe) {
   STD_TORCH_CHECK(stripe > 0 && stripe % kMaxLanes == 0, "metricseg: stripes of a multiple of ", kMaxLanes);
   dispatch_accumulator(type_of(s), [&](auto zero) {
     using T = decltype(zero);
-    run_mirror(product_workers().of(zero), static_cast<T*>(s.mutable_data_ptr()), s.stride(0), s.size(0), stripe,
+    run_mirror(product_loops<T>(), static_cast<T*>(s.mutable_data_ptr()), s.stride(0), s.size(0), stripe,
                [](int64_t n, int64_t grain, const auto& f) { parallel(n, grain, f); });
   });
 }
@@ -62,7 +63,7 @@ inline void mirror_kernel(Tensor s, int64_t stripe) {
 // Whether the processor is AMD's with AVX-512, and METRICSEG_SIMD doesn't narrow the vectors.
 inline bool is_amd_avx512([[maybe_unused]] Tensor on_cpu) {
 #if defined(__x86_64__)
-  return &product_workers() == &avx512_workers && __builtin_cpu_is("amd");
+  return &product_loops<float>() == &avx512_workers.f32 && __builtin_cpu_is("amd");
 #else
   return false;
 #endif

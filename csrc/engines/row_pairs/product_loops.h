@@ -118,8 +118,10 @@ void mirror(T* s, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   }
 }
 
-constexpr Workers workers{{sizes<float>, pack_block<float>, multiply<float>, mirror<float>},
-                          {sizes<double>, pack_block<double>, multiply<double>, mirror<double>}};
+template <typename T>
+constexpr Loops<T> loops{sizes<T>, pack_block<T>, multiply<T>, mirror<T>};
+
+constexpr Workers workers{METRICSEG_LOOPS};
 
 }  // namespace METRICSEG_SIMD
 

@@ -5,8 +5,6 @@
 
 #include <cstdint>
 
-#include "../../common/by_type.h"
-
 namespace metricseg::row_pairs {
 
 constexpr int kMaxLanes = 16;      // a tile's columns are padded to a multiple of it, with group -1
@@ -42,11 +40,12 @@ template <typename T>
 using Worker = void (*)(const Tile<T>&, int64_t begin, int64_t end);
 
 // What a form does to a tile in one phase. A table of them ends with a null name.
+template <typename T>
 struct Epilogue {
   const char* name;      // "<form> <phase>"
   int constants, coefs;  // values of the form, and of a row
   int outs;              // values that it adds to each row
-  ByType<Worker> run;
+  Worker<T> run;
 };
 
 }  // namespace metricseg::row_pairs

@@ -36,7 +36,7 @@ struct Ranges {
 };
 
 template <typename T>
-void run_tile(const Epilogue& epilogue, Tile<T> tile, T* y_out, int64_t y_out_row) {
+void run_tile(const Epilogue<T>& epilogue, Tile<T> tile, T* y_out, int64_t y_out_row) {
   const Ranges ranges(tile.y_groups, tile.columns);
   tile.lowest = ranges.lowest.data();
   tile.highest = ranges.highest.data();
@@ -46,7 +46,7 @@ void run_tile(const Epilogue& epilogue, Tile<T> tile, T* y_out, int64_t y_out_ro
     for (int64_t u = begin; u < end; ++u) {
       Tile<T> unit = tile;
       if (y_out) std::fill_n(unit.y_out = sums.get() + u * unit_values, unit_values, T(0));
-      epilogue.run.of(T())(unit, u * kTileUnit, std::min((u + 1) * kTileUnit, tile.rows));
+      epilogue.run(unit, u * kTileUnit, std::min((u + 1) * kTileUnit, tile.rows));
     }
   });
   if (!y_out) return;
@@ -60,7 +60,8 @@ void run_tile(const Epilogue& epilogue, Tile<T> tile, T* y_out, int64_t y_out_ro
   });
 }
 
-inline const Epilogue& find(const Epilogue* table, const std::string& name) {
+template <typename T>
+const Epilogue<T>& find(const Epilogue<T>* table, const std::string& name) {
   while (table->name && name != table->name) ++table;
   STD_TORCH_CHECK(table->name, "metricseg: there is no epilogue ", name);
   return *table;
@@ -68,22 +69,23 @@ inline const Epilogue& find(const Epilogue* table, const std::string& name) {
 
 // Sides: groups, ids and weights of the rows; coefficients [rows, n], sums [rows, outs] of the rows; the latter two
 // transposed for columns.
-template <const Epilogue* (*table)()>
+template <class Table>
 void tile_kernel(Tensor products, std::string name, std::vector<double> constants, Tensor x_groups, Tensor y_groups,
                  Optional x_ids, Optional y_ids, Optional x_weights, Optional y_weights, Optional x_coefs,
                  Optional y_coefs, Optional x_out, Optional y_out) {
-  const Epilogue& epilogue = find(table(), name);
   STD_TORCH_CHECK(products.is_contiguous() && products.size(1) % kMaxLanes == 0 &&
                       y_groups.numel() == products.size(1) && x_groups.numel() == products.size(0),
                   "metricseg: a tile has contiguous rows padded to ", kMaxLanes);
-  STD_TORCH_CHECK(static_cast<int>(constants.size()) == epilogue.constants, "metricseg: ", name, " takes ",
-                  epilogue.constants, " constants");
-  STD_TORCH_CHECK((!x_coefs || x_coefs->size(1) == epilogue.coefs) && (!y_coefs || y_coefs->size(0) == epilogue.coefs),
-                  "metricseg: ", name, " takes ", epilogue.coefs, " coefficients");
-  STD_TORCH_CHECK((!x_out || x_out->size(1) == epilogue.outs) && (!y_out || y_out->size(0) == epilogue.outs),
-                  "metricseg: ", name, " adds to ", epilogue.outs, " sums");
   dispatch_accumulator(type_of(products), [&](auto zero) {
     using T = decltype(zero);
+    const Epilogue<T>& epilogue = find(Table::epilogues(zero), name);
+    STD_TORCH_CHECK(static_cast<int>(constants.size()) == epilogue.constants, "metricseg: ", name, " takes ",
+                    epilogue.constants, " constants");
+    STD_TORCH_CHECK(
+        (!x_coefs || x_coefs->size(1) == epilogue.coefs) && (!y_coefs || y_coefs->size(0) == epilogue.coefs),
+        "metricseg: ", name, " takes ", epilogue.coefs, " coefficients");
+    STD_TORCH_CHECK((!x_out || x_out->size(1) == epilogue.outs) && (!y_out || y_out->size(0) == epilogue.outs),
+                    "metricseg: ", name, " adds to ", epilogue.outs, " sums");
     Tile<T> tile{};
     tile.rows = products.size(0);
     tile.columns = products.size(1);

@@ -50,7 +50,7 @@ region, both = mk.region_loss, mk.cross_entropy_dice
     (lambda: region(Z, T, align_corners=None), TypeError, "align_corners must be a bool, got NoneType"),
     (lambda: region(Z, T, log="yes"), TypeError, "log must be a bool, got str"),
     (lambda: region(Z, T, backend="gpu"), ValueError, "backend must be one of"),
-    (lambda: both(Z, SOFT), ValueError, r"target must be labels \[B, H, W\] for a loss of pixels, got shape \(2, 3, 8, 10\)"),
+    (lambda: both(Z, SOFT), ValueError, r"target must be labels \[B, H, W\] for a loss of pixels, got .*argmax\(1\)"),
     (lambda: both(Z, T, lambda_ce=-1), ValueError, "lambda_ce must be finite and >= 0, got -1"),
     (lambda: both(Z, T, lambda_dice=-1), ValueError, "lambda_dice must be finite and >= 0, got -1"),
     (lambda: both(Z, T, label_smoothing=2), ValueError, "label_smoothing must be finite and in"),

@@ -78,7 +78,7 @@ void multiply_all(const T* a, const T* b, T* out, const int64_t (&shape)[3], con
   p.sign = static_cast<T>(sign);
   p.accumulate = accumulate != 0;
   const auto serially = [](int64_t n, int64_t, const auto& f) { f(int64_t{0}, n); };
-  run_product(metricseg::row_pairs::METRICSEG_SIMD::workers.of(T()), p, serially);
+  run_product(metricseg::row_pairs::METRICSEG_SIMD::loops<T>, p, serially);
 }
 
 extern "C" void product_f32(const float* a, const float* b, float* out, int64_t M, int64_t N, int64_t K,
