@@ -252,7 +252,12 @@ def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend
     if all_reduce is None:
         raised = name != "reference" and checks.validates(totals.device)
         return _Sums(sums, loss, valid, None if raised else totals[:, 1].sum() if per_image else totals[0, 1])
-    everything = all_reduce(torch.cat([sums.flatten(), loss[None], totals[0, :2]]))
+    given = torch.cat([sums.flatten(), loss[None], totals[0, :2]])
+    everything = all_reduce(given)
+    if not isinstance(everything, Tensor) or everything.shape != given.shape:
+        raise TypeError(
+            f"all_reduce must return a Tensor [{len(given)}] as it is given, got {type(everything).__name__}"
+        )
     return _Sums(everything[:-3].view(sums.shape), everything[-3], everything[-2:-1], everything[-1])
 
 
@@ -288,6 +293,8 @@ def _check(
     checks.choice("average", formula.average, ("classes", "present"))
     checks.number("label_smoothing", formula.label_smoothing, 0.0, 1.0)
     checks.boolean("per_image", per_image)
+    if all_reduce is not None and not callable(all_reduce):
+        raise TypeError(f"all_reduce must be a function of a Tensor, got {type(all_reduce).__name__}")
     if per_image and all_reduce is not None:
         raise ValueError("all_reduce adds up sums over the batch; with per_image=True there are none")
     ignored = resolve_ignore_index(ignore_index, None if dense else max(input.shape[1], 2))

@@ -232,3 +232,9 @@ def test_export_of_any_size() -> None:
     exported = torch.export.export(Predict(), (torch.randn(1, 3, 4, 5),), dynamic_shapes=sizes).module()
     other = torch.randn(1, 3, 6, 3)
     assert torch.equal(exported(other), Predict()(other))
+
+
+def test_compile_refuses_labels_out_of_range() -> None:
+    z, target = torch.randn(1, 3, 4, 4), torch.full((1, 8, 8), 7)
+    with pytest.raises(ValueError, match="target holds 64 labels .* for example 7"):
+        torch.compile(mk.confusion_matrix, backend="eager", fullgraph=True)(z, target, backend="cpu")
