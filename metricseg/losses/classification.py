@@ -14,6 +14,7 @@ from torch import Tensor
 
 import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES, Loss
+from metricseg_kernels.core import checks
 from metricseg_kernels.core.labels import IgnoreIndex
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ class FocalLoss(PixelLoss):
         **options: Unpack[PixelOptions],
     ) -> None:
         super().__init__(**options)
+        checks.real("gamma", gamma)
         if not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma is {gamma}; it takes a finite number >= 0")
         self.gamma, self.label_smoothing, self.normalizer = gamma, label_smoothing, normalizer

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import metricseg_kernels as kernels
 from metricseg.losses.base import LOSSES, Loss
+from metricseg_kernels.core import checks
 from metricseg_kernels.core.labels import IgnoreIndex
 
 
@@ -44,6 +45,7 @@ class DistillationLoss(Loss):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        checks.real("temperature", temperature)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}; it takes a finite number > 0")
         if kind not in ("kl", "reverse_kl", "js"):

@@ -17,6 +17,7 @@ from metricseg.losses.pairs import PairLoss
 from metricseg.losses.pixel_memory import PixelMemory
 from metricseg.utils import distributed
 from metricseg.utils.labels import check_labels, check_maps, nearest
+from metricseg_kernels.core import checks
 from metricseg_kernels.core.labels import IgnoreIndex, resolve_ignore_index
 
 if TYPE_CHECKING:
@@ -208,7 +209,10 @@ class PixelContrastLoss(ContrastLoss):
     ) -> None:
         super().__init__(**options)
         for name, value in (("temperature", temperature), ("base_temperature", base_temperature)):
-            if value is not None and not 0 < value < float("inf"):
+            if value is None and name == "base_temperature":
+                continue
+            checks.real(name, value)
+            if not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; it takes a finite number > 0")
         if denominator not in ("negatives", "all"):
             raise ValueError(f'denominator is {denominator!r}; it takes "negatives" or "all"')
@@ -292,6 +296,8 @@ class MarginContrastLoss(ContrastLoss):
         **options: Unpack[ContrastOptions],
     ) -> None:
         super().__init__(**options)
+        checks.real("margin", margin)
+        checks.real("positive_margin", positive_margin)
         if not 0 < margin < float("inf") or not 0 <= positive_margin < float("inf"):
             raise ValueError(
                 f"margin, positive_margin are {margin}, {positive_margin}; they take finite numbers > 0, >= 0"

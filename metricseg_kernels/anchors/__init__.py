@@ -157,6 +157,7 @@ def gather_pixels(
     checks.number("eps", eps, 0.0)
     if eps == 0:
         raise ValueError("eps must be > 0, got 0")
+    checks.boolean("normalize", normalize)
     name = choose("anchors", features.device, features.dtype, backend)
     if name != "reference":
         return ops.gather_pixels(features, index, normalize, eps, name)[0]

@@ -92,6 +92,7 @@ def class_centers(
     """
     checks.tensor("features", features, 4, checks.FLOATS, "[B, C, h, w]")
     checks.choice("average", average, AVERAGES)
+    checks.boolean("return_present", return_present)
     classes = _check_assignment(features, assignment, num_classes)
     ignored = resolve_ignore_index(ignore_index, classes)
     chosen, by_mass = choose("centers", features.device, features.dtype, backend), average == "mass"

@@ -178,6 +178,7 @@ def pixel_contrast_loss(
         check_positive("base_temperature", base_temperature)
     checks.choice("denominator", denominator, ("negatives", "all"))
     checks.choice("reduction", reduction, REDUCTIONS)
+    checks.boolean("return_stats", return_stats)
     ignored = resolve_ignored(ignore_index, ignore_label)
     scale = 1.0 if base_temperature is None else temperature / base_temperature
     name = choose("contrast", anchors.device, anchors.dtype, backend)
@@ -276,6 +277,7 @@ def margin_contrast_loss(
     if power not in (1, 2):
         raise ValueError(f"power must be 1 or 2, got {power}")
     checks.choice("average", average, ("pairs", "nonzero"))
+    checks.boolean("return_stats", return_stats)
     ignored = resolve_ignored(ignore_index, ignore_label)
     name = choose("contrast", anchors.device, anchors.dtype, backend)
     if name == "reference":

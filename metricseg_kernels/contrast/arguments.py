@@ -88,6 +88,7 @@ def check_weights(name: str, weights: Tensor, rows_name: str, rows: Tensor) -> N
 
 
 def check_positive(name: str, value: float) -> None:
+    checks.real(name, value)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name} must be finite and > 0, got {value}")
 

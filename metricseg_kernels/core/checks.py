@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 
 import torch
@@ -30,13 +31,27 @@ def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(f"{name} is on {value.device}, {other_name} on {other.device}; both must be on one device")
 
 
+def real(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
+        more = "; it is a constant, without a gradient" if isinstance(value, Tensor) else ""
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}{more}")
+
+
+def boolean(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
 def number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    real(name, value)
     if not (low <= value <= high and abs(value) < math.inf):  # comparisons, which torch.compile can trace
         bounds = f">= {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
         raise ValueError(f"{name} must be finite and {bounds}, got {value}")
 
 
 def integer(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, torch.SymInt):  # torch.export refuses bounds on a dimension of any size
+        return
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:

@@ -92,8 +92,7 @@ def distillation_loss(
         raise ValueError("temperature must be > 0, got 0")
     checks.choice("kind", kind, op.KINDS)
     checks.choice("reduction", reduction, ("mean", "sum", "none"))
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"align_corners must be a bool, got {type(align_corners).__name__}")
+    checks.boolean("align_corners", align_corners)
     ignored = resolve_ignore_index(ignore_index, student.shape[1])
     reduce, mean = reduction != "none", reduction == "mean"
     scalars = (height, width, float(temperature), kind, ignored, align_corners)
@@ -136,8 +135,7 @@ def _check_target(student: Tensor, target: Tensor | tuple[int, int]) -> tuple[Te
         if not isinstance(target, (tuple, list)) or len(target) != 2:
             raise TypeError(f"target must be labels [B, H, W] or a size (H, W), got {target!r}")
         for size in target:
-            if not isinstance(size, torch.SymInt):
-                checks.integer("a size in target", size, 0, 2**31 - 1)
+            checks.integer("a size in target", size, 0, 2**31 - 1)
         return None, (target[0], target[1])
     target = drop_channel(target)
     check_pair(student, target, dense=False, name="student")

@@ -141,6 +141,8 @@ def focal_loss(
     """
     target = check_softmax(input, target, weight, label_smoothing, reduction, avg_factor)
     checks.number("gamma", gamma, 0.0)
+    checks.boolean("align_corners", align_corners)
+    checks.boolean("return_stats", return_stats)
     checks.choice("normalizer", normalizer, ("valid", "weight"))
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     scalars = Scalars(float(gamma), float(label_smoothing), ignored, align_corners)
@@ -243,8 +245,10 @@ def sigmoid_focal_loss(
         target = target.to(checks.accumulator(input.dtype))
     check_pair(input, target, dense)
     checks.number("gamma", gamma, 0.0)
+    checks.real("alpha", alpha)
     checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
     check_reduction(reduction, avg_factor)
+    checks.boolean("align_corners", align_corners)
     ignored = resolve_ignore_index(ignore_index, None if dense else input.shape[1])
     if dense:
         check_dense(target, ignored)
@@ -309,6 +313,7 @@ def ohem_cross_entropy(
     """
     target = check_softmax(input, target, weight, label_smoothing, "mean", None)
     check_selection(thresh, min_kept, top_k_percent)
+    checks.boolean("align_corners", align_corners)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device, input.dtype, backend)
     scalars = Scalars(0.0, float(label_smoothing), ignored, align_corners)

@@ -19,6 +19,7 @@ def check_selection(thresh: float, min_kept: int, top_k_percent: float | None) -
     checks.integer("min_kept", min_kept, 0, 2**63 - 1)
     if top_k_percent is None:
         return
+    checks.real("top_k_percent", top_k_percent)
     if not 0 < top_k_percent <= 1:
         raise ValueError(f"top_k_percent must be in (0, 1], got {top_k_percent}; 0.2 keeps a fifth of the pixels")
     if (thresh, min_kept) != (0.7, 100_000):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import checks
 from ..core.backends import choose
-from ..core.labels import MOST_CLASSES, IgnoreIndex, labels_in_range, resolve_ignore_index
+from ..core.labels import MOST_CLASSES, IgnoreIndex, resolve_ignore_index
 from ..engines.resized.arguments import drop_channel
 from . import op, reference
 
@@ -92,8 +92,10 @@ def predict_labels(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or value, named with what it got.
         RuntimeError: a backend asked for by name can't run here.
     """
-    inputs = _check(logits, flipped, weights, align_corners)
     height, width = _check_size(size)
+    inputs = _read_first(_check(logits, flipped, weights, align_corners), width)
+    checks.boolean("return_confidence", return_confidence)
+    checks.boolean("return_entropy", return_entropy)
     classes = inputs.maps[0].shape[1]
     dtype = _check_dtype(out_dtype, classes)
     chosen = choose("predict", inputs.maps[0].device, inputs.maps[0].dtype, backend)
@@ -155,14 +157,14 @@ def confusion_matrix(
         checks.same_device("out", out, "logits", first)
         if tuple(out.shape) != (classes, classes):
             raise ValueError(f"out must be [K, K] with K = {classes}, got shape {tuple(out.shape)}")
+    inputs = _read_first(inputs, target.shape[2])
     chosen = choose("predict", first.device, first.dtype, backend)
     if chosen == "reference":
         counts, bad = reference.confusion(inputs, target, ignored)
+        if not torch.compiler.is_compiling():
+            op.check_labels(bad, classes, ignored)
     else:
-        counts, bad = op.confusion_matrix(*inputs, target, ignored, chosen)
-    if not torch.compiler.is_compiling() and checks.validates(first.device):
-        bad_count, bad_label = bad.tolist()
-        labels_in_range(bad_count, bad_label, classes, ignored)
+        counts, _ = op.confusion_matrix(*inputs, target, ignored, chosen)
     return counts if out is None else out.add_(counts)
 
 
@@ -197,11 +199,18 @@ def _check(
         )
     if not 2 <= classes <= MOST_CLASSES:
         raise ValueError(f"{names[0]} must have 2 to {MOST_CLASSES} classes, got {classes}")
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"align_corners must be a bool, got {type(align_corners).__name__}")
+    checks.boolean("align_corners", align_corners)
     return op.Inputs(
         [map.detach() for map in maps], _check_flipped(flipped, len(maps)), _shares(weights, len(maps)), align_corners
     )
+
+
+def _read_first(inputs: op.Inputs, width: int) -> op.Inputs:
+    """Aligned corners read a single column at 0: for a mirrored map the last column, where kernels read the first."""
+    if width != 1 or not inputs.align_corners:
+        return inputs
+    maps = [map[..., -1:] if flipped else map for map, flipped in zip(inputs.maps, inputs.flipped, strict=True)]
+    return inputs._replace(maps=maps, flipped=[False] * len(maps))
 
 
 def _check_flipped(flipped: bool | Sequence[bool], count: int) -> list[bool]:

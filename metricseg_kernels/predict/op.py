@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import backends, checks
+from ..core.labels import labels_in_range
 from ..core.library import define_op, ops
 
 kernels = functools.partial(backends.kernels, "predict")  # (backend) -> module
@@ -59,6 +60,13 @@ def _predict(
     return labels, confidence, entropy
 
 
+def check_labels(bad: Tensor, classes: int, ignore_index: int) -> None:
+    """Raise ValueError for `bad` (count, example) labels, if that needs no host sync or METRICSEG_VALIDATE=1."""
+    if checks.validates(bad.device):
+        count, example = bad.tolist()
+        labels_in_range(count, example, classes, ignore_index)
+
+
 def _confusion_outputs(maps: list[Tensor]) -> tuple[Tensor, Tensor]:
     classes = maps[0].shape[1]
     return maps[0].new_empty((classes, classes), dtype=torch.int64), maps[0].new_empty((2,), dtype=torch.float64)
@@ -75,6 +83,7 @@ def _confusion(
 ) -> tuple[Tensor, Tensor]:
     counts, bad = _confusion_outputs(maps)
     kernels(backend).confusion_kernel(Inputs(maps, flipped, shares, align_corners), target, ignore_index, counts, bad)
+    check_labels(bad, maps[0].shape[1], ignore_index)  # here, so that it runs under torch.compile
     return counts, bad
 
 

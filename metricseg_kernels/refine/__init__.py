@@ -64,8 +64,7 @@ def refine_upsample(
                 f"neighbor_logits must be of the dtype and size of offsets, {offsets.dtype} {_size(offsets)}, got "
                 f"{neighbor_logits.dtype} {_size(neighbor_logits)}"
             )
-    if not isinstance(align_corners, bool):
-        raise TypeError(f"align_corners must be a bool, got {align_corners!r}")
+    checks.boolean("align_corners", align_corners)
     checks.choice("padding", padding, PADDINGS)
     for axis, name in ((2, "rows"), (3, "columns")):
         cells, labels = features.shape[axis], offsets.shape[axis]

@@ -115,9 +115,9 @@ def region_loss(
     if exponent == 0:
         raise ValueError("exponent must be > 0, got 0")
     checks.choice("activation", activation, ("softmax", "sigmoid"))
-    _check_bool("log", log)
+    checks.boolean("log", log)
     formula = Formula(form, alpha, beta, smooth, exponent, log, average, label_smoothing)
-    _check_bool("align_corners", align_corners)
+    checks.boolean("align_corners", align_corners)
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, activation, all_reduce)
     weight = _cast(weight, input)
     inputs = op.Inputs(input, target, None, 0.0, 0.0, ignored, align_corners, activation == "softmax", False)
@@ -210,7 +210,7 @@ def _pixels_and_dice(
 ) -> Tensor:
     checks.number("lambda_dice", lambda_dice, 0.0)
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
-    _check_bool("align_corners", align_corners)
+    checks.boolean("align_corners", align_corners)
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, "softmax", all_reduce)
     if target.is_floating_point():
         raise ValueError(
@@ -252,7 +252,12 @@ def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend
     if all_reduce is None:
         raised = name != "reference" and checks.validates(totals.device)
         return _Sums(sums, loss, valid, None if raised else totals[:, 1].sum() if per_image else totals[0, 1])
-    everything = all_reduce(torch.cat([sums.flatten(), loss[None], totals[0, :2]]))
+    given = torch.cat([sums.flatten(), loss[None], totals[0, :2]])
+    everything = all_reduce(given)
+    if not isinstance(everything, Tensor) or everything.shape != given.shape:
+        raise TypeError(
+            f"all_reduce must return a Tensor [{len(given)}] as it is given, got {type(everything).__name__}"
+        )
     return _Sums(everything[:-3].view(sums.shape), everything[-3], everything[-2:-1], everything[-1])
 
 
@@ -287,18 +292,15 @@ def _check(
     checks.number("smooth", formula.smooth, 0.0)
     checks.choice("average", formula.average, ("classes", "present"))
     checks.number("label_smoothing", formula.label_smoothing, 0.0, 1.0)
-    _check_bool("per_image", per_image)
+    checks.boolean("per_image", per_image)
+    if all_reduce is not None and not callable(all_reduce):
+        raise TypeError(f"all_reduce must be a function of a Tensor, got {type(all_reduce).__name__}")
     if per_image and all_reduce is not None:
         raise ValueError("all_reduce adds up sums over the batch; with per_image=True there are none")
     ignored = resolve_ignore_index(ignore_index, None if dense else max(input.shape[1], 2))
     if dense:
         _check_soft(target, ignored)
     return target, ignored
-
-
-def _check_bool(name: str, value: bool) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def _check_soft(target: Tensor, ignored: int) -> None:

@@ -85,6 +85,7 @@ def spherical_kmeans(
     pixels = (embeddings.shape[0], *size)
     grid = _check_start(embeddings, grid, init, num_clusters, pixels)
     checks.integer("iterations", iterations, 0, MOST)
+    checks.boolean("align_corners", align_corners)
     if isinstance(location, Tensor):
         checks.tensor("location", location, 4, checks.FLOATS, "[B, 2, H, W]")
         _check_place("location", location, embeddings, (pixels[0], 2, *size))
@@ -198,6 +199,7 @@ def segment_mean(
     checks.tensor("ids", ids, 1 if flat else 3, checks.LABELS, "[N]" if flat else "[B, h, w]")
     _check_place("ids", ids, x, (x.shape[0],) if flat else (x.shape[0], *x.shape[2:]), "x")
     checks.integer("num_segments", num_segments, 1, MOST)
+    checks.boolean("normalize", normalize)
     if flat:  # as one image of one row, a view
         x, ids = x.mT[None, :, None], ids[None, None]
     chosen = choose("segments", x.device, x.dtype, backend)

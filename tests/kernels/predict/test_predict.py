@@ -209,3 +209,32 @@ def test_no_gradient(backend: str, device: str) -> None:
     z = torch.randn(1, 3, 4, 4, device=device, requires_grad=True)
     labels, confidence = mk.predict_labels(z, (8, 8), return_confidence=True, backend=backend)
     assert not labels.requires_grad and not confidence.requires_grad
+
+
+def test_one_column_of_a_mirrored_map(backend: str, device: str) -> None:
+    """Aligned corners read it at position 0 of the mirrored map."""
+    maps = [torch.randn(2, 5, 3, w, device=device) for w in (4, 7)]
+    for given in (maps, maps[:1]):
+        options = {"align_corners": True, "backend": backend}
+        found = mk.predict_labels(given, (3, 1), flipped=True, **options)
+        expected = mk.predict_labels([m.flip(3) for m in given], (3, 1), **options)
+        assert torch.equal(found, expected)
+        counts = mk.confusion_matrix(given, expected.long(), flipped=True, **options)
+        assert counts.diagonal().sum() == counts.sum() == 6
+
+
+def test_export_of_any_size() -> None:
+    class Predict(torch.nn.Module):
+        def forward(self, logits: torch.Tensor) -> torch.Tensor:
+            return mk.predict_labels(logits, (4 * logits.shape[2], 4 * logits.shape[3]))
+
+    sizes = {"logits": {2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}}
+    exported = torch.export.export(Predict(), (torch.randn(1, 3, 4, 5),), dynamic_shapes=sizes).module()
+    other = torch.randn(1, 3, 6, 3)
+    assert torch.equal(exported(other), Predict()(other))
+
+
+def test_compile_refuses_labels_out_of_range() -> None:
+    z, target = torch.randn(1, 3, 4, 4), torch.full((1, 8, 8), 7)
+    with pytest.raises(ValueError, match="target holds 64 labels .* for example 7"):
+        torch.compile(mk.confusion_matrix, backend="eager", fullgraph=True)(z, target, backend="cpu")

@@ -45,6 +45,8 @@ region, both = mk.region_loss, mk.cross_entropy_dice
     (lambda: region(Z, T, weight=torch.ones(2)), ValueError, "weight must have one entry per class, 3, got 2"),
     (lambda: region(Z, T, weight=torch.ones(3).requires_grad_()), ValueError, "weight requires grad"),
     (lambda: region(Z, T, ignore_index="no"), ValueError, "ignore_index must be an int, None"),
+    (lambda: region(Z, T, all_reduce=5), TypeError, "all_reduce must be a function of a Tensor, got int"),
+    (lambda: region(Z, T, all_reduce=lambda sums: None), TypeError, r"all_reduce must return a Tensor \[12\].* got NoneType"),
     (lambda: region(Z, T, per_image=True, all_reduce=abs), ValueError, "all_reduce .* per_image=True"),
     (lambda: region(Z, T, per_image=1), TypeError, "per_image must be a bool, got int"),
     (lambda: region(Z, T, align_corners=None), TypeError, "align_corners must be a bool, got NoneType"),
