@@ -49,7 +49,8 @@ def test_labels_out_of_range(histogram: bool, backend: str, device: str, monkeyp
     for bad in ([], [-7, -3], [-7, 4, 2**40]):
         target = torch.randint(0, 4, (1, 3, 300), generator=rng)
         target.view(-1)[[299 * i + 5 for i in range(len(bad))]] = torch.tensor(bad, dtype=torch.int64)
-        counts, found = op._confusion(*inputs, target.to(device), -1, backend)
+        counts, found = op._confusion_outputs(inputs.maps)
+        op.kernels(backend).confusion_kernel(inputs, target.to(device), -1, counts, found)
         expected = reference.confusion(inputs, target.to(device), -1)
         assert torch.equal(counts, expected[0]) and torch.equal(found, expected[1])
 
