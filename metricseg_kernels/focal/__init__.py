@@ -16,13 +16,12 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
-from ..engines.resized.arguments import check_pair, drop_channel
 from . import op, reference
 from .arguments import (
     check_dense,
     check_pixel_weight,
-    check_reduction,
     check_selection,
+    check_sigmoid,
     check_softmax,
 )
 
@@ -139,9 +138,8 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017, in its multi-class form.
     """
-    target = check_softmax(input, target, weight, label_smoothing, reduction, avg_factor)
+    target = check_softmax(input, target, weight, label_smoothing, reduction, avg_factor, align_corners)
     checks.number("gamma", gamma, 0.0)
-    checks.boolean("align_corners", align_corners)
     checks.boolean("return_stats", return_stats)
     checks.choice("normalizer", normalizer, ("valid", "weight"))
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
@@ -237,18 +235,8 @@ def sigmoid_focal_loss(
     On dense targets this equals torchvision.ops.sigmoid_focal_loss on interpolated logits.
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
-    if input.shape[1] > 1:
-        target = drop_channel(target)
-    dense = isinstance(target, Tensor) and target.ndim == 4
-    if dense and target.dtype in checks.LABELS:
-        target = target.to(checks.accumulator(input.dtype))
-    check_pair(input, target, dense)
-    checks.number("gamma", gamma, 0.0)
-    checks.real("alpha", alpha)
-    checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
-    check_reduction(reduction, avg_factor)
-    checks.boolean("align_corners", align_corners)
+    target = check_sigmoid(input, target, gamma, alpha, reduction, avg_factor, align_corners)
+    dense = target.ndim == 4
     ignored = resolve_ignore_index(ignore_index, None if dense else input.shape[1])
     if dense:
         check_dense(target, ignored)
@@ -311,9 +299,8 @@ def ohem_cross_entropy(
     the form of HRNet's and mmsegmentation's pixel sampler. Top k: Yang et al., DeeperLab: Single-Shot Image Parser,
     2019.
     """
-    target = check_softmax(input, target, weight, label_smoothing, "mean", None)
+    target = check_softmax(input, target, weight, label_smoothing, "mean", None, align_corners)
     check_selection(thresh, min_kept, top_k_percent)
-    checks.boolean("align_corners", align_corners)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     name = choose("focal", input.device, input.dtype, backend)
     scalars = Scalars(0.0, float(label_smoothing), ignored, align_corners)

@@ -50,6 +50,7 @@ def check_softmax(
     label_smoothing: float,
     reduction: str,
     avg_factor: float | Tensor | None,
+    align_corners: bool,
 ) -> Tensor:
     """Check the arguments, and return the labels as [B, H, W]."""
     target = drop_channel(target)
@@ -61,7 +62,33 @@ def check_softmax(
         )
     checks.number("label_smoothing", label_smoothing, 0.0, 1.0)
     check_reduction(reduction, avg_factor)
+    checks.boolean("align_corners", align_corners)
     check_class_weight(weight, input)
+    return target
+
+
+def check_sigmoid(
+    input: Tensor,
+    target: Tensor,
+    gamma: float,
+    alpha: float,
+    reduction: str,
+    avg_factor: float | Tensor | None,
+    align_corners: bool,
+) -> Tensor:
+    """Check the arguments, and return the labels as [B, H, W], or dense targets [B, K, H, W] as floating numbers."""
+    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    if input.shape[1] > 1:
+        target = drop_channel(target)
+    dense = isinstance(target, Tensor) and target.ndim == 4
+    if dense and target.dtype in checks.LABELS:
+        target = target.to(checks.accumulator(input.dtype))
+    check_pair(input, target, dense)
+    checks.number("gamma", gamma, 0.0)
+    checks.real("alpha", alpha)
+    checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
+    check_reduction(reduction, avg_factor)
+    checks.boolean("align_corners", align_corners)
     return target
 
 

@@ -32,7 +32,7 @@ MARKS = [
 
 @pytest.fixture
 def scope():
-    """What a runner sets from `default_scope = "mmseg"` of every configuration of mmseg."""
+    """The default scope that a runner takes from a configuration of mmseg."""
     with DefaultScope.overwrite_default_scope("mmseg"):
         yield
 
