@@ -132,7 +132,7 @@ void run(const Arguments<Tensor>& a) {
       params.grad_loss = {};
     }
     const bool empty = params.pixels() == 0;
-    expect_writes(a.grad);
+    params.grad = fresh_map_of(a.grad);
     if (empty && params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
     const Partial all = empty ? Partial{0, 0} : execute(params, a.align_corners);
     const T divisor = params.divisor ? static_cast<T>(std::max(all.valid, 1.0)) : T(1);

@@ -84,7 +84,7 @@ void run(const Arguments<Tensor>& a) {
     using T = decltype(zero);
     CpuParams<T> params = make_cpu_params<T>(a);
     const bool empty = params.pixels() == 0;
-    expect_writes(a.grad);
+    params.grad = fresh_map_of(a.grad);
     if (empty && params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
     const Partial all = empty ? Partial{} : execute(params, softmax, a.align_corners);
     const double count = params.by_weight ? all.weight : all.valid;

@@ -107,7 +107,7 @@ void backward(const Arguments<Tensor>& a) {
   a.dispatch([&](auto zero) {
     using T = decltype(zero);
     CpuParams<T> params = make_cpu_params<T>(a);
-    expect_writes(a.grad);
+    params.grad = fresh_map_of(a.grad);
     if (params.pixels() == 0) {
       if (params.grad) std::memset(params.grad.data, 0, a.grad->numel() * params.grad.size);
       return;

@@ -59,9 +59,14 @@ inline void expect_writes(const Optional& tensor) {
   if (tensor) advise_huge_pages(data_of<char>(tensor), tensor->numel() * bytes_of(type_of(*tensor)));
 }
 
+// The same, of a tensor of which each value is written once. A large one is not read from the caches afterwards anyway,
+// and they need not fetch what will be overwritten.
 inline Map fresh_map_of(const Optional& tensor) {
+  constexpr int64_t kCached = int64_t{8} << 20;
   expect_writes(tensor);
-  return map_of(tensor);
+  Map map = map_of(tensor);
+  map.streams = tensor && tensor->numel() * map.size > kCached;
+  return map;
 }
 
 }  // namespace metricseg

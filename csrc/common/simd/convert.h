@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../tensor_map.h"
+#include "lanes.h"
 
 namespace metricseg {
 namespace METRICSEG_SIMD {
@@ -101,6 +102,21 @@ __attribute__((noinline)) void read(Type type, const char* p, int64_t stride, in
 template <typename T>
 __attribute__((noinline)) void write(Type type, const T* in, int64_t stride, int64_t n, char* p) {
   with_storage<T>(type, [&](auto* stored) { write_as(in, stride, n, reinterpret_cast<decltype(stored)>(p)); });
+}
+
+// Whether runs of n values of a map may go past the caches from p on.
+template <typename T>
+METRICSEG_HD bool streams(const Map& map, const char* p, int64_t n) {
+  constexpr int64_t lanes = Lanes<T>::count;
+  return map.streams && map.x == 1 && map.size == sizeof(T) && n % lanes == 0 &&
+         reinterpret_cast<uintptr_t>(p) % (lanes * sizeof(T)) == 0;
+}
+
+// A run of pixels of a map.
+template <typename T>
+void write(const Map& map, const T* in, int64_t n, char* p) {
+  if (!streams<T>(map, p, n)) return write(map.type, in, map.x, n, p);
+  for (int64_t i = 0; i < n; i += Lanes<T>::count) Lanes<T>::load(in + i).stream(reinterpret_cast<T*>(p) + i);
 }
 
 // One value of a dense target, which may have another floating type than the logits.

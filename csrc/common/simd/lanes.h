@@ -58,6 +58,16 @@ struct Lanes {
     return r;
   }
   METRICSEG_HD void store(T* p) const { std::memcpy(p, &v, sizeof(Values)); }
+  // Past the caches; p at a multiple of the vector's size.
+  METRICSEG_HD void stream(T* p) const {
+#if !defined(__x86_64__)
+    store(p);
+#elif METRICSEG_SIMD_BYTES > 16
+    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<Values*>(p)) : "v"(v));
+#else
+    asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<Values*>(p)) : "x"(v));
+#endif
+  }
   METRICSEG_HD T first() const { return v[0]; }
   METRICSEG_HD T last() const { return v[count - 1]; }
 

@@ -21,7 +21,8 @@ namespace metricseg {
 namespace {
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
-constexpr int64_t kChannels = 16;  // whose sums by class are formed together: a cache line if channels are contiguous
+constexpr int64_t kChannels = 16;  // whose sums by class are formed together
+constexpr int64_t kRun = 64;       // the same if channels are contiguous, at most kBlock
 constexpr int64_t kFlush = 1024;   // pixels after which their sums join the total, or more for many classes
 constexpr int64_t kSpread = 1024;  // pixels that take their rows at a time
 
@@ -45,10 +46,12 @@ std::vector<int32_t> classes_of(const Tensor& tensor, int64_t classes, int64_t i
 template <typename T>
 void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, const int32_t* classes, int64_t K,
              int64_t channel, int64_t width, T* sums, int64_t stride) {
-  std::vector<T> partial((K + 1) * kChannels);
+  const bool contiguous = features.k == 1;
+  const int64_t step = contiguous ? width : kChannels;
+  std::vector<T> partial((K + 1) * step);
   const auto flush = [&] {
     for (int64_t k = 0; k < K; ++k) {
-      for (int64_t j = 0; j < width; ++j) sums[k * stride + j] += partial[k * kChannels + j];
+      for (int64_t j = 0; j < width; ++j) sums[k * stride + j] += partial[k * step + j];
     }
     std::fill(partial.begin(), partial.end(), T(0));
   };
@@ -56,12 +59,18 @@ void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, co
   int64_t pending = 0;
   for (int64_t first = 0; first < pixels; first += kBlock) {
     const int64_t count = std::min(kBlock, pixels - first);
-    for (int64_t j = 0; j < width; ++j) {
+    for (int64_t j = 0; j < width && !contiguous; ++j) {
       baseline::read_pixels(features, image, channel + j, row, first, count, values[j]);
     }
     for (int64_t i = 0; i < count; ++i) {
-      T* const sum = partial.data() + classes[first + i] * kChannels;
-      for (int64_t j = 0; j < kChannels; ++j) sum[j] += values[j][i];
+      T* const sum = partial.data() + classes[first + i] * step;
+      if (contiguous) {
+        const int64_t pixel = first + i;
+        baseline::read(features.type, features.at(image, channel, pixel / row, pixel % row), 1, width, values[0]);
+        for (int64_t j = 0; j < width; ++j) sum[j] += values[0][j];
+      } else {
+        for (int64_t j = 0; j < kChannels; ++j) sum[j] += values[j][i];
+      }
     }
     if ((pending += count) >= std::max(kFlush, 8 * K)) flush(), pending = 0;
   }
@@ -84,11 +93,11 @@ void label_sums_fwd(const Tensor& features, const Tensor& labels, int64_t ignore
   }
   const Map map = map_of(features);
   T* const out = data_of<T>(sums);
-  const int64_t blocks = ceil_div(channels, kChannels);
+  const int64_t span = map.k == 1 ? kRun : kChannels, blocks = ceil_div(channels, span);
   parallel(groups * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t g = unit / blocks, channel = unit % blocks * kChannels;
-      const int64_t width = std::min(kChannels, channels - channel);
+      const int64_t g = unit / blocks, channel = unit % blocks * span;
+      const int64_t width = std::min(span, channels - channel);
       T* const total = out + g * K * channels + channel;
       for (int64_t k = 0; k < K; ++k) std::fill_n(total + k * channels, width, T(0));
       for (int64_t b = g; b < g + images; ++b) {
@@ -102,28 +111,33 @@ void label_sums_fwd(const Tensor& features, const Tensor& labels, int64_t ignore
 template <typename T>
 void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_index, const Tensor& maps) {
   const int64_t batch = maps.size(0), channels = maps.size(1), pixels = maps.size(2) * maps.size(3);
-  const std::vector<int32_t> classes = classes_of(labels, rows.size(1) - 1, ignore_index);
-  const Map map = fresh_map_of(maps);
+  const int64_t K = rows.size(1) - 1;
+  const std::vector<int32_t> classes = classes_of(labels, K, ignore_index);
+  Map map = fresh_map_of(maps);
   const T* const from = data_of<T>(rows);
   const int64_t image = rows.stride(0), row = rows.stride(1), column = rows.stride(2);
-  const int64_t step = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next
+  map.x = pixels > 1 ? (maps.size(3) > 1 ? map.x : map.y) : 0;  // from a pixel to the next
   const int64_t blocks = ceil_div(pixels, kSpread);
   parallel(batch * blocks, 1, [&](int64_t begin, int64_t end) {
     T values[kSpread];
+    std::vector<T> of_class(K + 1);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit / blocks, first = unit % blocks * kSpread, count = std::min(kSpread, pixels - first);
       const int32_t* const known = classes.data() + b * pixels + first;
       const T* const table = from + b * image;
-      char* const p = map.at(b, 0, 0, 0) + first * step * map.size;
+      char* const p = map.at(b, 0, 0, first);
       if (map.k == 1 && column == 1) {
+        Map run = map;
+        run.x = 1;
         for (int64_t i = 0; i < count; ++i) {
-          baseline::write(map.type, table + known[i] * row, 1, channels, p + i * step * map.size);
+          baseline::write(run, table + known[i] * row, channels, p + i * map.x * map.size);
         }
         continue;
       }
       for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < count; ++i) values[i] = table[known[i] * row + c * column];
-        baseline::write(map.type, values, step, count, p + c * map.k * map.size);
+        for (int64_t k = 0; k <= K; ++k) of_class[k] = table[k * row + c * column];  // rows may share a few cache sets
+        for (int64_t i = 0; i < count; ++i) values[i] = of_class[known[i]];
+        baseline::write(map, values, count, p + c * map.k * map.size);
       }
     }
   });

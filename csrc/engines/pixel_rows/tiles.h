@@ -81,6 +81,10 @@ void store_tile(const T* tile, const Map& map, int64_t image, int64_t width, int
                 int64_t channels) {
   constexpr int lanes = Lanes<T>::count;
   if (is_whole<T>(map, width, n)) {
+    if (map.streams && map.size == sizeof(T)) {
+      for (int64_t c = 0; c < channels; ++c) write(map, tile + c * kTile<T>, kTile<T>, map.at(image, c, 0, first));
+      return;
+    }
     with_storage<T>(map.type, [&](auto* stored) {
       auto* p = reinterpret_cast<decltype(stored)>(map.at(image, 0, 0, first));
       for (int64_t c = 0; c < channels; ++c, p += map.k, tile += kTile<T>) {

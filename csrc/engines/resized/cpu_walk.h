@@ -105,7 +105,7 @@ class Interpolated {
   // Writes the gradient of row y, and clears it for its next use.
   void flush(int64_t image, int64_t y) {
     for (int64_t k = 0; k < K; ++k) {
-      write(maps.grad.type, grad_top + k * stride + kMaxLanes, maps.grad.x, maps.x.cells, maps.grad.at(image, k, y, 0));
+      write(maps.grad, grad_top + k * stride + kMaxLanes, maps.x.cells, maps.grad.at(image, k, y, 0));
     }
     clear(grad_top);
   }
@@ -288,7 +288,7 @@ class Direct {
     for (int64_t k = 0; k < maps.classes; ++k) {
       T* g = z + k * padded;
       for (int64_t i = 0; i < padded; i += N) (V::load(g + i) * V::load(factor + i)).store(g + i);
-      write(maps.grad.type, g, maps.grad.x, n, maps.grad.at(image, k, y, x0));
+      write(maps.grad, g, n, maps.grad.at(image, k, y, x0));
     }
   }
 };
