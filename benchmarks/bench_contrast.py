@@ -39,6 +39,7 @@ LOSSES = {
 DENOMINATORS = {"negatives": "negatives", "balanced": "negatives", "all": "all"}
 CONCENTRATION = 10.0  # SegSort's
 TRUTH_OF_ALL = {"cpu": 2e8, "cuda": 2e9}  # pairs
+TRUTH_AT_ONCE = {"cpu": 2**22, "cuda": 2**24}  # pairs, in fp64
 PEERS_FIT = {"cpu": 2e8, "cuda": 1.1e9}  # pairs; eager PyTorch takes about 28 bytes for each
 
 
@@ -103,7 +104,8 @@ class ContrastProblem:
         parts: list[Any] = [
             [0.0, [torch.zeros_like(leaf) for leaf in leaves], 0.0] for _ in range(2)
         ]  # sum, its gradients, what a mean divides by
-        for rows in (everyone if self.sample is None else self.sample).split(max(1, 2**24 // len(y))):
+        at_once = max(1, TRUTH_AT_ONCE[x.device.type] // len(y))
+        for rows in (everyone if self.sample is None else self.sample).split(at_once):
             for part, (total, count) in zip(parts, self._block(x, y, rows), strict=False):
                 part[0] += total.detach()
                 for kept, grad in zip(part[1], torch.autograd.grad(total, leaves, retain_graph=True), strict=True):

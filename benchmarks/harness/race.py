@@ -27,7 +27,7 @@ from benchmarks.harness.kernels import Kernel, kernels_of
 from metricseg.utils.memory import cuda_peak
 
 PHASES = ("forward", "step")  # loss alone without a gradient; loss and gradient
-BUDGET = {"cpu": 1.5, "cuda": 0.7}  # seconds of laps per race
+BUDGET = {"cpu": 1.0, "cuda": 0.7}  # seconds of laps per race
 LAPS = {"cpu": (3, 20), "cuda": (10, 100)}
 SLOW = 2.0  # seconds of a call that is timed once
 # Relative error of the loss, relative L2 error of a gradient. Peers round interpolated logits to the input's dtype.
@@ -219,31 +219,20 @@ def run(
     seconds takes part in the first lap only.
     """
     laps = laps or LAPS[device]
-    results: dict[str, Result] = {}
-    truth = problem.truth()
-    steps: list[tuple[str, str, Callable[[], None]]] = []
-    for contestant in contestants:
-        if why_absent(contestant, device) is not None:
-            continue
-        result = results[contestant.name] = Result()
-        try:
-            if contestant.bare is None:
-                result.loss_error, result.gradient_error = check(problem, contestant, truth)
-            calls = [(contestant.name, phase, make_step(problem, contestant, phase)) for phase in phases]
-            for _, phase, call in calls:
-                if laps[1] > 1 and not (device == "cpu" and phase == "step" and contestant.bare is None):
-                    call()  # warm-up
-                    forget_gradients(problem)
-            steps += calls
-        except Exception as error:
-            result.error = error
-            forget_gradients(problem)
-    del truth
-    if meter is not None:
-        entered = [c for c in contestants if c.name in results and results[c.name].error is None]
-        _measure(problem, entered, results, meter, phases, 2 if device == "cpu" and laps[1] > 1 else 1)
-        if laps[1] == 1:
-            steps = [(name, phase, call) for name, phase, call in steps if not results[name].times]
+    entered = [contestant for contestant in contestants if why_absent(contestant, device) is None]
+    results = {contestant.name: Result() for contestant in entered}
+    apart = device == "cpu" and laps[1] > 1  # in other processes, and nothing is timed before the laps
+    with ThreadPoolExecutor(2) as pool:
+        if meter is not None and apart:
+            for contestant in entered:
+                pool.submit(_measure, contestant, results[contestant.name], meter, phases, False)
+        steps = _check_all(problem, entered, results, phases, device, laps[1] > 1)
+    if meter is not None and not apart:
+        for contestant in entered:
+            if results[contestant.name].error is None:
+                _measure(contestant, results[contestant.name], meter, phases, laps[1] == 1)
+    forget_gradients(problem)
+    steps = [(name, phase, call) for name, phase, call in steps if not results[name].times]
     steps = [step for step in steps if results[step[0]].error is None]
     _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget, laps)
     if device == "cuda":
@@ -253,34 +242,40 @@ def run(
     return results
 
 
-def _measure(
-    problem: Problem,
-    contestants: Sequence[Contestant],
-    results: dict[str, Result],
-    meter: Meter,
-    phases: Sequence[str],
-    at_once: int,
-) -> None:
-    """Peak memory of every contestant, `at_once` of them at a time; with one at a time the seconds too, if any."""
-
-    def measure(contestant: Contestant) -> None:
+def _check_all(
+    problem: Problem, contestants: Sequence[Contestant], results: dict[str, Result], phases: Sequence[str], device: str,
+    warm_up: bool,
+) -> list[tuple[str, str, Callable[[], None]]]:  # fmt: skip
+    """(contestant, phase, step) of those that are right, and warm if the check was not the warm-up."""
+    truth = problem.truth()
+    steps: list[tuple[str, str, Callable[[], None]]] = []
+    for contestant in contestants:
         result = results[contestant.name]
         try:
-            measured = meter(contestant, phases)
+            if contestant.bare is None:
+                result.loss_error, result.gradient_error = check(problem, contestant, truth)
+            calls = [(contestant.name, phase, make_step(problem, contestant, phase)) for phase in phases]
+            for _, phase, call in calls:
+                if warm_up and not (device == "cpu" and phase == "step" and contestant.bare is None):
+                    call()
+                    forget_gradients(problem)
+            steps += calls
         except Exception as error:
             result.error = error
-            return
-        result.peak_bytes = {phase: found.peak_bytes for phase, found in measured.items()}
-        if at_once == 1 and all(found.seconds is not None for found in measured.values()):
-            result.times = {phase: [found.seconds] for phase, found in measured.items()}
+            forget_gradients(problem)
+    return steps
 
-    if at_once == 1:  # on CUDA in this thread
-        for contestant in contestants:
-            measure(contestant)
-    else:
-        with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(measure, contestants))
-    forget_gradients(problem)
+
+def _measure(contestant: Contestant, result: Result, meter: Meter, phases: Sequence[str], timed: bool) -> None:
+    """Peak memory of a contestant; with `timed` its seconds too, if each phase has some."""
+    try:
+        measured = meter(contestant, phases)
+    except Exception as error:
+        result.error = result.error or error
+        return
+    result.peak_bytes = {phase: found.peak_bytes for phase, found in measured.items()}
+    if timed and all(found.seconds is not None for found in measured.values()):
+        result.times = {phase: [found.seconds] for phase, found in measured.items()}
 
 
 def _laps(
