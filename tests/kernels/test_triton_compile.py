@@ -1,6 +1,6 @@
 """What the Triton launchers ask for, compiled for sm_80 and sm_90 without a GPU, against resource budgets.
 
-Every 36th call of each family's table, or every METRICSEG_LAUNCHES-th; the sessions of noxfile.py take all.
+Every 72nd call of each family's table, or every METRICSEG_LAUNCHES-th; the sessions of noxfile.py take all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import launches
 import pytest
 
-EVERY = os.environ.get("METRICSEG_LAUNCHES", "36")
+EVERY = os.environ.get("METRICSEG_LAUNCHES", "72")
 RECORDED = ("recorded",) if os.environ.get("METRICSEG_RECORD") else ()
 
 

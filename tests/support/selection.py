@@ -2,7 +2,7 @@
 
 Each case costs a compilation. On a device, dtypes other than fp32 take a part of the cases. Without one, all of these
 run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver. Triton's interpreter takes
-seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32, and of these every fourth one of a test.
+seconds for a case and has no bf16 arithmetic: it keeps a core of cases in fp32, and of these every sixth one of a test.
 METRICSEG_CASES=n takes every n-th case instead, of the interpreter's or of ttsem's.
 """
 
@@ -76,7 +76,7 @@ class Sample:
     """Every n-th case of each test of Triton kernels, from the first on."""
 
     def __init__(self) -> None:
-        self.step = int(os.environ.get("METRICSEG_CASES", 4 if backends.interpreting() else 1))
+        self.step = int(os.environ.get("METRICSEG_CASES", 6 if backends.interpreting() else 1))
         self.seen = collections.Counter[str]()
 
     def takes(self, item: pytest.Item) -> bool:
