@@ -29,7 +29,7 @@ struct Map {
   char* data = nullptr;
   Type type = Type::f32;
   bool streams = false;  // to be written past the caches
-  int64_t size = 4;  // bytes per element
+  int64_t size = 4;      // bytes per element
   int64_t b = 0, k = 0, y = 0, x = 0;
 
   METRICSEG_HD explicit operator bool() const { return data != nullptr; }

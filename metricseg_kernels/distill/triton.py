@@ -21,7 +21,7 @@ LIMITS = {
     "whole": Limits(40, 10),
     "whole, js": Limits(32, 8),
     "statistics": Limits(12, 12),
-    "divergence": Limits(12, 12),
+    "divergence": Limits(10, 10),
     "gradient": Limits(12, 12),
 }
 SPANS = {"whole": "whole", "statistics": "sweep", "divergence": "sweep", "gradient": "chunk"}

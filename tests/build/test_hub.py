@@ -11,7 +11,7 @@ import torch
 from places import ROOT
 
 pytest.importorskip("kernels._rust")  # a folder of the tests has the package's name, too
-import kernels  # noqa: E402
+import kernels
 
 FOCAL = (torch.randn(1, 5, 4, 6), torch.randint(5, (1, 8, 12)))
 

@@ -37,6 +37,9 @@ def calls() -> Iterator[Call]:
     for choice in pairs(AXES):
         name = "-".join(str(value) for value in choice.values())
         yield Call(name, partial(launch, **choice), may_spill=64 if choice["dtype"] == "fp64" else 0)
+    # three walks, of which "divergence" holds most
+    for dtype in ("bf16", "fp16", "fp32"):
+        yield Call(f"{dtype}-js-150", partial(launch, dtype, "other-x8", "nchw", 150, 2, "int64", True))
 
 
 def launch(dtype: str, ratio: str, layout: str, classes: int, kind: int, labels: str | None, reduce: bool) -> None:
