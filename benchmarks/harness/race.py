@@ -223,17 +223,22 @@ def run(
     results = {contestant.name: Result() for contestant in entered}
     apart = device == "cpu" and laps[1] > 1  # in other processes, and nothing is timed before the laps
     with ThreadPoolExecutor(2) as pool:
-        if meter is not None and apart:
-            for contestant in entered:
-                pool.submit(_measure, contestant, results[contestant.name], meter, phases, False)
+        meanwhile = [
+            pool.submit(_measure, contestant, results[contestant.name], meter, phases, False)
+            for contestant in entered
+            if meter is not None and apart
+        ]
         steps = _check_all(problem, entered, results, phases, device, laps[1] > 1)
+        for measuring in meanwhile:
+            measuring.result()
     if meter is not None and not apart:
         for contestant in entered:
             if results[contestant.name].error is None:
                 _measure(contestant, results[contestant.name], meter, phases, laps[1] == 1)
     forget_gradients(problem)
-    steps = [(name, phase, call) for name, phase, call in steps if not results[name].times]
-    steps = [step for step in steps if results[step[0]].error is None]
+    steps = [
+        (name, phase, call) for name, phase, call in steps if results[name].error is None and not results[name].times
+    ]
     _laps(problem, steps, results, device, BUDGET[device] if budget is None else budget, laps)
     if device == "cuda":
         for name, phase, call in steps:

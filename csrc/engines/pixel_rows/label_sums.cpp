@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;     // pixels that are read at a time
 constexpr int64_t kChannels = 16;  // whose sums by class are formed together
-constexpr int64_t kRun = 64;       // the same if channels are contiguous, at most kBlock
+constexpr int64_t kRun = kBlock;   // the same if channels are contiguous
 constexpr int64_t kFlush = 1024;   // pixels after which their sums join the total, or more for many classes
 constexpr int64_t kSpread = 1024;  // pixels that take their rows at a time
 
@@ -59,16 +59,18 @@ void sums_of(const Map& features, int64_t image, int64_t row, int64_t pixels, co
   int64_t pending = 0;
   for (int64_t first = 0; first < pixels; first += kBlock) {
     const int64_t count = std::min(kBlock, pixels - first);
-    for (int64_t j = 0; j < width && !contiguous; ++j) {
-      baseline::read_pixels(features, image, channel + j, row, first, count, values[j]);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      T* const sum = partial.data() + classes[first + i] * step;
-      if (contiguous) {
-        const int64_t pixel = first + i;
-        baseline::read(features.type, features.at(image, channel, pixel / row, pixel % row), 1, width, values[0]);
+    if (contiguous) {
+      for (int64_t i = first; i < first + count; ++i) {
+        T* const sum = partial.data() + classes[i] * step;
+        baseline::read(features.type, features.at(image, channel, i / row, i % row), 1, width, values[0]);
         for (int64_t j = 0; j < width; ++j) sum[j] += values[0][j];
-      } else {
+      }
+    } else {
+      for (int64_t j = 0; j < width; ++j) {
+        baseline::read_pixels(features, image, channel + j, row, first, count, values[j]);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        T* const sum = partial.data() + classes[first + i] * step;
         for (int64_t j = 0; j < kChannels; ++j) sum[j] += values[j][i];
       }
     }
@@ -120,7 +122,8 @@ void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_ind
   const int64_t blocks = ceil_div(pixels, kSpread);
   parallel(batch * blocks, 1, [&](int64_t begin, int64_t end) {
     T values[kSpread];
-    std::vector<T> of_class(K + 1);
+    const bool gathers = K < kSpread;  // a column of the table at once: its rows may share a few sets of the cache
+    std::vector<T> of_class(gathers ? K + 1 : 0);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t b = unit / blocks, first = unit % blocks * kSpread, count = std::min(kSpread, pixels - first);
       const int32_t* const known = classes.data() + b * pixels + first;
@@ -135,8 +138,12 @@ void label_sums_bwd(const Tensor& rows, const Tensor& labels, int64_t ignore_ind
         continue;
       }
       for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t k = 0; k <= K; ++k) of_class[k] = table[k * row + c * column];  // rows may share a few cache sets
-        for (int64_t i = 0; i < count; ++i) values[i] = of_class[known[i]];
+        if (gathers) {
+          for (int64_t k = 0; k <= K; ++k) of_class[k] = table[k * row + c * column];
+          for (int64_t i = 0; i < count; ++i) values[i] = of_class[known[i]];
+        } else {
+          for (int64_t i = 0; i < count; ++i) values[i] = table[known[i] * row + c * column];
+        }
         baseline::write(map, values, count, p + c * map.k * map.size);
       }
     }
