@@ -29,6 +29,6 @@ def topk_kernel(queries: Tensor, bank: Tensor, valid: Tensor | None, values: Ten
         for m0 in range(0, len(bank), COLUMNS):
             columns = bank[m0 : m0 + COLUMNS].to(values.dtype)
             products = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
-            ops.row_pairs_product_kernel(rows, columns.t(), 1.0, False, products)
+            ops.row_pairs_multiply_kernel(rows, columns.t(), None, None, 1.0, False, products)
             some = None if valid is None else valid[m0 : m0 + COLUMNS].contiguous()
             ops.topk_tile_kernel(products, some, m0, values[q0 : q0 + ROWS], indices[q0 : q0 + ROWS])

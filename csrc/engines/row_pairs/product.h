@@ -16,7 +16,9 @@ struct Product {
   int64_t a_row, a_step;
   const T* b;  // [K, N]
   int64_t b_step, b_column;
-  T* out;  // [M, N], each row contiguous
+  const int64_t* b_steps;    // [K] or null: step k of B is row b_steps[k] of b
+  const int64_t* b_columns;  // [N] or null, likewise
+  T* out;                    // [M, N], each row contiguous
   int64_t out_row;
   int64_t M, N, K;
   T sign;           // 1 unless `accumulate`

@@ -11,22 +11,36 @@ namespace METRICSEG_SIMD {
 
 using namespace metricseg::METRICSEG_SIMD;
 
+// Places along a dimension of a matrix, from `begin` on: of the matrix itself, or of those that `taken` lists.
+class Places {
+  const int64_t* const taken;
+  const int64_t begin, stride;
+
+ public:
+  METRICSEG_HD Places(const int64_t* taken, int64_t begin, int64_t stride)
+      : taken(taken ? taken + begin : nullptr), begin(begin), stride(stride) {}
+  METRICSEG_HD bool adjacent() const { return stride == 1 && !taken; }
+  METRICSEG_HD int64_t operator[](int64_t i) const { return (taken ? taken[i] : begin + i) * stride; }
+};
+
 // to [depth, width] = from [available, depth] transposed. Fast if one of the strides is 1. Rows from `available` on
 // hold no defined values. Writes up to one vector beyond the end of `to`.
 template <typename T>
-void pack_panel(const T* from, int64_t row, int64_t step, int64_t available, int64_t depth, int64_t width, T* to) {
+void pack_panel(const T* from, const Places& row, const Places& step, int64_t available, int64_t depth, int64_t width,
+                T* to) {
   constexpr int64_t n = Lanes<T>::count;
   const int64_t count = available < width ? available : width, whole = round_up(width, n);
-  if (row == 1 && available >= whole) {  // the last vector may reach into the next step, which is written after it
+  if (row.adjacent() &&
+      available >= whole) {  // the last vector may reach into the next step, which is written after it
     for (int64_t k = 0; k < depth; ++k) {
-      for (int64_t i = 0; i < whole; i += n) Lanes<T>::load(from + k * step + i).store(to + k * width + i);
+      for (int64_t i = 0; i < whole; i += n) Lanes<T>::load(from + step[k] + row[i]).store(to + k * width + i);
     }
     return;
   }
-  const int64_t squares = step == 1 ? depth / n * n : 0;
+  const int64_t squares = step.adjacent() ? depth / n * n : 0;
   for (int64_t i = whole - n; i >= 0 && squares > 0; i -= n) {  // backward, for the same reason
     const T* rows[n];
-    for (int64_t r = 0; r < n; ++r) rows[r] = from + (i + r < count ? i + r : count - 1) * row;
+    for (int64_t r = 0; r < n; ++r) rows[r] = from + row[i + r < count ? i + r : count - 1] + step[0];
     for (int64_t k = 0; k < squares; k += n) {
       Lanes<T> square[n];
 #pragma GCC unroll 16
@@ -37,7 +51,7 @@ void pack_panel(const T* from, int64_t row, int64_t step, int64_t available, int
     }
   }
   for (int64_t k = squares; k < depth; ++k) {
-    for (int64_t i = 0; i < width; ++i) to[k * width + i] = i < count ? from[i * row + k * step] : T(0);
+    for (int64_t i = 0; i < width; ++i) to[k * width + i] = i < count ? from[row[i] + step[k]] : T(0);
   }
 }
 
@@ -58,7 +72,7 @@ void pack_block(const Product<T>& p, int64_t step, int64_t block) {
   const Sizes s = sizes<T>(p.M);
   const int64_t row = block * s.block_rows, k = p.begin + step * kDepth,
                 depth = p.end - k < kDepth ? p.end - k : kDepth;
-  pack_panel(p.a + row * p.a_row + k * p.a_step, p.a_row, p.a_step, p.M - row, depth, s.block_rows,
+  pack_panel(p.a, Places(nullptr, row, p.a_row), Places(nullptr, k, p.a_step), p.M - row, depth, s.block_rows,
              packed_block(p, s, step, block));
 }
 
@@ -88,7 +102,8 @@ void multiply(const Product<T>& p, int64_t first, int64_t last, int64_t column, 
   alignas(64) T values[kRows * kTile<T>];
   for (int64_t step = 0, k = p.begin; k < p.end; ++step, k += kDepth) {
     const int64_t depth = p.end - k < kDepth ? p.end - k : kDepth;
-    pack_panel(p.b + k * p.b_step + column * p.b_column, p.b_column, p.b_step, p.N - column, depth, kTile<T>, panel);
+    pack_panel(p.b, Places(p.b_columns, column, p.b_column), Places(p.b_steps, k, p.b_step), p.N - column, depth,
+               kTile<T>, panel);
     for (int64_t block = first; block < last; ++block) {
       const int64_t row = block * s.block_rows, rows = p.M - row < s.block_rows ? p.M - row : s.block_rows;
       product_of<kRows>(s.block_rows, packed_block(p, s, step, block), panel, depth, values);

@@ -32,7 +32,8 @@ PAD = 16  # columns of a tile come in multiples of it, the widest vector of the 
 SMALL = 256  # rows of small groups that share a tile, where only pairs within a group count
 BLOCK = 1024  # rows, and columns, of a square tile: 4 MB of products in fp32
 PANEL_BYTES = 128 << 20  # of complete rows; at 64 MB a bank of 190,000 rows takes 1.2 times as long
-SORTED_BYTES = 64 << 20  # a larger set of columns is used where it lies, in its own order
+SORTED_BYTES = 64 << 20  # a larger set of columns is used where it lies
+SORTED_ROWS = 8 * BLOCK  # of it that are sorted among themselves, so that neighbors in the order lie close in memory
 
 
 def padded(count: int) -> int:
@@ -49,14 +50,28 @@ class Side(NamedTuple):
     """One set in the order of work; groups, ids and weights end in rows that take no part, see `extended`."""
 
     rows: Tensor  # [N, D] in the accumulator dtype
-    order: Tensor | None  # [N]: where the rows come from; None: they are the features themselves
+    order: Tensor | None  # [N]: the row of the features of each row of work; None: the same
     groups: Tensor  # [N extended] int32
     ids: Tensor | None  # [N extended] int32
     weights: Tensor | None = None  # [N extended], of the rows as columns of the pairs
+    in_place: bool = False  # whether `rows` are in the order of the features, not in that of work
 
     @property
     def size(self) -> int:
         return self.rows.shape[0]
+
+    @property
+    def places(self) -> Tensor | None:
+        """[N]: where in `rows` the rows of work are; None: in their order."""
+        return self.order if self.in_place else None
+
+    def taken(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """Rows of work: (rows, None), or all rows and the places of those meant."""
+        return (self.rows[part], None) if self.places is None else (self.rows, self.places[part])
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Values [N, ...] of `rows` in the order of work."""
+        return values if self.places is None else values[self.places]
 
     def fill(self, target: Tensor, values: Tensor) -> None:
         """Writes [N, ...] values in the order of work to a target in the order of the features."""
@@ -70,7 +85,8 @@ def make_side(rows: Rows, alone: bool, may_stay: bool = False) -> Side:
     """`alone`: the set is paired with itself, so that without ids each row is known by its place. `may_stay`: a large
     set is not copied."""
     acc = accumulator(rows.features.dtype)
-    groups, ids, weights, order = rows.groups, rows.ids, rows.weights, rows.order
+    groups, ids, weights = rows.groups, rows.ids, rows.weights
+    order: Tensor | None = rows.order
     if ids is None and alone:
         ids = torch.arange(len(groups), dtype=torch.int32)
     absent = int((groups < 0).sum())  # rows that take no part: zeros, whatever they hold
@@ -79,14 +95,16 @@ def make_side(rows: Rows, alone: bool, may_stay: bool = False) -> Side:
     stays = may_stay and rows.features.numel() * acc.itemsize > SORTED_BYTES
     if stays:
         features = rows.features.to(acc).contiguous()
-        groups = torch.empty_like(groups).index_copy_(0, order, groups)
-        ids = None if ids is None else torch.empty_like(ids).index_copy_(0, order, ids)
-        weights = None if weights is None else torch.empty_like(weights).index_copy_(0, order, weights)
+        near = cpu_products.use_own_products(features.shape[1])
+        ranks = (rows.order // SORTED_ROWS if near else rows.order).argsort(stable=True)
+        groups = groups[ranks]
+        ids, weights = (None if values is None else values[ranks] for values in (ids, weights))
+        order = rows.order[ranks] if near else None
     else:
-        features = rows.features[order].to(acc)
+        features = rows.features[rows.order].to(acc)
         features[:absent] = 0
     ids, weights = None if ids is None else _pad(ids), None if weights is None else _pad(weights, 0)
-    return Side(features, None if stays else order, _pad(groups), ids, weights)
+    return Side(features, order, _pad(groups), ids, weights, stays)
 
 
 def _pad(values: Tensor, value: int = -1) -> Tensor:
@@ -125,7 +143,7 @@ class Products:
             if self.x is self.y and x == y:
                 cpu_products.put_square(self.x.rows[x], products[:, :columns])
             else:
-                cpu_products.put_product(self.x.rows[x], self.y.rows[y], products[:, :columns])
+                cpu_products.put_product(self.x.rows[x], *self.y.taken(y), products[:, :columns])
             products[:, columns:] = 0  # takes no part, but is multiplied
             self.held = x, y
         return Tile(x, y, products)
@@ -204,7 +222,8 @@ class Pairs:
     @functools.cached_property
     def squares(self) -> tuple[Tensor, Tensor]:
         """Squared norms of rows and columns, [A] and [M]."""
-        x, *others = (torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)]) for s in (self.x, self.y) if s)
+        sides = [side for side in (self.x, self.y) if side]
+        x, *others = (s.in_order(torch.cat([(b * b).sum(1) for b in s.rows.split(BLOCK)])) for s in sides)
         return x, others[0] if others else x
 
     def by_column(self, terms: Tensor) -> Tensor:
@@ -223,7 +242,7 @@ class Pairs:
     def gaps(self) -> Tensor | None:
         """Least distances of the groups of the rows to those of the columns, [K, K]; None if that does not pay."""
         classes = int(max(side.groups.amax() for side in (self.x, self.other))) + 1
-        if self.other.order is None or not 0 < classes <= BLOCK:
+        if self.other.in_place or not 0 < classes <= BLOCK:
             return None
         (x_means, x_radii), (y_means, y_radii) = (enclose(side, classes) for side in (self.x, self.other))
         return torch.cdist(x_means, y_means) - x_radii[:, None] - y_radii
@@ -251,20 +270,20 @@ class Total:
         for tensor in (self.rows, target):
             ops.expect_writes_kernel(tensor)
 
-    def add(self, place: slice, weights: Tensor, rows: Tensor, sign: int) -> None:
-        """Add sign weights rows to the rows of a place."""
+    def add(self, place: slice, weights: Tensor, rows: Tensor, places: Tensor | None, sign: int) -> None:
+        """Add sign weights rows to the rows of a place; rows and places as in `Side.taken`."""
         fresh = self.empty and sign == 1 and place == slice(0, len(self.rows))
         if self.empty and not fresh:
             self.rows.zero_()
         self.empty = False
-        cpu_products.add_product(self.rows[place], weights, rows, sign, fresh)
+        cpu_products.add_product(self.rows[place], weights, rows, places, sign, fresh)
 
     def write(self, own: Tensor | None) -> None:
         """Write the sums, and `own` [N, 1] times the side's rows, in the order and dtype of the features."""
         if self.empty:
             self.rows.zero_()
         if own is not None:
-            self.rows.addcmul_(own, self.side.rows)
+            self.rows.addcmul_(own, self.side.in_order(self.side.rows))
         self.side.fill(self.target, self.rows)
 
 
@@ -287,9 +306,9 @@ class SecondProduct:
         """Add the products of a tile of weights. `twice`: its weights serve its columns too."""
         weights = tile.products[:, : tile.y.stop - tile.y.start]
         if self.x is not None:
-            self.x.add(tile.x, weights, self.pairs.other.rows[tile.y], self.sign)
+            self.x.add(tile.x, weights, *self.pairs.other.taken(tile.y), self.sign)
         if self.y is not None and twice:
-            self.y.add(tile.y, weights.t(), self.pairs.x.rows[tile.x], self.sign)
+            self.y.add(tile.y, weights.t(), *self.pairs.x.taken(tile.x), self.sign)
 
     def write(self) -> None:
         """Write the gradients."""

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ...core.library import define_kernel, ops
 
-define_kernel("row_pairs_product_kernel(Tensor a, Tensor b, float sign, bool accumulate, Tensor(a!) out) -> ()")
+define_kernel(
+    "row_pairs_multiply_kernel(Tensor a, Tensor b, Tensor? b_steps, Tensor? b_columns, float sign, bool accumulate, "
+    "Tensor(a!) out) -> ()"
+)
 define_kernel("row_pairs_mirror_kernel(Tensor(a!) s, int stripe) -> ()")
 define_kernel("row_pairs_is_amd_avx512(Tensor on_cpu) -> bool")
 
@@ -36,10 +39,10 @@ def use_own_products(dim: int) -> bool:
     return dim >= OWN_DIM and library_is_avx2()
 
 
-def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
-    """out [A, M] = x y^T."""
+def put_product(x: Tensor, y: Tensor, places: Tensor | None, out: Tensor) -> None:
+    """out [A, M] = x y^T; of the rows y[places], with `use_own_products` only."""
     if use_own_products(x.shape[1]):
-        ops.row_pairs_product_kernel(x, y.t(), 1.0, False, out)
+        ops.row_pairs_multiply_kernel(x, y.t(), None, places, 1.0, False, out)
     else:
         torch.mm(x, y.t(), out=out)
 
@@ -47,14 +50,16 @@ def put_product(x: Tensor, y: Tensor, out: Tensor) -> None:
 def put_square(x: Tensor, out: Tensor) -> None:
     """out [A, A] = x x^T: stripes of rows from the diagonal on, the rest is their mirror image."""
     for begin in range(0, len(x), STRIPE):
-        put_product(x[begin : begin + STRIPE], x[begin:], out[begin : begin + STRIPE, begin:])
+        put_product(x[begin : begin + STRIPE], x[begin:], None, out[begin : begin + STRIPE, begin:])
     if len(x) > STRIPE:
         ops.row_pairs_mirror_kernel(out, STRIPE)
 
 
-def add_product(total: Tensor, weights: Tensor, rows: Tensor, sign: int, fresh: bool = False) -> None:
-    """total += sign weights rows; fresh, with sign 1: total counts as 0, whatever it holds."""
+def add_product(
+    total: Tensor, weights: Tensor, rows: Tensor, places: Tensor | None, sign: int, fresh: bool = False
+) -> None:
+    """total += sign weights rows[places]; fresh, with sign 1: total counts as 0, whatever it holds."""
     if use_own_products(rows.shape[1]):
-        ops.row_pairs_product_kernel(weights, rows, float(sign), not fresh, total)
+        ops.row_pairs_multiply_kernel(weights, rows, places, None, float(sign), not fresh, total)
     else:
         torch.addmm(total, weights, rows, beta=0 if fresh else 1, alpha=sign, out=total)

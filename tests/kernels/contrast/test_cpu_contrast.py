@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     ("sorted_bytes", "own"),
-    [(panels.SORTED_BYTES, False), (0, False), (panels.SORTED_BYTES, True)],
-    ids=["sorted", "unsorted", "own-products"],
+    [(panels.SORTED_BYTES, False), (0, False), (panels.SORTED_BYTES, True), (0, True)],
+    ids=["sorted", "unsorted", "own-products", "sorted-in-parts"],
 )
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 @pytest.mark.parametrize("form", FORMS)
@@ -37,6 +37,7 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
     monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
     monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
+    monkeypatch.setattr(panels, "SORTED_ROWS", 48)
     monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: own)
     for dtype in (torch.float64, torch.float32):
         against_reference(form, case, dtype, "cpu", "cpu")
@@ -68,7 +69,7 @@ def test_a_set_of_one_tile_forms_it_once(monkeypatch: pytest.MonkeyPatch) -> Non
     """Forward makes the gradient from the products at hand."""
     formed: list[int] = []
     put_product = cpu_products.put_product
-    monkeypatch.setattr(cpu_products, "put_product", lambda x, y, out: formed.append(len(x)) or put_product(x, y, out))
+    monkeypatch.setattr(cpu_products, "put_product", lambda x, *rest: formed.append(len(x)) or put_product(x, *rest))
     x = torch.nn.functional.normalize(torch.randn(160, 8), dim=1)
     for temperature in (0.1, 0.001):  # one bound for all rows, or complete rows
         mk.pixel_contrast_loss(
