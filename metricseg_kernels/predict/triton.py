@@ -24,9 +24,12 @@ MOST_BINS = 4096  # of a program's histogram
 # Classes at once, by dtype of the arithmetic, that compile without spills for sm_80 and sm_90. One map without scores
 # takes two rows of cells of each; else there are sums, and what the softmax of each map needs.
 LOGIT_CHUNKS = {torch.float32: 12, torch.float64: 8}
-CHUNKS = {torch.float32: 8, torch.float64: 4}
+FEW_MAPS, SOME_MAPS = 4, 8  # at most
+FEW_CHUNKS = {torch.float32: 8, torch.float64: 4}
+SOME_CHUNKS = {torch.float32: 6, torch.float64: 4}
+MANY_CHUNKS = {torch.float32: 4, torch.float64: 4}
 REGISTERS = 128  # of a thread: four programs on a multiprocessor
-MANY_MAPS, MANY_CHUNK, MANY_REGISTERS = 8, 4, 255  # more maps have more sums
+MANY_REGISTERS = 255
 
 
 class Rows(NamedTuple):
@@ -72,8 +75,9 @@ def launch(inputs: Inputs, out: Outputs, ignore_index: int = 0) -> None:
     )
     alone = len(maps) == 1 and out.confidence is None and out.entropy is None
     acc, classes, tiles = accumulator(first.dtype), first.shape[1], cdiv(width, COLUMNS)
-    many = len(maps) > MANY_MAPS
-    chunk = LOGIT_CHUNKS[acc] if alone else MANY_CHUNK if many else CHUNKS[acc]
+    many = len(maps) > SOME_MAPS
+    several = MANY_CHUNKS if many else SOME_CHUNKS if len(maps) > FEW_MAPS else FEW_CHUNKS
+    chunk = (LOGIT_CHUNKS if alone else several)[acc]
     ks = class_sizes(cdiv(classes, cdiv(classes, chunk)))
     cells_y, cells_x = first.shape[2:]
     rows = make_rows(cells_y, height, inputs.align_corners, acc, batch * tiles) if alone else Rows(1, height, 1)
