@@ -233,7 +233,7 @@ def memory_step(
     return step
 
 
-# cases in fp32 that Triton's interpreter keeps; the first four are enough for the tests in selection.BRIEF
+# what Triton's interpreter keeps: cases in fp32, and tests
 INTERPRETED = (
     "primes",
     "channels-last-own",
@@ -249,5 +249,6 @@ INTERPRETED = (
     "absent",
     "huge",
 )
+INTERPRETED_TESTS = {"test_values_and_gradients"}
 # cases that run in other dtypes as well, if kernels are compiled
 IN_EVERY_DTYPE = {"ade20k", "channels-last-own", "huge", "primes", "zeros-own"}

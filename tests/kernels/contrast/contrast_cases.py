@@ -284,7 +284,7 @@ def self_contrast_step(form: str, rows: int, columns: int | None, dim: int) -> C
     return step
 
 
-# cases in fp32 that Triton's interpreter keeps; the first four are enough for the tests in selection.BRIEF
+# what Triton's interpreter keeps: cases in fp32, and tests
 INTERPRETED = (
     "two-sets",
     "primes",
@@ -303,6 +303,7 @@ INTERPRETED = (
     "weights-two-sets",
     "weights-cold",
 )
+INTERPRETED_TESTS = {"test_loss_and_gradients", "test_loss_per_anchor"}
 # cases that run in other dtypes as well, if kernels are compiled
 IN_EVERY_DTYPE = {
     "cold-two-sets",

@@ -118,7 +118,7 @@ def against_reference(loss_fn, case: Case, dtype: torch.dtype, backend: str, dev
     return got
 
 
-# cases in fp32 that Triton's interpreter keeps; the first four are enough for the tests in selection.BRIEF
+# what Triton's interpreter keeps: cases in fp32, and tests
 INTERPRETED = (
     "primes",
     "identity",
@@ -132,6 +132,12 @@ INTERPRETED = (
     "confident",
     "empty-batch",
 )
+INTERPRETED_TESTS = {
+    "test_focal_mean",
+    "test_focal_map",
+    "test_sigmoid_focal_of_labels",
+    "test_ohem_keeps_the_hard_pixels",
+}
 # cases that run in other dtypes as well, if kernels are compiled
 IN_EVERY_DTYPE = {
     "ade",

@@ -108,7 +108,7 @@ def loss_and_grad(function: Any, input: Tensor, target: Tensor, **options: Any) 
     return loss.detach(), grad
 
 
-# what Triton's interpreter keeps: cases in fp32, of which the first is enough for the tests in selection.BRIEF, and tests
+# what Triton's interpreter keeps: cases in fp32, and tests
 INTERPRETED = ("up4", "primes", "ade", "soft", "sigmoid-soft", "mask", "ignored-no-smooth", "empty-batch-images")
 INTERPRETED_TESTS = {
     "test_region_loss", "test_with_pixels",
