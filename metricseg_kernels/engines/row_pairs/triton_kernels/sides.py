@@ -31,14 +31,6 @@ def gather_tile(rows, s_row, s_d, count, D, side, tops, t, tiles, layout, WEIGHT
     group = tl.load(rows.groups + r, mask=r < count, other=-1)
     known = group >= 0  # a row that takes no part is zeros here, whatever it holds
     p_rows = rows.features + tl.load(rows.order + r, mask=known, other=0).to(tl.int64)[:, None] * s_row
-    if layout.WITH_IDS:
-        tl.store(side.ids + r, tl.load(rows.ids + r, mask=r < count, other=-1))
-    if WEIGHTED:
-        weights = tl.load(rows.weights + r, mask=r < count, other=0.0)
-        tl.store(side.weights + r, weights)
-        logs = tl.abs(tl.log(tl.where(known & (weights > 0.0), weights, 1.0)))
-        tl.store(tops + tiles + t, tl.max(logs, 0))
-        tl.store(tops + 2 * tiles + t, tl.max(weights, 0))
     total = tl.zeros((layout.ROWS,), side.squares.dtype.element_ty)
     for begin in range(0, layout.WIDTH, layout.BLOCK):
         d = begin + tl.arange(0, layout.BLOCK)
@@ -57,6 +49,14 @@ def gather_tile(rows, s_row, s_d, count, D, side, tops, t, tiles, layout, WEIGHT
     tl.store(side.high + t, tl.max(group, 0))
     # NaN counts as infinite
     tl.store(tops + t, tl.max(tl.where(total == total, total, float("inf")), 0))
+    if layout.WITH_IDS:
+        tl.store(side.ids + r, tl.load(rows.ids + r, mask=r < count, other=-1))
+    if WEIGHTED:
+        weights = tl.load(rows.weights + r, mask=r < count, other=0.0)
+        tl.store(side.weights + r, weights)
+        logs = tl.abs(tl.log(tl.where(known & (weights > 0.0), weights, 1.0)))
+        tl.store(tops + tiles + t, tl.max(logs, 0))
+        tl.store(tops + 2 * tiles + t, tl.max(weights, 0))
 
 
 @triton.jit(do_not_specialize=["x_s_d", "y_s_d", "x_count", "y_count", "x_tiles", "y_tiles"])
