@@ -32,12 +32,19 @@ from metricseg.visualization.pictures import PredictionWriter
 
 
 class FitConfig(SaveConfigCallback):
-    """Write `config.yaml` for `fit` alone: the configuration that made the weights."""
+    """Write `config.yaml`, the configuration that made the weights, for `fit` alone; say how an interrupted run goes on."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Lightning's hook."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            folders = [Path(callback.dirpath) for callback in trainer.checkpoint_callbacks if callback.dirpath]
+            last = next((folder / "last.ckpt" for folder in folders if (folder / "last.ckpt").exists()), None)
+            print(f"interrupted; --ckpt_path {last} goes on" if last else "interrupted before the first checkpoint")
 
 
 class SegmentationTrainer(L.Trainer):
@@ -226,6 +233,7 @@ def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
         trainer_defaults=trainer_defaults,
         auto_configure_optimizers=False,
         parser_kwargs={
+            "description": "Train, evaluate and explain segmentation networks.",
             "epilog": "More subcommands, with --help of their own: doctor, bench, completion.",
             **{name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
         },

@@ -23,7 +23,8 @@ def tensor(name: str, value: object, ndim: int, dtypes: tuple[torch.dtype, ...],
     if value.ndim != ndim:
         raise ValueError(f"{name} must be {layout}, got shape {tuple(value.shape)}")
     if value.dtype not in dtypes:
-        raise TypeError(f"{name} must have dtype {dtype_names(dtypes)}, got {dtype_names((value.dtype,))}")
+        more = f"; write {name}.long()" if dtypes == LABELS else ""
+        raise TypeError(f"{name} must have dtype {dtype_names(dtypes)}, got {dtype_names((value.dtype,))}{more}")
 
 
 def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The command line, from training to written pictures, and the configurations that ship with it."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from metricseg.cli import expand, main
 from metricseg.data import Scenes
 from metricseg.models import SegSort
 from metricseg.models.bank import BankRows
+from metricseg.training.task import SegmentationTask
 
 QUICK = [
     "--trainer.accelerator=cpu", "--trainer.precision=bf16-mixed", "--trainer.enable_progress_bar=false",
@@ -43,6 +45,25 @@ def test_fit_validate_predict(tmp_path, monkeypatch, capsys):
     labels = Image.open(tmp_path / "out/one.png")
     assert labels.mode == "P" and labels.size == (64, 40) and np.asarray(labels).max() < 7
     assert np.asarray(Image.open(tmp_path / "out/one_overlay.jpg")).shape == (40, 64, 3)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_an_interrupted_run_says_how_it_goes_on(epochs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step = SegmentationTask.training_step
+
+    def interrupted(self, *arguments):
+        if self.current_epoch == epochs:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", interrupted)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "scenes", *QUICK, "--trainer.max_epochs=3"])
+    last = Path("runs/scenes/checkpoints/last.ckpt")
+    assert last.exists() == bool(epochs)
+    said = f"interrupted; --ckpt_path {last} goes on" if epochs else "interrupted before the first checkpoint"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", CONFIGS)

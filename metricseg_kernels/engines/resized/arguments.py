@@ -21,9 +21,10 @@ def check_pair(input: Tensor, target: Tensor, dense: bool, name: str = "input") 
             raise ValueError("target requires grad; there is no gradient to targets")
     else:
         if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] > 1:
+            last = target.shape[1] != input.shape[1] == target.shape[3]
             raise ValueError(
                 f"target must be class indices [B, H, W], got shape {tuple(target.shape)}; if these are one-hot maps, "
-                "write target.argmax(1)"
+                f"write target.argmax({-1 if last else 1})"
             )
         checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
     checks.same_device("target", target, name, input)
