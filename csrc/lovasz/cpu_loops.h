@@ -53,7 +53,7 @@ struct Errors : BlockLoss<T> {
     if (bins) {
       count_own(n);
       for (int64_t k = 0; k < K; ++k) {
-        each_large(z + k * n, n, [&](int64_t i, T p) { add(k, 0, p); }, [](int64_t) {});
+        each_large(z + k * n, n, [&](int64_t, T p) { add(k, 0, p); });
       }
     } else {
       differentiate(params.per_image ? block.image : 0, n, z);
@@ -93,18 +93,21 @@ struct Errors : BlockLoss<T> {
     }
   }
 
-  // large(i, p) for errors of other classes from 1 / N on; small(i) for a vector that has none.
-  template <typename Large, typename Small>
-  METRICSEG_HD void each_large(const T* exps, int64_t n, const Large& large, const Small& small) const {
+  // f(i, p) for errors of other classes from 1 / N on. They are listed first, without a branch for each.
+  template <typename F>
+  METRICSEG_HD void each_large(const T* exps, int64_t n, const F& f) const {
     const V zero(T(0)), one(T(1)), least(T(1) / static_cast<T>(params.bins));
+    int32_t large[resized::kMaxVectors * resized::kMaxLanes];
+    int64_t count = 0;
     for (int64_t i = 0; i < n; i += N) {
-      const V p = V::load(exps + i) * V::load(this->factor + i);
-      small(i);
-      if (sum_of(select(p >= least, one, zero)) == T(0)) continue;
+      const V found = select(V::load(exps + i) * V::load(this->factor + i) >= least, one, zero);
+      if (sum_of(found) == T(0)) continue;
       for (int lane = 0; lane < N; ++lane) {
-        if (p.v[lane] >= T(1) / static_cast<T>(params.bins)) large(i + lane, p.v[lane]);
+        large[count] = static_cast<int32_t>(i + lane);
+        count += found.v[lane] > T(0);
       }
     }
+    for (int64_t j = 0; j < count; ++j) f(large[j], exps[large[j]] * this->factor[large[j]]);
   }
 
   // dz_k = p_k (dL/dp_k - sum_j p_j dL/dp_j), of the target e_t / sum (dL/dp_t rest - dot) / sum: no difference of
@@ -115,13 +118,11 @@ struct Errors : BlockLoss<T> {
     for (int64_t i = 0; i < n; i += N) zero.store(dot + i);
     for (int64_t k = 0; k < K; ++k) {
       T *const exps = z + k * n, *const slope = slopes + k * n;
-      each_large(
-          exps, n,
-          [&](int64_t i, T p) {
-            slope[i] = table[k * 2 * params.bins + place(p)];
-            dot[i] += exps[i] * slope[i];
-          },
-          [&](int64_t i) { zero.store(slope + i); });
+      for (int64_t i = 0; i < n; i += N) zero.store(slope + i);
+      each_large(exps, n, [&](int64_t i, T p) {
+        slope[i] = table[k * 2 * params.bins + place(p)];
+        dot[i] += exps[i] * slope[i];
+      });
     }
     for (int64_t i = 0; i < n; ++i) {  // target_logit becomes the target's gradient over factor, dot what all share
       const T e = target_logit[i], inverse = this->factor[i];
