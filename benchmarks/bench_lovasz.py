@@ -1,8 +1,8 @@
 """The lovasz family against what people write instead: interpolated logits, softmax, and a sort for each class.
 
 "trained" logits favor the class of the label, "noise" does not. Every row computes the loss of the batch over its
-present classes, and is checked against a sort in fp64 before any time is taken. Ours, with 512 bins, may be 1 / 512 off,
-and its gradient 0.01. That of eager may be 0.001 off: it is made of differences of numbers near 1 in fp32.
+present classes, and is checked against a sort in fp64 before any time is taken. Ours, with 512 bins, may be 1 / 512
+off, and its gradient 0.01. That of eager may be 0.001 off: it is made of differences of numbers near 1 in fp32.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import metricseg_kernels as mk
+from benchmarks.bench_region import IGNORE, RegionProblem
 from benchmarks.harness import entry, machine, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
@@ -23,39 +23,13 @@ from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
 
-IGNORE = 255
 BINS = 512
 
 
-class LovaszProblem:
+class LovaszProblem(RegionProblem):
     """The loss on one shape."""
 
-    def __init__(self, shape: Shape, loss: str, device: str) -> None:
-        self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
-        generator = torch.Generator(device).manual_seed(0)
-        numbers = {"generator": generator, "device": device}
-        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
-        self.target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
-        favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
-        logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
-        if loss == "trained":
-            logits.scatter_add_(1, favored, torch.full(favored.shape, 7.0, device=device))
-        self.target[torch.rand(self.target.shape, **numbers) < 0.05] = IGNORE
-        self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
-        self.leaves = (self.logits,)
-
-    def least_bytes(self, phase: str) -> int:
-        """Logits and labels read once; in a step both once more, and the gradient written."""
-        read = self.logits.nbytes + self.target.nbytes
-        return read if phase == "forward" else 2 * read + self.logits.nbytes
-
-    def least_exponentials(self) -> int:
-        """One per class and pixel in forward. Backward needs them again, or a tensor of them."""
-        return self.shape.classes * self.shape.pixels
-
-    def least_flops(self, phase: str) -> int:
-        """No matrix products."""
-        return 0
+    favor = {"trained": 7.0, "noise": 0.0}  # noqa: RUF012 (read only)
 
     def truth(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """By a sort in fp64."""

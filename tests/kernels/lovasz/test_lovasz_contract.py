@@ -7,6 +7,7 @@ import torch
 from guard import Guarded
 from lovasz_calls import FINE, LOGITS
 from lovasz_cases import CASE_PARAMS, CASES, NAMED, Case, loss_and_grad, make, widen
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from widths import by_width, run_at
 
@@ -98,13 +99,9 @@ def test_threads_change_no_bit(case: Case) -> None:
     if (reason := backends.why_not("lovasz", "cpu", "cpu")) is not None:
         pytest.skip(reason)
     input, target, options = make(case)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            found.append(loss_and_grad(mk.lovasz_loss, input, target, **options, backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3, 7):
+        found.append(loss_and_grad(mk.lovasz_loss, input, target, **options, backend="cpu"))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
@@ -113,13 +110,9 @@ def test_threads_share_a_large_image() -> None:
     if (reason := backends.why_not("lovasz", "cpu", "cpu")) is not None:
         pytest.skip(reason)
     input, target = torch.randn(2, 19, 32, 40), torch.randint(0, 19, (2, 128, 160))
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found += [loss_and_grad(mk.lovasz_loss, input, target, per_image=p, backend="cpu") for p in (False, True)]
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 5):
+        found += [loss_and_grad(mk.lovasz_loss, input, target, per_image=p, backend="cpu") for p in (False, True)]
     for i, pair in enumerate(found[2:]):
         assert all(torch.equal(a, b) for a, b in zip(found[i % 2], pair, strict=True))
 
