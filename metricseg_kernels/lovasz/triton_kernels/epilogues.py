@@ -124,7 +124,8 @@ def softmax_row(io, params, z, ks, k0, pixels, carry, form, kind):
 def statistics_row(io, params, z, ks, k0, pixels, carry, form, kind):
     """Epilogue "statistics": one chunk of classes.
 
-    The state passes row_max, others, target_logit from chunk to chunk. After the last, forward leaves row_max and 1 / s.
+    The state passes row_max, others, target_logit from chunk to chunk. After the last one, forward leaves row_max and
+    1 / s.
     """
     labels = load_labels(io.target, pixels, params, params.classes)
     n, inside = pixels.n, pixels.inside
@@ -135,12 +136,14 @@ def statistics_row(io, params, z, ks, k0, pixels, carry, form, kind):
     row_max, others, target_logit, _ = take_classes(
         z, ks, labels.label - k0, pixels.opaque, row_max, others, target_logit
     )
-    if not form.BACKWARD:
-        if k0 + kind.BK >= params.classes:
-            carry, others = finish_forward(io, params, pixels, labels, row_max, others, target_logit, carry, form)
     tl.store(io.state[0] + n, row_max, mask=inside)
-    tl.store(io.state[1] + n, others, mask=inside)
     tl.store(io.state[2] + n, target_logit, mask=inside)
+    second = others
+    if io.extras is not None:  # in forward
+        last = k0 + kind.BK >= params.classes
+        if last:
+            carry, second = finish_forward(io, params, pixels, labels, row_max, others, target_logit, carry, form)
+    tl.store(io.state[1] + n, second, mask=inside)
     return carry, z, Coefs(others, others, others)
 
 

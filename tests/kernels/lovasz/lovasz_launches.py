@@ -46,7 +46,8 @@ def launch(
     inputs = Inputs(input, target, 255, align_corners)
     sets = 4 if images else 1
     counts, sums, totals = (
-        torch.empty(shape, dtype=torch.float64, device="meta") for shape in (*2 * ((sets, classes, 2, bins),), (sets, 4))
+        torch.empty(shape, dtype=torch.float64, device="meta")
+        for shape in (*2 * ((sets, classes, 2, bins),), (sets, 4))
     )
     lovasz.lovasz_fwd_kernel(inputs, counts, sums, totals)
     table = sums.to(torch.float64 if dtype == "fp64" else torch.float32)
