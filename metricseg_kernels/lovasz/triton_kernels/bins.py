@@ -78,8 +78,9 @@ def no_own(P: tl.constexpr):
 
 
 @triton.jit
-def store_own(histogram, own, mask):
-    tl.atomic_add(histogram.packed + own[0], own[1], mask=mask & (own[0] >= 0), sem="relaxed")
+def store_own(histogram, own, done):
+    """Add what lanes that are done hold."""
+    tl.atomic_add(histogram.packed + own[0], own[1], mask=done & (own[0] >= 0), sem="relaxed")
 
 
 @triton.jit

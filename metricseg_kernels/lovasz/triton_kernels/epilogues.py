@@ -221,7 +221,7 @@ def begin(form, kind):
 def end(io, params, k0, carry, form, kind):
     if io.extras is not None:
         extras, own = carry
-        store_own(io.histogram, own, own[0] >= 0)
+        store_own(io.histogram, own, True)
         # programs of an image are next to each other
         program = tl.program_id(0).to(tl.int64) * tl.num_programs(2) + tl.program_id(2)
         store_extras(io.extras + program * 4, extras, k0)
