@@ -296,7 +296,7 @@ def test_class_weights_move_and_are_not_saved():
     [
         (
             "wing",
-            "there are contrastive, cross_entropy, dice, dice_ce, distillation, focal, jaccard, margin_contrast, ",
+            "there are contrastive, cross_entropy, dice, dice_ce, distillation, focal, jaccard, lovasz, margin_contrast, ",
         ),
         ({"name": "focal", "gama": 2.0}, "gama"),
         ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),
