@@ -30,6 +30,8 @@ IGNORE = 255
 class RegionProblem:
     """One loss on one shape."""
 
+    favor = {"dice": 4.0, "ce_dice": 4.0}  # noqa: RUF012 (read only; added to the label's logit)
+
     def __init__(self, shape: Shape, loss: str, device: str) -> None:
         self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
         generator = torch.Generator(device).manual_seed(0)
@@ -38,7 +40,7 @@ class RegionProblem:
         self.target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
         favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
         logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
-        logits.scatter_add_(1, favored, torch.full(favored.shape, 4.0, device=device))
+        logits.scatter_add_(1, favored, torch.full(favored.shape, self.favor[loss], device=device))
         self.target[torch.rand(self.target.shape, **numbers) < 0.05] = IGNORE
         self.logits = logits.to(getattr(torch, shape.dtype)).requires_grad_()
         self.leaves = (self.logits,)

@@ -6,6 +6,7 @@
 #include "distill/cpu_loops.h"
 #include "engines/row_pairs/product_loops.h"
 #include "focal/cpu_loss.h"
+#include "lovasz/cpu_loops.h"
 #include "predict/cpu_loops.h"
 #include "refine/cpu_loops.h"
 #include "region/cpu_loops.h"

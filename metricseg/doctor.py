@@ -126,6 +126,14 @@ def region(device: str, backend: str) -> list[Tensor]:
     return _graded(losses, logits)
 
 
+def lovasz(device: str, backend: str) -> list[Tensor]:
+    """The loss of a batch, and of its images."""
+    logits, target = 4 * _numbers(device, 2, 5, 6, 8), _classes(device, 2, 24, 32)
+    return _graded(
+        [mk.lovasz_loss(logits, target, bins=8, per_image=p, backend=backend) for p in (False, True)], logits
+    )
+
+
 def distill(device: str, backend: str) -> list[Tensor]:
     """The three divergences, of maps of two resolutions."""
     student, teacher, target = _numbers(device, 2, 5, 6, 8), _numbers(device, 2, 5, 4, 5), _classes(device, 2, 24, 32)
@@ -138,7 +146,7 @@ def distill(device: str, backend: str) -> list[Tensor]:
 
 TESTS: dict[str, Call] = {
     test.__name__: test
-    for test in (anchors, centers, contrast, distill, focal, predict, refine, region, retrieval, segments)
+    for test in (anchors, centers, contrast, distill, focal, lovasz, predict, refine, region, retrieval, segments)
 }
 
 

@@ -6,6 +6,7 @@ from .contrast import ContrastStats, MarginStats, margin_contrast_loss, pixel_co
 from .contrast.prototypes import prototype_nca_loss
 from .distill import distillation_loss
 from .focal import Stats, cross_entropy, focal_loss, ohem_cross_entropy, sigmoid_focal_loss
+from .lovasz import lovasz_loss
 from .predict import confusion_matrix, predict_labels
 from .refine import refine_upsample
 from .region import cross_entropy_dice, focal_dice, region_loss
@@ -32,6 +33,7 @@ __all__ = [
     "focal_loss",
     "gather_pixels",
     "knn_vote",
+    "lovasz_loss",
     "margin_contrast_loss",
     "ohem_cross_entropy",
     "pixel_contrast_loss",

@@ -67,6 +67,7 @@ class Contestant:
 
     checked: what is held against the truth in the place of a loss whose truth would take too long.
     bare: work without a result, `bare(problem, phase)`: a limit to compare with, which there is nothing to check of.
+    apart: what loss and gradient may differ by from the truth, relative, by what they are defined as.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Contestant:
     missing: str | None = None
     checked: Callable[[Any], Tensor] | None = None
     bare: Callable[[Any, str], None] | None = None
+    apart: tuple[float, float] = (0.0, 0.0)
 
 
 Meter = Callable[[Contestant, Sequence[str]], dict[str, memory.Measured]]
@@ -153,7 +155,8 @@ def check(problem: Problem, contestant: Contestant, truth: tuple[Tensor, tuple[T
     loss_error = float((loss.detach().double() - true_loss).abs() / true_loss.abs())
     errors = [relative_l2(leaf.grad, true) for leaf, true in zip(problem.leaves, true_gradients, strict=True)]
     forget_gradients(problem)
-    loss_tolerance, gradient_tolerance = TOLERANCE[machine.arithmetic(problem.leaves[0])]
+    tolerance = TOLERANCE[machine.arithmetic(problem.leaves[0])]
+    loss_tolerance, gradient_tolerance = (t + apart for t, apart in zip(tolerance, contestant.apart, strict=True))
     if not (loss_error <= loss_tolerance and max(errors) <= gradient_tolerance):  # NaN fails too
         raise WrongResult(
             f"{contestant.name} on {problem.name}: loss off by {loss_error:.1e} (may be {loss_tolerance:.0e}), "

@@ -30,7 +30,7 @@ from metricseg.losses.embedding import ContrastiveLoss, NTXentLoss, SupConLoss
 from metricseg.losses.pixel_contrast import MarginContrastLoss, PixelContrastLoss
 from metricseg.losses.pixel_memory import PixelMemory
 from metricseg.losses.prototype_memory import PrototypeMemory
-from metricseg.losses.region import DiceCELoss, DiceLoss, JaccardLoss, TverskyLoss
+from metricseg.losses.region import DiceCELoss, DiceLoss, JaccardLoss, LovaszLoss, TverskyLoss
 from metricseg.losses.segsort import SegSortLoss
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "DistillationLoss",
     "FocalLoss",
     "JaccardLoss",
+    "LovaszLoss",
     "MarginContrastLoss",
     "NTXentLoss",
     "OhemCrossEntropyLoss",

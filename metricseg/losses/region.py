@@ -1,4 +1,4 @@
-"""Losses of regions: Dice, Tversky, Jaccard, and Dice with cross-entropy, over `metricseg_kernels.region_loss`."""
+"""Losses of regions: Dice, Tversky, Jaccard, Dice with cross-entropy, and Lovasz, over `metricseg_kernels`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ class RegionLoss(PixelLoss):
     """Base of the losses that are functions of sums over regions, at the labels' resolution.
 
     Args:
-        smooth: >= 0, added to numerator and denominator of the score.
         average: "present" for the mean over the classes that have a pixel, "classes" over all.
-        per_image: take the sums of each image, not of the batch.
+        per_image: take the sums, or the order of errors, of each image, not of the batch.
         gather: "all" takes the sums over all ranks, so that W ranks equal one process with their images; None over this
             rank's own. Without a process group both are the same. Not with per_image.
         options: see `PixelLoss`. The reduction is always that mean, weighted by `class_weight`, so another one, pixel
@@ -30,7 +29,6 @@ class RegionLoss(PixelLoss):
 
     def __init__(
         self,
-        smooth: float = 0.0,
         average: str = "present",
         per_image: bool = False,
         gather: str | None = None,
@@ -41,14 +39,14 @@ class RegionLoss(PixelLoss):
             raise ValueError(f'gather is {gather!r}; it takes "all" or None')
         if gather and per_image:
             raise ValueError('gather="all" adds the sums of all images; with per_image=True there are none')
-        self.smooth, self.average, self.per_image, self.gather = smooth, average, per_image, gather
+        self.average, self.per_image, self.gather = average, per_image, gather
 
     def sums(self, options: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the kernel that all losses have; options are those of `compute`."""
         check_plain_mean(self, options)
         gathers = self.gather == "all" and distributed.ranks() > 1
         return {
-            "smooth": self.smooth, "average": self.average, "per_image": self.per_image, "weight": self.class_weight,
+            "average": self.average, "per_image": self.per_image, "weight": self.class_weight,
             "ignore_index": options["ignore_index"], "align_corners": self.align_corners, "backend": self.backend,
             "all_reduce": distributed.sum_over_ranks if gathers else None,
         }  # fmt: skip
@@ -61,22 +59,28 @@ class OverlapLoss(RegionLoss):
         activation: "softmax", or "sigmoid" for classes that overlap, and for a single one.
         log: -log of the score in place of 1 - score.
         label_smoothing: in [0, 1].
+        smooth: >= 0, added to numerator and denominator of the score.
         options: see `RegionLoss`.
     """
 
     form: dict[str, Any]
 
     def __init__(
-        self, activation: str = "softmax", log: bool = False, label_smoothing: float = 0.0, **options: Any
+        self,
+        activation: str = "softmax",
+        log: bool = False,
+        label_smoothing: float = 0.0,
+        smooth: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.activation, self.log, self.label_smoothing = activation, log, label_smoothing
+        self.activation, self.log, self.label_smoothing, self.smooth = activation, log, label_smoothing, smooth
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.region_loss`."""
         return kernels.region_loss(
-            input, target, **self.form, activation=self.activation, log=self.log, label_smoothing=self.label_smoothing,
-            **self.sums(options),
+            input, target, **self.form, smooth=self.smooth, activation=self.activation, log=self.log,
+            label_smoothing=self.label_smoothing, **self.sums(options),
         )  # fmt: skip
 
 
@@ -130,18 +134,45 @@ class DiceCELoss(RegionLoss):
     Args:
         lambda_dice, lambda_ce: factors, >= 0.
         label_smoothing: of the cross-entropy, in [0, 1].
+        smooth: of the Dice score, >= 0.
         options: see `RegionLoss`; `class_weight` weighs both terms.
     """
 
     def __init__(
-        self, lambda_dice: float = 1.0, lambda_ce: float = 1.0, label_smoothing: float = 0.0, **options: Any
+        self,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+        smooth: float = 0.0,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.lambda_dice, self.lambda_ce, self.label_smoothing = lambda_dice, lambda_ce, label_smoothing
+        self.lambda_dice, self.lambda_ce = lambda_dice, lambda_ce
+        self.label_smoothing, self.smooth = label_smoothing, smooth
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.cross_entropy_dice`."""
         return kernels.cross_entropy_dice(
-            input, target, lambda_ce=self.lambda_ce, lambda_dice=self.lambda_dice,
+            input, target, lambda_ce=self.lambda_ce, lambda_dice=self.lambda_dice, smooth=self.smooth,
             label_smoothing=self.label_smoothing, **self.sums(options),
         )  # fmt: skip
+
+
+@LOSSES.register("lovasz")
+class LovaszLoss(RegionLoss):
+    """Lovasz-softmax loss, the Lovasz extension of the Jaccard loss, by histograms of the errors in place of a sort.
+
+    Args:
+        bins: of a histogram; the loss is within 1 / bins of that of sorted errors.
+        options: see `RegionLoss`.
+
+    Source: Berman et al. 2018, The Lovasz-Softmax loss.
+    """
+
+    def __init__(self, bins: int = 512, **options: Any) -> None:
+        super().__init__(**options)
+        self.bins = bins
+
+    def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        """See `metricseg_kernels.lovasz_loss`."""
+        return kernels.lovasz_loss(input, target, bins=self.bins, **self.sums(options))

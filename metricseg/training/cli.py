@@ -32,7 +32,7 @@ from metricseg.visualization.pictures import PredictionWriter
 
 
 class FitConfig(SaveConfigCallback):
-    """Write `config.yaml`, the configuration that made the weights, for `fit` alone; say how an interrupted run goes on."""
+    """Write `config.yaml`, which made the weights, for `fit` alone, and say how an interrupted run goes on."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lightning's hook."""

@@ -86,6 +86,13 @@ FAMILIES = {
         kernels={"distill_kernel": 10},
         gpu_seconds=(190, 65),
     ),
+    "lovasz": Family(
+        cpu=("cpu", "reference"),
+        cuda=("triton", "reference"),
+        evidence="benchmarks/results/cpu/lovasz.json; there is no cuda yet.",
+        kernels={"lovasz_fwd_kernel": 1, "lovasz_bwd_kernel": 2},
+        gpu_seconds=(16, 20),  # estimates
+    ),
     "predict": Family(
         cpu=("cpu", "reference"),
         cuda=("cuda", "triton", "reference"),

@@ -6,7 +6,6 @@ probabilities and their sums happen inside the kernel: no [B, K, H, W] tensor ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,16 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, resolve_ignore_index
 from ..core.library import ops
-from ..engines.resized.arguments import check_class_weight, check_pair, drop_channel
+from ..engines.resized.arguments import (
+    Reduce,
+    check_all_reduce,
+    check_class_weight,
+    check_pair,
+    drop_channel,
+    reduce_all,
+)
 from . import formulas, op, reference
 from .formulas import Formula
-
-Reduce = Callable[[Tensor], Tensor]
 
 
 def region_loss(
@@ -252,13 +256,8 @@ def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend
     if all_reduce is None:
         raised = name != "reference" and checks.validates(totals.device)
         return _Sums(sums, loss, valid, None if raised else totals[:, 1].sum() if per_image else totals[0, 1])
-    given = torch.cat([sums.flatten(), loss[None], totals[0, :2]])
-    everything = all_reduce(given)
-    if not isinstance(everything, Tensor) or everything.shape != given.shape:
-        raise TypeError(
-            f"all_reduce must return a Tensor [{len(given)}] as it is given, got {type(everything).__name__}"
-        )
-    return _Sums(everything[:-3].view(sums.shape), everything[-3], everything[-2:-1], everything[-1])
+    sums, loss, valid, bad = reduce_all(all_reduce, [sums, loss, valid, totals[0, 1]])
+    return _Sums(sums, loss, valid, bad)
 
 
 def _cast(weight: Tensor | None, input: Tensor) -> Tensor | None:
@@ -293,10 +292,7 @@ def _check(
     checks.choice("average", formula.average, ("classes", "present"))
     checks.number("label_smoothing", formula.label_smoothing, 0.0, 1.0)
     checks.boolean("per_image", per_image)
-    if all_reduce is not None and not callable(all_reduce):
-        raise TypeError(f"all_reduce must be a function of a Tensor, got {type(all_reduce).__name__}")
-    if per_image and all_reduce is not None:
-        raise ValueError("all_reduce adds up sums over the batch; with per_image=True there are none")
+    check_all_reduce(all_reduce, per_image)
     ignored = resolve_ignore_index(ignore_index, None if dense else max(input.shape[1], 2))
     if dense:
         _check_soft(target, ignored)

@@ -54,6 +54,7 @@ FLAGS = {
     "align_corners of confusion_matrix": lambda v: mk.confusion_matrix(Z, T, align_corners=v),
     "align_corners of refine_upsample": lambda v: mk.refine_upsample(Z, torch.zeros(1, 2, 4, 4), align_corners=v),
     "log": lambda v: mk.region_loss(Z, T, log=v),
+    "align_corners of lovasz_loss": lambda v: mk.lovasz_loss(Z, T, align_corners=v),
     "align_corners of distillation_loss": lambda v: mk.distillation_loss(Z, Z, T, align_corners=v),
 }
 

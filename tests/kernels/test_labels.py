@@ -74,6 +74,7 @@ CALLS: dict[str, tuple[str, Callable[..., Any]]] = {
         ),
     ),
     "dice": ("region", lambda t, k, i, b: DiceLoss(ignore_index=i, backend=b)(features(t, k), t)),
+    "lovasz": ("lovasz", lambda t, k, i, b: mk.lovasz_loss(features(t, k), t, ignore_index=i, backend=b)),
     "distill": (
         "distill",
         lambda t, k, i, b: mk.distillation_loss(features(t, k), features(t, k) ** 2, t, ignore_index=i, backend=b),

@@ -16,6 +16,7 @@ from metricseg.losses import (
     ContrastiveLoss,
     DiceCELoss,
     DiceLoss,
+    LovaszLoss,
     MarginContrastLoss,
     NTXentLoss,
     PixelContrastLoss,
@@ -45,6 +46,7 @@ PIXELS = {
 REGIONS = {  # of the network's output as logits
     "dice": lambda: DiceLoss(activation="sigmoid", gather="all"),
     "tversky": lambda: TverskyLoss(0.3, 0.8, 1.5, smooth=1.0, average="classes", label_smoothing=0.1, gather="all"),
+    "lovasz": lambda: LovaszLoss(64, weight=torch.linspace(0.5, 1.5, DIM), gather="all"),
     "dice ce": lambda: DiceCELoss(0.5, 2.0, 0.1, weight=torch.linspace(0.5, 1.5, DIM), gather="all"),
 }
 EMBEDDINGS = {"supcon": SupConLoss, "ntxent": NTXentLoss, "contrastive": ContrastiveLoss}

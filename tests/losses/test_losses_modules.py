@@ -18,6 +18,7 @@ from metricseg.losses import (
     DistillationLoss,
     FocalLoss,
     JaccardLoss,
+    LovaszLoss,
     OhemCrossEntropyLoss,
     PixelLoss,
     SigmoidFocalLoss,
@@ -222,6 +223,9 @@ def test_losses_of_regions_call_their_kernel(batch):
     defaults = {"smooth": 0.0, "average": "present"}
     assert DiceLoss()(logits, labels) == kernels.region_loss(logits, labels, **defaults)
     assert DiceCELoss()(logits, labels) == kernels.cross_entropy_dice(logits, labels, **defaults)
+    loss = LovaszLoss(64, weight=weight, per_image=True, align_corners=True, ignore_index=255)
+    expected = kernels.lovasz_loss(logits, labels, bins=64, weight=weight, per_image=True, align_corners=True)
+    assert loss(logits, labels) == expected != LovaszLoss()(logits, labels) == kernels.lovasz_loss(logits, labels)
     with pytest.raises(ValueError, match='gather is 3; it takes "all" or None'):
         DiceLoss(gather=3)
     with pytest.raises(ValueError, match="with per_image=True there are none"):
@@ -291,8 +295,8 @@ def test_class_weights_move_and_are_not_saved():
     ("config", "words"),
     [
         (
-            "lovasz",
-            "there are contrastive, cross_entropy, dice, dice_ce, distillation, focal, jaccard, margin_contrast, ",
+            "wing",
+            "there are contrastive, cross_entropy, dice, dice_ce, distillation, focal, jaccard, lovasz, margin_contrast, ",
         ),
         ({"name": "focal", "gama": 2.0}, "gama"),
         ({"name": "focal", "gamma": -1.0}, "gamma is -1.0"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from ...core import checks
+
+Reduce = Callable[[Tensor], Tensor]
 
 
 def drop_channel(target: Tensor) -> Tensor:
@@ -48,3 +53,23 @@ def check_class_weight(weight: Tensor | None, input: Tensor) -> None:
         raise ValueError(f"weight must have one entry per class, {input.shape[1]}, got {weight.shape[0]}")
     if weight.requires_grad:
         raise ValueError("weight requires grad; there is no gradient to class weights")
+
+
+def check_all_reduce(all_reduce: Reduce | None, per_image: bool) -> None:
+    """Raise for what is no function, and for one of sums that are apart."""
+    if all_reduce is not None and not callable(all_reduce):
+        raise TypeError(f"all_reduce must be a function of a Tensor, got {type(all_reduce).__name__}")
+    if per_image and all_reduce is not None:
+        raise ValueError("all_reduce adds up sums over the batch; with per_image=True there are none")
+
+
+def reduce_all(all_reduce: Reduce, parts: list[Tensor]) -> list[Tensor]:
+    """The parts after all_reduce of one vector of them all."""
+    given = torch.cat([part.flatten() for part in parts])
+    everything = all_reduce(given)
+    if not isinstance(everything, Tensor) or everything.shape != given.shape:
+        raise TypeError(
+            f"all_reduce must return a Tensor [{len(given)}] as it is given, got {type(everything).__name__}"
+        )
+    reduced = everything.split([part.numel() for part in parts])
+    return [part.view(own.shape) for part, own in zip(reduced, parts, strict=True)]

@@ -15,13 +15,16 @@ from ...engines.resized.triton_kernels.softmax import (
     RowStats,
     Terms,
     finite,
+    softmax_grad,
     softmax_terms,
     take_classes,
+    weigh,
     weight_sum,
     weighted_gap,
 )
+from ...engines.resized.triton_kernels.sums import add_extras, no_extras, store_extras
 from ...engines.resized.triton_kernels.tiles import Epilogue, Labels, class_rows, load_labels, load_pixels
-from .sums import add_extras, no_extras, no_sums, store_extras, store_sums
+from .sums import no_sums, store_sums
 
 
 class Tensors(NamedTuple):
@@ -123,14 +126,6 @@ def probability_grads(io, params, ks, k0, pixels, grads, form, kind):
 
 
 @triton.jit
-def weigh(exps, c, dot):
-    """dot + sum_k e_k c_k."""
-    for i in tl.static_range(len(exps)):
-        dot += tl.sum(exps[i] * c[i], 0)
-    return dot
-
-
-@triton.jit
 def pixel_terms(io, params, labels, stats, w_all, form, kind):
     """(pixel loss, Terms); without a pixel loss 0, and of Terms the last two."""
     if form.PIXEL_LOSS:
@@ -199,16 +194,6 @@ def add_softmax(io, params, exps, ks, k0, pixels, label, valid, inverse, target_
             hits += (sums[0][i] + tl.where(here, target_p[None, :], 0.0).to(form.SUM),)
             count += (sums[2][i] + here.to(form.SUM),)
     return hits, mass, count
-
-
-@triton.jit
-def softmax_grad(exps, c, ks, label, coefs):
-    """Blocks v, see `Coefs`."""
-    out = ()
-    for i in tl.static_range(len(ks)):
-        v = exps[i] * (c[i] + coefs.shift[None, :])
-        out += (tl.where(ks[i] == label[None, :], coefs.at_target[None, :], v),)
-    return out
 
 
 @triton.jit

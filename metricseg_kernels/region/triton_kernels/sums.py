@@ -12,24 +12,6 @@ from ...engines.resized.triton_kernels.tiles import zero_blocks
 
 
 @triton.jit
-def no_extras(P: tl.constexpr):
-    """Per lane: loss, valid pixels, labels out of range, the largest of them."""
-    count = tl.zeros((P,), tl.int32)
-    return tl.zeros((P,), tl.float64), count, count, tl.full((P,), float("-inf"), tl.float64)
-
-
-@triton.jit
-def add_extras(extras, value, labels):
-    """Add one label row. In forward every pixel lies in one program."""
-    return (
-        extras[0] + tl.where(labels.valid, value, 0.0).to(tl.float64),
-        extras[1] + labels.valid.to(tl.int32),
-        extras[2] + labels.bad.to(tl.int32),
-        tl.maximum(extras[3], tl.where(labels.bad, labels.raw.to(tl.float64), float("-inf"))),
-    )
-
-
-@triton.jit
 def no_sums(form, kind):
     """Per lane and class of the chunk: I, P, Y, [k, P] blocks each."""
     ks = class_blocks(kind.KS)
@@ -51,14 +33,6 @@ def store_sums(p_sums, sums, k0, classes, form, kind):
         tl.store(p_class, tl.sum(hit, 1, keep_dims=True), mask=known)
         tl.store(p_class + 1, tl.sum(total, 1, keep_dims=True), mask=known)
         tl.store(p_class + 2, tl.sum(count[i].to(tl.float64), 1, keep_dims=True), mask=known)
-
-
-@triton.jit
-def store_extras(p_extras, extras, k0):
-    """Store the sums over the lanes to p_extras [4], in the program of the first chunk of classes alone."""
-    for i in tl.static_range(3):
-        tl.store(p_extras + i, tl.sum(extras[i]).to(tl.float64), mask=k0 == 0)
-    tl.store(p_extras + 3, tl.max(extras[3]), mask=k0 == 0)
 
 
 @triton.jit(do_not_specialize=["rows", "extra_rows", "columns"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from anchors_cases import CASES, FEATURES, NAMED, STRATEGIES, Case, arguments, make, make_features
 from guard import Guarded, OnDevice, captured, never_waiting
+from threads import each_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -158,13 +159,9 @@ def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: 
 
 def test_twice_the_same_and_for_any_number_of_threads(backend: str, device: str) -> None:
     labels, predictions, _ = make(NAMED["primes"], device)
-    threads, runs = torch.get_num_threads(), []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(mk.sample_anchors(labels, predictions, seed=9, max_views=8, backend=backend))
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for _ in each_of(1, 1, 2, 3):
+        runs.append(mk.sample_anchors(labels, predictions, seed=9, max_views=8, backend=backend))
     for anchors in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(anchors, runs[0], strict=True))
 

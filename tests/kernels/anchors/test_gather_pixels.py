@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from anchors_cases import FEATURES, make_features
 from conftest import device_of
+from threads import each_of
 from tolerances import FLOOR_PARAMS, assert_as_good, assert_gradient
 from torch import Tensor
 
@@ -144,13 +145,9 @@ def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: s
     features, index = make_features(shape, layout, torch.float32, device)
     index = index.repeat(9)
     upstream = torch.randn(len(index), shape[1])
-    threads, runs = torch.get_num_threads(), []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(rows_and_grad(features, index, upstream, backend=backend))
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for _ in each_of(1, 1, 2, 3):
+        runs.append(rows_and_grad(features, index, upstream, backend=backend))
     for rows, grad in runs[1:]:
         assert torch.equal(rows, runs[0][0]) and torch.equal(grad, runs[0][1])
 

@@ -20,6 +20,7 @@ from centers_cases import (
     run,
 )
 from guard import Guarded, OnDevice, captured, never_waiting
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -291,15 +292,10 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
 def test_same_bits_twice(name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
     inputs = make(NAMED[name], device=device)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3) if backend == "cpu" else (1,):
-            torch.set_num_threads(count)
-            for job in ("euclidean", "pulled", "soft", "hard"):
-                (one, grads), (two, same) = (run(JOBS[job], inputs, NAMED[name], backend=backend) for _ in range(2))
-                assert all(torch.equal(a, b) for a, b in zip(one + grads, two + same, strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_of(1, 2, 3) if backend == "cpu" else range(1):
+        for job in ("euclidean", "pulled", "soft", "hard"):
+            (one, grads), (two, same) = (run(JOBS[job], inputs, NAMED[name], backend=backend) for _ in range(2))
+            assert all(torch.equal(a, b) for a, b in zip(one + grads, two + same, strict=True))
 
 
 @pytest.mark.kernels

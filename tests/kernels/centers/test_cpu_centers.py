@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from centers_cases import CASES, JOBS, Case, against_reference, make, run
+from threads import each_of
 from widths import by_width, run_at
 
 from metricseg_kernels.core import backends
@@ -33,14 +34,10 @@ def test_many_panels(name: str, case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("case", LARGE, ids=lambda c: c.id)
 @pytest.mark.parametrize("name", ["cosine", "pulled", "soft", "hard"])
 def test_bits_do_not_depend_on_the_threads(name: str, case: Case) -> None:
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            outputs, grads = run(JOBS[name], make(case), case, backend="cpu")
-            found.append([*outputs, *grads])
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3):
+        outputs, grads = run(JOBS[name], make(case), case, backend="cpu")
+        found.append([*outputs, *grads])
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             assert torch.equal(a, b)

@@ -22,6 +22,7 @@ from contrast_cases import (
 from guard import Guarded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 
@@ -200,17 +201,10 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
 def test_same_bits_twice(form: str, name: str, backend: str, device: str) -> None:
     """With any number of threads; the library's matrix products round differently from number to number."""
     sets = make(NAMED[name], device=device)
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 3) if backend == "cpu" else (1,):
-            torch.set_num_threads(count)
-            first, second = (
-                loss_and_grads(form, sets, **options(NAMED[name], form), backend=backend) for _ in range(2)
-            )
-            assert torch.equal(first[0], second[0])
-            assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_of(1, 2, 3) if backend == "cpu" else range(1):
+        first, second = (loss_and_grads(form, sets, **options(NAMED[name], form), backend=backend) for _ in range(2))
+        assert torch.equal(first[0], second[0])
+        assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [d for d in FLOOR_PARAMS if d.values[0] != torch.float64])

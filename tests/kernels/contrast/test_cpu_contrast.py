@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from contrast_cases import CASES, FORMS, NAMED, Case, against_reference, call, learning, make, options
+from threads import each_of
 from widths import by_width, run_at
 
 import metricseg_kernels as mk
@@ -179,18 +180,14 @@ def test_own_products_give_the_same_bits_with_any_number_of_threads(
     monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: True)
     x, y = torch.randn(1300, 70) / 8, None if columns is None else torch.randn(columns, 70) / 8
     labels = torch.arange(1500) % 7
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            leaves = [t.clone().requires_grad_() for t in (x, y) if t is not None]
-            sets = leaves[0], labels[:1300], *((leaves[1], labels) if columns else (None, None))
-            options = {} if form == "margin" else {"denominator": form}
-            function = mk.margin_contrast_loss if form == "margin" else mk.pixel_contrast_loss
-            loss = function(*sets, **options, backend="cpu")
-            found.append([loss, *torch.autograd.grad(loss, leaves)])
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3):
+        leaves = [t.clone().requires_grad_() for t in (x, y) if t is not None]
+        sets = leaves[0], labels[:1300], *((leaves[1], labels) if columns else (None, None))
+        options = {} if form == "margin" else {"denominator": form}
+        function = mk.margin_contrast_loss if form == "margin" else mk.pixel_contrast_loss
+        loss = function(*sets, **options, backend="cpu")
+        found.append([loss, *torch.autograd.grad(loss, leaves)])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 

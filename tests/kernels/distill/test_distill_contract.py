@@ -8,6 +8,7 @@ import pytest
 import torch
 from distill_cases import CASE_PARAMS, CASES, KINDS, NAMED, Case, Maps, loss_and_grads, make, widen
 from guard import Guarded
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, assert_gradient, skip_unsupported
 from widths import by_width, run_at
 
@@ -172,17 +173,13 @@ def test_margins_and_poison(case: Case, backend: str, device: str, monkeypatch: 
 @needs_cpu
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_threads_change_no_bit(case: Case) -> None:
-    threads, found = torch.get_num_threads(), []
+    found = []
     maps, options = make(case)
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            found.append([
-                t for kind in KINDS
-                for t in loss_and_grads(mk.distillation_loss, maps, kind=kind, **options, backend="cpu")
-            ])  # fmt: skip
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_of(1, 2, 3, 7):
+        found.append([
+            t for kind in KINDS
+            for t in loss_and_grads(mk.distillation_loss, maps, kind=kind, **options, backend="cpu")
+        ])  # fmt: skip
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
@@ -190,13 +187,9 @@ def test_threads_change_no_bit(case: Case) -> None:
 def test_threads_share_a_large_image() -> None:
     """Large enough for every thread to get a share, which the table's cases are not."""
     maps = Maps(torch.randn(1, 19, 32, 40), torch.randn(1, 19, 16, 50), torch.randint(0, 19, (1, 128, 160)))
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found.append(loss_and_grads(mk.distillation_loss, maps, backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 5):
+        found.append(loss_and_grads(mk.distillation_loss, maps, backend="cpu"))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from focal_cases import CASES, Case, make, options
+from threads import each_of
 from tolerances import assert_as_good, assert_gradient
 from torch import Tensor
 from widths import by_width, run_at
@@ -19,13 +20,6 @@ from metricseg_kernels.focal import op
 pytestmark = pytest.mark.skipif(
     backends.why_not("focal", "cpu", "cpu") is not None, reason=str(backends.why_not("focal", "cpu", "cpu"))
 )
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def results(case: Case, dtype: torch.dtype, backend: str) -> list[Tensor]:
@@ -52,21 +46,16 @@ def results(case: Case, dtype: torch.dtype, backend: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
-def test_threads_change_no_bit(case: Case, threads: None) -> None:
-    torch.set_num_threads(1)
-    alone = results(case, torch.float32, "cpu")
-    for count in (2, 3, 7):
-        torch.set_num_threads(count)
-        for a, b in zip(alone, results(case, torch.float32, "cpu"), strict=True):
-            assert torch.equal(a, b)
+def test_threads_change_no_bit(case: Case) -> None:
+    alone, *others = [results(case, torch.float32, "cpu") for _ in each_of(1, 2, 3, 7)]
+    assert all(torch.equal(a, b) for other in others for a, b in zip(alone, other, strict=True))
 
 
-def test_threads_share_a_large_image(threads: None) -> None:
+def test_threads_share_a_large_image() -> None:
     """Large enough for every thread to get a share, which the table's cases are not."""
     input, target = torch.randn(1, 19, 32, 40), torch.randint(0, 19, (1, 128, 160))
     found = []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
+    for _ in each_of(1, 2, 5):
         x = input.clone().requires_grad_()
         loss = mk.focal_loss(x, target, backend="cpu")
         loss.backward()

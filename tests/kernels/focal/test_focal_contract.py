@@ -6,6 +6,7 @@ import pytest
 import torch
 from focal_cases import CASE_PARAMS, NAMED, Case, loss_and_grad, make, options
 from guard import Guarded
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 
@@ -170,14 +171,9 @@ def _flatten(values) -> list[Tensor]:
 @pytest.mark.kernels
 def test_same_bits_twice_and_for_any_number_of_threads(case: Case, backend: str, device: str) -> None:
     input, target, weight = make(case, device=device)
-    threads = torch.get_num_threads()
     runs = []
-    try:
-        for count in (1, 1, 2, 3) if backend == "cpu" else (1, 1):
-            torch.set_num_threads(count)
-            runs.append(loss_and_grad(mk.focal_loss, input, target, weight=weight, backend=backend, **options(case)))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in each_of(1, 1, 2, 3) if backend == "cpu" else range(2):
+        runs.append(loss_and_grad(mk.focal_loss, input, target, weight=weight, backend=backend, **options(case)))
     for loss, grad in runs[1:]:
         assert torch.equal(loss, runs[0][0]) and torch.equal(grad, runs[0][1])
 

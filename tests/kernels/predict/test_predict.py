@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from predict_cases import CASES, Case, make_maps, make_segments, make_target
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
 
@@ -170,16 +171,12 @@ def test_dtype_of_labels(dtype: torch.dtype, backend: str, device: str) -> None:
 def test_same_bits_with_any_number_of_threads(name: str, backend: str, device: str) -> None:
     case = CASES[name]
     maps, target = make_maps(case, torch.float32, device), make_target(case, device=device)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            scores = mk.predict_labels(
-                maps, case.size, **case.options(), return_confidence=True, return_entropy=True, backend=backend
-            )
-            found.append((*scores, mk.confusion_matrix(maps, target, **case.options(), backend=backend)))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3):
+        scores = mk.predict_labels(
+            maps, case.size, **case.options(), return_confidence=True, return_entropy=True, backend=backend
+        )
+        found.append((*scores, mk.confusion_matrix(maps, target, **case.options(), backend=backend)))
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from refine_cases import CASES, Case, make, materialized
 from test_refine import results, widened
+from threads import each_of
 from tolerances import relative_error
 from widths import by_width, run_at
 
@@ -21,13 +22,9 @@ WIDE = Case("wide", (2, 203, 9, 13), (31, 45))
 
 
 def test_bits_do_not_depend_on_the_threads_that_share_channels() -> None:
-    threads, runs = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 8):
-            torch.set_num_threads(count)
-            runs.append(results(mk.refine_upsample, make(WIDE, torch.float32), backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for _ in each_of(1, 2, 3, 8):
+        runs.append(results(mk.refine_upsample, make(WIDE, torch.float32), backend="cpu"))
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 

@@ -7,6 +7,7 @@ import torch
 from guard import Guarded, OnDevice
 from refine_cases import CASES, NAMED, Case, make
 from test_refine import results
+from threads import each_of
 from tolerances import skip_unsupported
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -112,13 +113,9 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
 @pytest.mark.parametrize("name", ["primes", "channels-last", "many-channels", "far", "flow"])
 @pytest.mark.kernels
 def test_same_bits_twice_and_for_any_number_of_threads(name: str, backend: str, device: str) -> None:
-    threads, runs = torch.get_num_threads(), []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            runs.append(results(mk.refine_upsample, make(NAMED[name], torch.float32, device), backend=backend))
-    finally:
-        torch.set_num_threads(threads)
+    runs = []
+    for _ in each_of(1, 1, 2, 3):
+        runs.append(results(mk.refine_upsample, make(NAMED[name], torch.float32, device), backend=backend))
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 

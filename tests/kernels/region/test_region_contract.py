@@ -7,6 +7,7 @@ import torch
 from guard import Guarded
 from region_calls import LOGITS
 from region_cases import CASE_PARAMS, CASES, LABELED, NAMED, Case, loss_and_grad, make, widen
+from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from widths import by_width, run_at
 
@@ -134,13 +135,9 @@ def results(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> lis
 def test_threads_change_no_bit(case: Case) -> None:
     if (reason := backends.why_not("region", "cpu", "cpu")) is not None:
         pytest.skip(reason)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            found.append(results(case, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3, 7):
+        found.append(results(case, "cpu"))
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
@@ -149,13 +146,9 @@ def test_threads_share_a_large_image() -> None:
     if (reason := backends.why_not("region", "cpu", "cpu")) is not None:
         pytest.skip(reason)
     input, target = torch.randn(1, 19, 32, 40), torch.randint(0, 19, (1, 128, 160))
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            found += [loss_and_grad(f, input, target, backend="cpu") for f in (mk.region_loss, mk.cross_entropy_dice)]
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 5):
+        found += [loss_and_grad(f, input, target, backend="cpu") for f in (mk.region_loss, mk.cross_entropy_dice)]
     for i, pair in enumerate(found[2:]):
         assert all(torch.equal(a, b) for a, b in zip(found[i % 2], pair, strict=True))
 

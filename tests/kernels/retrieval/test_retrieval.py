@@ -8,6 +8,7 @@ import pytest
 import torch
 from retrieval_calls import topk_step
 from retrieval_cases import CASES
+from threads import each_of
 from tolerances import FLOOR_PARAMS, assert_as_good, skip_unsupported
 from torch import Tensor
 
@@ -108,13 +109,9 @@ def test_a_query_without_neighbors_has_no_label(backend: str, device: str) -> No
 
 def test_same_bits_with_any_number_of_threads(backend: str, device: str) -> None:
     queries, bank = (t.to(device) for t in draw(1030, 2100, 33, torch.float32))
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(mk.topk_similarity(queries, bank, 15, backend=backend))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3):
+        found.append(mk.topk_similarity(queries, bank, 15, backend=backend))
     if backend != "reference":  # whose products come from the library
         assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from segments_cases import CASES, Case, assert_nearest, make
+from threads import each_of
 from torch import Tensor
 from widths import by_width, run_at
 
@@ -34,13 +35,9 @@ def test_many_panels(case: Case) -> None:
 
 @pytest.mark.parametrize("case", LARGE, ids=lambda c: c.id)
 def test_bits_do_not_depend_on_the_threads(case: Case) -> None:
-    threads, found = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            found.append(mk.spherical_kmeans(**make(case, torch.float32), backend="cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for _ in each_of(1, 2, 3):
+        found.append(mk.spherical_kmeans(**make(case, torch.float32), backend="cpu"))
     assert all(torch.equal(ids, found[0]) for ids in found)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from guard import Guarded, OnDevice, captured, never_waiting
 from segments_cases import CASES, NAMED, Case, make
+from threads import each_of
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -138,19 +139,15 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
 def test_twice_the_same_and_for_any_number_of_threads(case: Case, backend: str, device: str) -> None:
     arguments = make(case, torch.float32, device)
-    x, threads, runs = arguments["embeddings"], torch.get_num_threads(), []
-    try:
-        for count in (1, 1, 2, 3):
-            torch.set_num_threads(count)
-            ids = mk.spherical_kmeans(**arguments, backend=backend)
-            segments = mk.split_by_label(ids, ids.clamp(min=0) % 3, capacity=40, backend=backend)
-            runs.append([ids, *segments])
-            if case.size is None and backend != "reference":
-                leaf = x.detach().requires_grad_()
-                mean = mk.segment_mean(leaf, segments.ids, 40, backend=backend)
-                runs[-1] += [mean.detach(), *torch.autograd.grad(mean.square().sum(), leaf)]
-    finally:
-        torch.set_num_threads(threads)
+    x, runs = arguments["embeddings"], []
+    for _ in each_of(1, 1, 2, 3):
+        ids = mk.spherical_kmeans(**arguments, backend=backend)
+        segments = mk.split_by_label(ids, ids.clamp(min=0) % 3, capacity=40, backend=backend)
+        runs.append([ids, *segments])
+        if case.size is None and backend != "reference":
+            leaf = x.detach().requires_grad_()
+            mean = mk.segment_mean(leaf, segments.ids, 40, backend=backend)
+            runs[-1] += [mean.detach(), *torch.autograd.grad(mean.square().sum(), leaf)]
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 

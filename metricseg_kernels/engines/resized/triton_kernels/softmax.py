@@ -163,3 +163,21 @@ def subtract_weights(g, b, k0, ks, weight, count):
     for i in tl.static_range(len(ks)):
         out += (g[i] - b[None, :] * weight_block(weight, k0, ks[i], count, b.dtype),)
     return out
+
+
+@triton.jit
+def weigh(exps, c, dot):
+    """dot + sum_k e_k c_k."""
+    for i in tl.static_range(len(exps)):
+        dot += tl.sum(exps[i] * c[i], 0)
+    return dot
+
+
+@triton.jit
+def softmax_grad(exps, c, ks, label, coefs):
+    """v_k = e_k (c_k + shift), with shift and, at the label, v_t of coefs; blocks as c."""
+    out = ()
+    for i in tl.static_range(len(ks)):
+        v = exps[i] * (c[i] + coefs.shift[None, :])
+        out += (tl.where(ks[i] == label[None, :], coefs.at_target[None, :], v),)
+    return out
