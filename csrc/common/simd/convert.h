@@ -119,14 +119,5 @@ void write(const Map& map, const T* in, int64_t n, char* p) {
   for (int64_t i = 0; i < n; i += Lanes<T>::count) Lanes<T>::load(in + i).stream(reinterpret_cast<T*>(p) + i);
 }
 
-// One value of a dense target, which may have another floating type than the logits.
-template <typename T>
-METRICSEG_HD T read_one(Type type, const char* p) {
-  if (type == Type::f64) return static_cast<T>(*reinterpret_cast<const double*>(p));
-  if (type == Type::bf16) return static_cast<T>(widen(*reinterpret_cast<const BFloat16*>(p)));
-  if (type == Type::f16) return static_cast<T>(widen(*reinterpret_cast<const Float16*>(p)));
-  return static_cast<T>(*reinterpret_cast<const float*>(p));
-}
-
 }  // namespace METRICSEG_SIMD
 }  // namespace metricseg

@@ -40,19 +40,21 @@ METRICSEG_HD void add_lanes(Lanes<T> values, double* sums) {
   std::memcpy(sums, &wide, sizeof wide);
 }
 
+// The functions below are calls, one copy for all families.
+
 // Class, kIgnored or kOutOfRange of the labels, of `classes` ones.
-template <typename L, typename T, typename Params>
-inline void read_labels_as(const Params& params, int64_t classes, const Block& block, T* label, BadLabels* bad) {
+template <typename L, typename T>
+inline void read_labels_as(const Maps& maps, int64_t classes, const Block& block, T* label, BadLabels* bad) {
   constexpr int N = Lanes<T>::count;
-  const int64_t step = params.target.x;
+  const int64_t step = maps.target.x;
   for (int p = 0; p < block.vectors; ++p) {
-    const L* row = reinterpret_cast<const L*>(params.target.at(block.image, 0, block.y[p], block.x0));
+    const L* row = reinterpret_cast<const L*>(maps.target.at(block.image, 0, block.y[p], block.x0));
     for (int i = 0; i < N; ++i) {
       const int32_t x = block.x[p][i];
       int64_t found = kIgnored;
       if (x >= 0) {
         const int64_t value = static_cast<int64_t>(row[x * step]);
-        found = class_of(value, classes, params.ignore_index);
+        found = class_of(value, classes, maps.ignore_index);
         if (found == kOutOfRange && block.record) bad->note(value);
       }
       label[p * N + i] = static_cast<T>(found);
@@ -60,22 +62,36 @@ inline void read_labels_as(const Params& params, int64_t classes, const Block& b
   }
 }
 
-template <typename T, typename Params>
-inline void read_labels(const Params& params, int64_t classes, const Block& block, T* label, BadLabels* bad) {
-  dispatch_label(params.target.type,
-                 [&](auto zero) { read_labels_as<decltype(zero)>(params, classes, block, label, bad); });
+template <typename T>
+__attribute__((noinline)) void read_labels(const Maps& maps, int64_t classes, const Block& block, T* label,
+                                           BadLabels* bad) {
+  dispatch_label(maps.target.type,
+                 [&](auto zero) { read_labels_as<decltype(zero)>(maps, classes, block, label, bad); });
 }
 
 // Values of a [B, (K,) H, W] map at the block's pixels; `idle` if a lane has none.
-template <typename T>
-inline void gather(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
+template <typename S, typename T>
+inline void gather_as(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
   constexpr int N = Lanes<T>::count;
-  for (int p = 0; p < block.vectors; ++p) {
-    const char* row = map.at(block.image, channel, block.y[p], block.x0);
-    for (int i = 0; i < N; ++i) {
-      const int32_t x = block.x[p][i];
-      out[p * N + i] = x < 0 ? idle : read_one<T>(map.type, row + x * map.x * map.size);
-    }
+  const int64_t step = map.x;
+  for (int p = 0; p < block.vectors; ++p, out += N) {
+    const S* const row = reinterpret_cast<const S*>(map.at(block.image, channel, block.y[p], block.x0));
+    const int32_t* const x = block.x[p];
+    for (int i = 0; i < N; ++i) out[i] = x[i] < 0 ? idle : static_cast<T>(widen(row[x[i] * step]));
+  }
+}
+
+template <typename T>
+__attribute__((noinline)) void gather(const Map& map, const Block& block, int64_t channel, T idle, T* out) {
+  switch (map.type) {
+    case Type::f64:
+      return gather_as<double>(map, block, channel, idle, out);
+    case Type::bf16:
+      return gather_as<BFloat16>(map, block, channel, idle, out);
+    case Type::f16:
+      return gather_as<Float16>(map, block, channel, idle, out);
+    default:
+      return gather_as<float>(map, block, channel, idle, out);
   }
 }
 

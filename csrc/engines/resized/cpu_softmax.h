@@ -48,9 +48,9 @@ METRICSEG_HD void exponentials(int64_t classes, int P, T* z, const T* max, T* re
   for (int g = 0; g < G; ++g) sum[g].store(rest + g * N);
 }
 
-// The same of all vectors of a block.
+// The same of all vectors of a block, as a call: one copy for all families.
 template <typename T>
-inline void all_exponentials(int64_t classes, int P, T* z, const T* max, T* rest) {
+__attribute__((noinline)) void all_exponentials(int64_t classes, int P, T* z, const T* max, T* rest) {
   constexpr int N = Lanes<T>::count;
   int p = 0;
   for (; p + 4 <= P; p += 4) exponentials<4>(classes, P, z + p * N, max + p * N, rest + p * N);
@@ -59,7 +59,8 @@ inline void all_exponentials(int64_t classes, int P, T* z, const T* max, T* rest
 
 // sum_k w_k (max - z_k), for label smoothing
 template <typename T>
-inline void weighted_gaps(int64_t classes, const T* weight, int P, const T* z, const T* max, T* gap) {
+__attribute__((noinline)) void weighted_gaps(int64_t classes, const T* weight, int P, const T* z, const T* max,
+                                             T* gap) {
   using V = Lanes<T>;
   constexpr int N = V::count;
   for (int p = 0; p < P; ++p) {
