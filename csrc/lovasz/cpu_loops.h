@@ -44,8 +44,8 @@ struct Errors : BlockLoss<T> {
     read_labels(params, K, block, label, &bad);
     take_targets(static_cast<const T*>(nullptr), block.vectors, z, Entries{label, this->max, target_logit, weight});
     all_exponentials(K, block.vectors, z, this->max, rest);
-    for (int64_t i = 0; i < n;
-         i += N) {  // target_logit becomes exp(z_t - max); factor is 1 / sum, or 0 without a label
+    // target_logit becomes exp(z_t - max); factor is 1 / sum, or 0 without a label
+    for (int64_t i = 0; i < n; i += N) {
       const V zero(T(0)), e = exp_below_zero(V::load(target_logit + i) - V::load(this->max + i));
       e.store(target_logit + i);
       select(V::load(label + i) >= zero, V(T(1)) / (V::load(rest + i) + e), zero).store(this->factor + i);
@@ -96,11 +96,11 @@ struct Errors : BlockLoss<T> {
   // f(i, p) for errors of other classes from 1 / N on. They are listed first, without a branch for each.
   template <typename F>
   METRICSEG_HD void each_large(const T* exps, int64_t n, const F& f) const {
-    const V zero(T(0)), one(T(1)), least(T(1) / static_cast<T>(params.bins));
+    const V zero(T(0)), one(T(1)), size(static_cast<T>(params.bins));
     int32_t large[resized::kMaxVectors * resized::kMaxLanes];
     int64_t count = 0;
     for (int64_t i = 0; i < n; i += N) {
-      const V found = select(V::load(exps + i) * V::load(this->factor + i) >= least, one, zero);
+      const V found = select(V::load(exps + i) * V::load(this->factor + i) * size >= one, one, zero);
       if (sum_of(found) == T(0)) continue;
       for (int lane = 0; lane < N; ++lane) {
         large[count] = static_cast<int32_t>(i + lane);
