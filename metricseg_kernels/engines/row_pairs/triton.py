@@ -30,6 +30,7 @@ from .triton_kernels.tiles import Earlier
 SORTED_BY_COMPARISON = 16_384  # rows of both sides at most
 PROGRAMS = 512
 SYMMETRIC_PROGRAMS = 264  # each has a row [R] of sums
+REGISTERS = 255  # of a thread that copies: left to itself, ptxas may spill for more programs on a multiprocessor
 SPREAD = 60.0  # largest range of exponents for which one bound serves all rows
 ROWS = 256  # that a program of the kernels in triton_kernels/rows.py takes
 FINISHED_BY_ONE_PROGRAM = 1024  # rows at most; the sum of more takes another launch
@@ -141,7 +142,7 @@ def make_sides(x: Rows, y: Rows | None, config: LaunchConfig, scale: float) -> S
     sources = [side._replace(factors=None) for side in given]
     gather_rows[(sum(tiles),)](
         sources[0], sources[-1], made[0], made[-1], (tops[0], tops[-1]), *strides[0], *strides[-1], counts[0],
-        counts[-1], features.shape[1], tiles[0], tiles[-1], layout, num_warps=4, **FUSED,
+        counts[-1], features.shape[1], tiles[0], tiles[-1], layout, num_warps=4, maxnreg=REGISTERS, **FUSED,
     )  # fmt: skip
     survey[(1,)](
         made[0], made[-1], (tops[0], tops[-1]), earlier, tiles[0], tiles[-1], scale, layout, SPREAD=SPREAD, BLOCK=SCAN,
