@@ -21,7 +21,6 @@ from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
 from benchmarks.harness.small_cases import check_finite
 from metricseg_kernels.core import backends
-from metricseg_kernels.core.registry import FAMILIES
 from metricseg_kernels.distill import reference
 
 IGNORE = 255
@@ -104,11 +103,6 @@ def ours(backend: str) -> Callable[[DistillProblem], Tensor]:
     return loss
 
 
-def own_backends(device: str) -> list[str]:
-    """Our backends with kernels for a device."""
-    return [name for name in getattr(FAMILIES["distill"], device) if name != "reference"]
-
-
 @functools.cache
 def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
     """The peers of a loss, then our backends."""
@@ -121,14 +115,14 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         Contestant("torch.compile", lambda p: peer(peers.compiled(eager))(p)),
         *(
             Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("distill", n, device))
-            for n in own_backends(device)
+            for n in entry.own_backends("distill", device)
         ),
     )
 
 
 def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
     """(shape, loss, phases); none where there is nothing of ours to measure."""
-    if not own_backends(device):
+    if not entry.own_backends("distill", device):
         return
     sets = shapes.CPU if device == "cpu" else shapes.GPU
     for shape in sets.main:

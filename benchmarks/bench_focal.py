@@ -19,7 +19,7 @@ import metricseg_kernels as mk
 from benchmarks.harness import entry, machine, memory, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
-from benchmarks.harness.small_cases import check_finite
+from benchmarks.harness.small_cases import check_finite, labeled_maps
 from metricseg_kernels.core import backends
 from metricseg_kernels.core.registry import FAMILIES
 from metricseg_kernels.focal import reference
@@ -178,17 +178,8 @@ def run_race(shape: Shape, loss: str, phases: tuple[str, ...], processes: memory
 
 def small_cases(backend: str, device: str) -> None:
     """Upsampling, downsampling and neither; ignored labels, a label out of range."""
-    for classes, cells, size, dtype in (
-        (19, (9, 13), (36, 52), torch.float32),
-        (5, (8, 8), (31, 29), torch.bfloat16),
-        (150, (12, 12), (12, 12), torch.float32),
-        (3, (33, 17), (9, 8), torch.float16),
-    ):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
-        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
-        labels[:, 0, :2] = 255
-        weight = torch.linspace(0.5, 1.5, classes, device=device)
+    for x, labels in labeled_maps(f"{backend} focal", device):
+        weight = torch.linspace(0.5, 1.5, x.shape[1], device=device)
         losses = [
             mk.focal_loss(x, labels, backend=backend),
             mk.cross_entropy(x, labels, weight=weight, label_smoothing=0.1, align_corners=True, backend=backend),
@@ -201,7 +192,6 @@ def small_cases(backend: str, device: str) -> None:
         if device == "cuda":  # on the CPU it is an error
             labels[0, 0, 5] = 200
             assert bool(mk.focal_loss(x, labels, backend=backend).isnan())
-        print(f"{backend} focal {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=entry.REPLAY)

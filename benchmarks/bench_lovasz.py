@@ -19,9 +19,8 @@ from benchmarks.bench_region import IGNORE, RegionProblem
 from benchmarks.harness import entry, machine, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
-from benchmarks.harness.small_cases import check_finite
+from benchmarks.harness.small_cases import check_finite, labeled_maps
 from metricseg_kernels.core import backends
-from metricseg_kernels.core.registry import FAMILIES
 
 BINS = 512
 
@@ -59,11 +58,6 @@ def ours(backend: str) -> Callable[[LovaszProblem], Tensor]:
     return lambda p: mk.lovasz_loss(p.logits, p.target, bins=BINS, ignore_index=IGNORE, backend=backend)
 
 
-def own_backends(device: str) -> list[str]:
-    """Our backends with kernels for a device."""
-    return [name for name in getattr(FAMILIES["lovasz"], device) if name != "reference"]
-
-
 @functools.cache
 def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
     """The sort, then our backends."""
@@ -74,14 +68,14 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
                 f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("lovasz", n, device),
                 apart=(1 / BINS, 0.01),
             )
-            for n in own_backends(device)
+            for n in entry.own_backends("lovasz", device)
         ),
     )  # fmt: skip
 
 
 def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
     """(shape, logits, phases); none where there is nothing of ours to measure."""
-    if not own_backends(device):
+    if not entry.own_backends("lovasz", device):
         return
     sets = shapes.CPU if device == "cpu" else shapes.GPU
     for shape in sets.main:
@@ -103,24 +97,13 @@ run_race = functools.partial(entry.measure, LovaszProblem, contestants)
 
 def small_cases(backend: str, device: str) -> None:
     """Upsampling, also by a large ratio, downsampling, neither; ignored labels; more classes than one walk holds."""
-    for classes, cells, size, dtype in (
-        (19, (9, 13), (36, 52), torch.float32),
-        (5, (8, 8), (31, 29), torch.bfloat16),
-        (150, (12, 12), (12, 12), torch.float32),
-        (3, (33, 17), (9, 8), torch.float16),
-        (4, (2, 2), (150, 90), torch.float32),
-    ):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
-        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
-        labels[:, 0, :2] = IGNORE
+    for x, labels in labeled_maps(f"{backend} lovasz", device):
         losses = [
             mk.lovasz_loss(x, labels, bins=bins, per_image=images, align_corners=images, backend=backend)
             for bins, images in ((16, True), (512, False))
         ]
         sum(losses).backward()
         check_finite(*losses, x.grad)
-        print(f"{backend} lovasz {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=entry.REPLAY)

@@ -18,9 +18,8 @@ import metricseg_kernels as mk
 from benchmarks.harness import entry, machine, peers, race, shapes
 from benchmarks.harness.race import Contestant
 from benchmarks.harness.shapes import Shape
-from benchmarks.harness.small_cases import check_finite
+from benchmarks.harness.small_cases import check_finite, labeled_maps
 from metricseg_kernels.core import backends
-from metricseg_kernels.core.registry import FAMILIES
 from metricseg_kernels.region import formulas, reference
 from metricseg_kernels.region.op import Inputs, Sums
 
@@ -116,11 +115,6 @@ def cross_entropy_alone(problem: RegionProblem, phase: str) -> None:
         loss.backward()
 
 
-def own_backends(device: str) -> list[str]:
-    """Our backends with kernels for a device."""
-    return [name for name in getattr(FAMILIES["region"], device) if name != "reference"]
-
-
 @functools.cache
 def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ...]:
     """The peers of a loss, then our backends, then the pass that they are held against."""
@@ -130,7 +124,7 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
         Contestant("torch.compile", lambda p: peers.compiled(eager)(p.logits, p.target, loss)),
         *(
             Contestant(f"metricseg {n}", ours(n), ours=True, missing=backends.why_not("region", n, device))
-            for n in own_backends(device)
+            for n in entry.own_backends("region", device)
         ),
         *([alone] if loss == "ce_dice" else []),
     )
@@ -138,7 +132,7 @@ def contestants(loss: str, device: str = machine.DEVICE) -> tuple[Contestant, ..
 
 def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[str, ...]]]:
     """(shape, loss, phases); none where there is nothing of ours to measure."""
-    if not own_backends(device):
+    if not entry.own_backends("region", device):
         return
     sets = shapes.CPU if device == "cpu" else shapes.GPU
     for shape in sets.main:
@@ -157,18 +151,9 @@ run_race = functools.partial(entry.measure, RegionProblem, contestants)
 
 def small_cases(backend: str, device: str) -> None:
     """Upsampling, also by a large ratio, downsampling, neither; ignored labels, soft targets, overlapping classes."""
-    for classes, cells, size, dtype in (
-        (19, (9, 13), (36, 52), torch.float32),
-        (5, (8, 8), (31, 29), torch.bfloat16),
-        (150, (12, 12), (12, 12), torch.float32),
-        (3, (33, 17), (9, 8), torch.float16),
-        (4, (2, 2), (150, 90), torch.float32),
-    ):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
-        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
-        labels[:, 0, :2] = IGNORE
-        soft = torch.rand(2, classes, *size, generator=generator).to(device)
+    for x, labels in labeled_maps(f"{backend} region", device):
+        classes = x.shape[1]
+        soft = torch.rand(2, classes, *labels.shape[1:]).to(device)
         weight = torch.linspace(0.5, 1.5, classes, device=device)
         losses = [
             mk.region_loss(x, labels, weight=weight, per_image=True, backend=backend),
@@ -180,7 +165,6 @@ def small_cases(backend: str, device: str) -> None:
         ]
         sum(losses).backward()
         check_finite(*losses, x.grad)
-        print(f"{backend} region {tuple(x.shape)} to {size} {dtype}: done", flush=True)
 
 
 @pytest.mark.benchmark(timer=entry.REPLAY)

@@ -9,6 +9,12 @@ import pytest
 
 from benchmarks.harness import machine, memory
 from benchmarks.harness.race import Contestant, Problem, Result, peak_meter, run
+from metricseg_kernels.core.registry import FAMILIES
+
+
+def own_backends(family: str, device: str) -> list[str]:
+    """Our backends with kernels for a device."""
+    return [name for name in getattr(FAMILIES[family], device) if name != "reference"]
 
 
 def parameters(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +22,26 @@ def check_finite(*tensors: Tensor | None) -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     assert all(tensor is not None and bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def labeled_maps(title: str, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits that learn, and labels, 255 ignored: upsampling, also by a large ratio, downsampling, neither.
+
+    title: goes ahead of the line that says that a case is done.
+    """
+    for classes, cells, size, dtype in (
+        (19, (9, 13), (36, 52), torch.float32),
+        (5, (8, 8), (31, 29), torch.bfloat16),
+        (150, (12, 12), (12, 12), torch.float32),
+        (3, (33, 17), (9, 8), torch.float16),
+        (4, (2, 2), (150, 90), torch.float32),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, classes, *cells, generator=generator).to(device, dtype).requires_grad_()
+        labels = torch.randint(classes, (2, *size), generator=generator).to(device, torch.uint8)
+        labels[:, 0, :2] = 255
+        yield logits, labels
+        print(f"{title} {tuple(logits.shape)} to {size} {dtype}: done", flush=True)
 
 
 def main() -> None:

@@ -26,12 +26,6 @@ const Loops<T>& loops() {
   return chosen;
 }
 
-// Units of work that pay for a further thread: some 30,000 exponentials.
-template <typename T>
-int64_t grain(const CpuParams<T>& params, int64_t units) {
-  return 32768 / (params.pixels() * params.classes / std::max<int64_t>(units, 1) + 1) + 1;
-}
-
 void check(const Arguments<Tensor>& a) {
   STD_TORCH_CHECK(a.input.dim() == 4 && a.target.dim() == 3, "metricseg: input [B, K, h, w], target [B, H, W]");
   STD_TORCH_CHECK(a.target.size(0) == a.input.size(0), "metricseg: input and target differ in batch size");
@@ -73,7 +67,7 @@ void forward(const Arguments<Tensor>& a) {
     if (params.pixels() > 0) {
       const auto table = resized::prepare<T>(params, lanes, a.align_corners, {params.input, params.target});
       const int64_t units = units_per_image(params, lanes), total = params.batch * units;
-      parallel(total, grain(params, total), [&](int64_t begin, int64_t end) {
+      parallel(total, resized::grain(params, total), [&](int64_t begin, int64_t end) {
         const auto scratch = aligned_values<T>(params.scratch_values());
         std::vector<Bin> bins(of_image);
         double counted[kTotals] = {};
@@ -106,7 +100,7 @@ void backward(const Arguments<Tensor>& a) {
     const int64_t lanes = loops<T>().lanes;
     const auto table = resized::prepare<T>(params, lanes, a.align_corners, {params.input, params.target, params.grad});
     const int64_t units = params.batch * units_per_image(params, lanes);
-    parallel(units, grain(params, units), [&](int64_t begin, int64_t end) {
+    parallel(units, resized::grain(params, units), [&](int64_t begin, int64_t end) {
       const auto scratch = aligned_values<T>(params.scratch_values());
       loops<T>().run(params, begin, end, scratch.get(), nullptr, nullptr);
     });

@@ -20,8 +20,8 @@ struct Errors : BlockLoss<T> {
 
   const CpuParams<T>& params;
   const int64_t K;
-  T *const label, *const weight, *const target_logit, *const rest, *const dot;  // [P, N], see take_targets
-  T* const slopes;                                                              // [K, P, N] dL/dp in backward
+  T *const label, *const target_logit, *const rest, *const dot;  // [P, N], see take_targets
+  T* const slopes;                                               // [K, P, N] dL/dp in backward
   Bin* const bins;
   double* const totals;
   BadLabels bad;
@@ -31,18 +31,18 @@ struct Errors : BlockLoss<T> {
         params(params),
         K(params.classes),
         label(memory + 2 * n),
-        weight(memory + 3 * n),
-        target_logit(memory + 4 * n),
-        rest(memory + 5 * n),
-        dot(memory + 6 * n),
-        slopes(memory + 7 * n),
+        target_logit(memory + 3 * n),
+        rest(memory + 4 * n),
+        dot(memory + 5 * n),
+        slopes(memory + 6 * n),
         bins(bins),
         totals(totals) {}
 
   void run(const Block& block, T* z /* [K, P, N] */) final {
     const int64_t n = int64_t{block.vectors} * N;
     read_labels(params, K, block, label, &bad);
-    take_targets(static_cast<const T*>(nullptr), block.vectors, z, Entries{label, this->max, target_logit, weight});
+    take_targets(static_cast<const T*>(nullptr), block.vectors, z,
+                 Entries{label, this->max, target_logit, this->factor});
     all_exponentials(K, block.vectors, z, this->max, rest);
     // target_logit becomes exp(z_t - max); factor is 1 / sum, or 0 without a label
     for (int64_t i = 0; i < n; i += N) {
@@ -63,7 +63,7 @@ struct Errors : BlockLoss<T> {
  private:
   struct Entries {
     const T *label, *max;
-    T *target_logit, *weight;
+    T *target_logit, *weight;  // weight: not used
   };
 
   METRICSEG_HD int64_t place(T error) const {
@@ -149,10 +149,9 @@ template <typename T>
 inline void work(const CpuParams<T>& params, int64_t begin, int64_t end, T* scratch, Bin* bins, double* totals) {
   Errors<T> errors(params, scratch + walk_values(params), block_pixels(params), bins, totals);
   walk(params, params.slots, begin, end, scratch, errors);
-  if (!totals || errors.bad.bad == 0) return;
-  const bool larger = totals[kBad] == 0 || errors.bad.bad_label > totals[kBadLabel];
-  totals[kBadLabel] = larger ? errors.bad.bad_label : totals[kBadLabel];
-  totals[kBad] += errors.bad.bad;
+  if (!totals) return;
+  totals[kBad] = errors.bad.bad;
+  totals[kBadLabel] = errors.bad.bad_label;
 }
 
 template <typename T>

@@ -19,12 +19,12 @@ struct CpuParams : Params<T> {
   double one;  // a power of two; all pixels in one bin do not leave int64
 
   METRICSEG_HD int64_t scratch_values() const {
-    return walk_values(*this) + (this->table ? this->classes : 0) * block_pixels(*this) + 7 * block_pixels(*this);
+    return walk_values(*this) + (this->table ? this->classes : 0) * block_pixels(*this) + 6 * block_pixels(*this);
   }
 };
 
-// Units [begin, end) of an image, or in backward of a call, on one thread. Forward: bins [K, 2, N] and totals [kTotals]
-// are added to; backward: null.
+// Units [begin, end) of an image, or in backward of a call, on one thread. Forward: bins [K, 2, N] and totals [kTotals],
+// zeros before; backward: null.
 template <typename T>
 using Worker = void (*)(const CpuParams<T>&, int64_t begin, int64_t end, T* scratch, Bin* bins, double* totals);
 

@@ -45,12 +45,6 @@ CpuParams<T> make_cpu_params(const Arguments<Tensor>& a) {
   return params;
 }
 
-// Units of work that pay for a further thread: some 30,000 exponentials.
-template <typename T>
-int64_t grain(const CpuParams<T>& params, int64_t units) {
-  return 32768 / (params.pixels() * params.classes / std::max<int64_t>(units, 1) + 1) + 1;
-}
-
 // Sums of the shares [B, shares, K kSums + kExtras], added to the outputs in order.
 template <typename T>
 void add_up(const CpuParams<T>& params, const std::vector<double>& partials, int64_t shares) {
@@ -90,7 +84,7 @@ void forward(const Arguments<Tensor>& a) {
     const int64_t shares = std::max<int64_t>(1, std::min(units, ceil_div(kShares, params.batch)));
     const int64_t stride = params.classes * kSums + kExtras;
     std::vector<double> partials(params.batch * shares * stride);
-    parallel(params.batch * shares, grain(params, params.batch * shares), [&](int64_t begin, int64_t end) {
+    parallel(params.batch * shares, resized::grain(params, params.batch * shares), [&](int64_t begin, int64_t end) {
       const auto scratch = aligned_values<T>(params.scratch_values());
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / shares * units, share = i % shares;
@@ -124,7 +118,7 @@ void backward(const Arguments<Tensor>& a) {
     const int64_t lanes = loops<T>().lanes;
     const auto table = resized::prepare<T>(params, lanes, a.align_corners, {params.input, params.target, params.grad});
     const int64_t units = params.batch * units_per_image(params, lanes);
-    parallel(units, grain(params, units), [&](int64_t begin, int64_t end) {
+    parallel(units, resized::grain(params, units), [&](int64_t begin, int64_t end) {
       const auto scratch = aligned_values<T>(params.scratch_values());
       worker_of(params)(params, begin, end, scratch.get(), nullptr);
     });

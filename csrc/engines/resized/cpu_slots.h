@@ -1,6 +1,7 @@
 // The memory behind Slots, and what a call prepares before a walk.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
 #include <vector>
 
@@ -56,6 +57,11 @@ struct SlotTable {
     return {static_cast<int64_t>(column.size()), blend, column.data(), x.data(), neighbor.data(), right.data()};
   }
 };
+
+// Units of work that pay for a further thread: some 30,000 exponentials.
+inline int64_t grain(const Maps& maps, int64_t units) {
+  return 32768 / (maps.pixels() * maps.classes / std::max<int64_t>(units, 1) + 1) + 1;
+}
 
 // Without interpolation an image is one long row, if every map allows it.
 inline void collapse(Maps& params, std::initializer_list<Map> maps) {

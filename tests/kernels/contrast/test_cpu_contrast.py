@@ -15,7 +15,7 @@ import metricseg_kernels as mk
 from metricseg_kernels.contrast import cpu
 from metricseg_kernels.core import backends
 from metricseg_kernels.engines.row_pairs import cpu as panels
-from metricseg_kernels.engines.row_pairs import cpu_products
+from metricseg_kernels.engines.row_pairs import cpu_products, cpu_sides
 
 pytestmark = pytest.mark.skipif(
     backends.why_not("contrast", "cpu", "cpu") is not None, reason=str(backends.why_not("contrast", "cpu", "cpu"))
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     ("sorted_bytes", "own"),
-    [(panels.SORTED_BYTES, False), (0, False), (panels.SORTED_BYTES, True), (0, True)],
+    [(cpu_sides.SORTED_BYTES, False), (0, False), (cpu_sides.SORTED_BYTES, True), (0, True)],
     ids=["sorted", "unsorted", "own-products", "sorted-in-parts"],
 )
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.id)
@@ -37,8 +37,8 @@ def test_many_small_tiles(form: str, case: Case, sorted_bytes: int, own: bool, m
     monkeypatch.setattr(cpu, "ITSELF_IN_FORWARD", 16)
     monkeypatch.setattr(panels, "SMALL", 5)
     monkeypatch.setattr(panels, "PANEL_BYTES", 2000)
-    monkeypatch.setattr(panels, "SORTED_BYTES", sorted_bytes)
-    monkeypatch.setattr(panels, "SORTED_ROWS", 48)
+    monkeypatch.setattr(cpu_sides, "SORTED_BYTES", sorted_bytes)
+    monkeypatch.setattr(cpu_sides, "SORTED_ROWS", 48)
     monkeypatch.setattr(cpu_products, "use_own_products", lambda dim: own)
     for dtype in (torch.float64, torch.float32):
         against_reference(form, case, dtype, "cpu", "cpu")

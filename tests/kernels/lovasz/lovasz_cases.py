@@ -97,17 +97,6 @@ def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     return lay_out(input, case.layout).to(device), target.to(device), options
 
 
-def widen(value: Any) -> Any:
-    return value.double().cpu() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def loss_and_grad(function: Any, input: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    x = input.detach().requires_grad_()
-    loss = function(x, target, **options)
-    (grad,) = torch.autograd.grad(loss, x)
-    return loss.detach(), grad
-
-
 def sorted_loss(
     input: Tensor, target: Tensor, *, average: str = "present", per_image: bool = False, ignore_index: int = 255,
     align_corners: bool = False,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lovasz_cases import CASE_PARAMS, NAMED, Case, loss_and_grad, make, sorted_loss, widen
+from gradients import loss_and_grad, widen
+from lovasz_cases import CASE_PARAMS, NAMED, Case, make, sorted_loss
 from tolerances import FLOOR_PARAMS, assert_as_good, assert_gradient, skip_unsupported
 
 import metricseg_kernels as mk

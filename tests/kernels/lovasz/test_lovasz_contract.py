@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gradients import loss_and_grad, widen
 from guard import Guarded
 from lovasz_calls import FINE, LOGITS
-from lovasz_cases import CASE_PARAMS, CASES, NAMED, Case, loss_and_grad, make, widen
+from lovasz_cases import CASE_PARAMS, CASES, NAMED, Case, make
 from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, assert_as_good, assert_gradient, skip_unsupported
 from widths import by_width, run_at

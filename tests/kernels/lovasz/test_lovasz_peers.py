@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch.nn.functional as F
-from lovasz_cases import NAMED, loss_and_grad, make
+from gradients import loss_and_grad
+from lovasz_cases import NAMED, make
 
 import metricseg_kernels as mk
 

@@ -10,7 +10,8 @@ import pytest
 import test_region
 import torch
 from cuda_host.fixtures import *  # noqa: F403
-from region_cases import CASES, NAMED, Case, loss_and_grad, make
+from gradients import loss_and_grad
+from region_cases import CASES, NAMED, Case, make
 from test_region import (  # noqa: F401
     FAMILY,
     against_reference,

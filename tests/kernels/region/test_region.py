@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from region_cases import CASE_PARAMS, LABELED, NAMED, Case, loss_and_grad, make, widen
+from gradients import loss_and_grad, widen
+from region_cases import CASE_PARAMS, LABELED, NAMED, Case, make
 from tolerances import FLOOR_PARAMS, assert_as_good, assert_gradient, skip_unsupported
 
 import metricseg_kernels as mk
