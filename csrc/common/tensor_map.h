@@ -24,13 +24,13 @@ auto dispatch_accumulator(Type type, const F& f) {
   return type == Type::f64 ? f(double()) : f(float());
 }
 
-// [B, K, y, x], strides in elements; an axis that the tensor lacks has stride 0. data is null for an absent tensor.
+// [B, K, z, y, x], strides in elements; an axis that the tensor lacks has stride 0. data is null for an absent tensor.
 struct Map {
   char* data = nullptr;
   Type type = Type::f32;
   bool streams = false;  // to be written past the caches
   int64_t size = 4;      // bytes per element
-  int64_t b = 0, k = 0, y = 0, x = 0;
+  int64_t b = 0, k = 0, z = 0, y = 0, x = 0;
 
   METRICSEG_HD explicit operator bool() const { return data != nullptr; }
   METRICSEG_HD int64_t offset(int64_t image, int64_t channel, int64_t row, int64_t column) const {
@@ -39,13 +39,20 @@ struct Map {
   METRICSEG_HD char* at(int64_t image, int64_t channel, int64_t row, int64_t column) const {
     return data + size * offset(image, channel, row, column);
   }
+  // The map of one plane of a volume.
+  METRICSEG_HD Map plane(int64_t index) const {
+    Map map = *this;
+    map.data += size * index * z;
+    return map;
+  }
   template <typename T>
   METRICSEG_HD T* as() const {
     return reinterpret_cast<T*>(data);
   }
 };
 
-// The map of a tensor [B, K, y, x], [B, y, x], [y, x], [x] or []; stride(i): of dimension i, in elements.
+// The map of a tensor [B, K, z, y, x], [B, K, y, x], [B, y, x], [y, x], [x] or []; stride(i): of dimension i, in
+// elements.
 template <typename F>
 Map make_map(const void* data, Type type, int64_t rank, const F& stride) {
   Map map;
@@ -55,6 +62,7 @@ Map make_map(const void* data, Type type, int64_t rank, const F& stride) {
   map.size = bytes_of(type);
   if (rank > 2) map.b = stride(0);
   if (rank > 3) map.k = stride(1);
+  if (rank > 4) map.z = stride(2);
   if (rank > 1) map.y = stride(rank - 2);
   if (rank > 0) map.x = stride(rank - 1);
   return map;

@@ -85,8 +85,7 @@ struct Divergence final : BlockLoss<T> {
     }
     dispatch_label(params.target.type, [&](auto zero) {
       for (int p = 0; p < block.vectors; ++p) {
-        const auto* row =
-            reinterpret_cast<const decltype(zero)*>(params.target.at(block.image, 0, block.y[p], block.x0));
+        const auto* row = block.row<const decltype(zero)>(params.target, 0, p);
         for (int i = 0; i < N; ++i) {
           const int32_t x = block.x[p][i];
           const bool absent = x < 0 || static_cast<int64_t>(row[x * params.target.x]) == params.ignore_index;

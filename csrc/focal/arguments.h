@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "../engines/resized/arguments.h"
 #include "params.h"
 
 namespace metricseg::focal {
@@ -31,29 +32,24 @@ struct Arguments {
 
 template <typename T, typename Tensor>
 Params<T> make_params(const Arguments<Tensor>& a) {
-  const int64_t rank = rank_of(a.target);
   const bool reduces = a.loss && rank_of(*a.loss) == 0;
   Params<T> p{};
-  p.batch = size_of(a.input, 0);
-  p.classes = static_cast<int>(size_of(a.input, 1));
-  p.y = Axis::make(size_of(a.input, 2), size_of(a.target, rank - 2), a.align_corners);
-  p.x = Axis::make(size_of(a.input, 3), size_of(a.target, rank - 1), a.align_corners);
-  p.input = map_of(a.input);
-  p.target = map_of(a.target);
+  resized::set_maps(p, a.input, a.target, a.align_corners);
+  const int64_t rank = rank_of(a.input);
   p.weight = data_of<T>(a.weight);
   p.keep_above = data_of<T>(a.keep_above);
-  p.grad_loss = map_of(a.grad_loss);
+  p.grad_loss = resized::map_at_pixels(a.grad_loss, rank);
   p.gamma = static_cast<T>(a.gamma);
   p.label_smoothing = static_cast<T>(a.label_smoothing);
   p.alpha = static_cast<T>(a.alpha);
   p.ignore_index = a.ignore_index;
   p.ignored_loss = static_cast<T>(a.ignored_loss);
   if (reduces) p.loss_sum = data_of<T>(a.loss);
-  if (!reduces) p.loss = map_of(a.loss);
+  if (!reduces) p.loss = resized::map_at_pixels(a.loss, rank);
   p.totals = data_of<double>(a.totals);
   p.divisor = data_of<T>(a.divisor);
   p.by_weight = a.by_weight;
-  p.argmax = map_of(a.argmax);
+  p.argmax = resized::map_at_pixels(a.argmax, rank);
   p.grad = map_of(a.grad);
   return p;
 }

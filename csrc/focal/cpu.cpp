@@ -76,9 +76,9 @@ CpuParams<T> make_cpu_params(const Arguments<Tensor>& a) {
 
 template <bool softmax>
 void run(const Arguments<Tensor>& a) {
-  const int64_t rank = a.target.dim();
-  STD_TORCH_CHECK(a.input.dim() == 4 && (rank == 3 || rank == 4),
-                  "metricseg: input [B, K, h, w], target [B, (K,) H, W]");
+  const int64_t rank = a.input.dim(), of_target = a.target.dim();
+  STD_TORCH_CHECK((rank == 4 || rank == 5) && (of_target == rank - 1 || of_target == rank),
+                  "metricseg: input [B, K, (d,) h, w], target [B, (K,) (D,) H, W]");
   STD_TORCH_CHECK(a.target.size(0) == a.input.size(0), "metricseg: input and target differ in batch size");
   a.dispatch([&](auto zero) {
     using T = decltype(zero);

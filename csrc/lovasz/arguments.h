@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "../engines/resized/arguments.h"
 #include "params.h"
 
 namespace metricseg::lovasz {
@@ -24,12 +25,7 @@ struct Arguments {
   template <typename T>
   Params<T> params() const {
     Params<T> p{};
-    p.batch = size_of(input, 0);
-    p.classes = static_cast<int>(size_of(input, 1));
-    p.y = Axis::make(size_of(input, 2), size_of(target, 1), align_corners);
-    p.x = Axis::make(size_of(input, 3), size_of(target, 2), align_corners);
-    p.input = map_of(input);
-    p.target = map_of(target);
+    resized::set_maps(p, input, target, align_corners);
     p.ignore_index = ignore_index;
     const Tensor& bins = counts ? *counts : *table;
     p.per_image = size_of(bins, 0) != 1;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "../engines/resized/arguments.h"
 #include "params.h"
 
 namespace metricseg::predict {
@@ -22,16 +23,18 @@ struct Arguments {
 
   Params params() const {
     const Tensor& pixels = labels ? *labels : *target;
+    const int64_t rank = rank_of(maps[0]);
     Params p{};
     p.batch = size_of(pixels, 0);
-    p.height = size_of(pixels, 1);
-    p.width = size_of(pixels, 2);
+    p.depth = rank == 5 ? size_of(pixels, 1) : 1;
+    p.height = size_of(pixels, rank - 3);
+    p.width = size_of(pixels, rank - 2);
     p.classes = static_cast<int>(size_of(maps[0], 1));
     p.maps = static_cast<int>(maps.size());
-    p.labels = map_of(labels);
-    p.confidence = map_of(confidence);
-    p.entropy = map_of(entropy);
-    p.target = map_of(target);
+    p.labels = resized::map_at_pixels(labels, rank);
+    p.confidence = resized::map_at_pixels(confidence, rank);
+    p.entropy = resized::map_at_pixels(entropy, rank);
+    p.target = resized::map_at_pixels(target, rank);
     p.ignore_index = ignore_index;
     p.counts = data_of<int64_t>(counts);
     p.bad = data_of<double>(bad);
@@ -40,8 +43,13 @@ struct Arguments {
 
   Source source(const Params& p, int index) const {
     const Tensor& map = maps[index];
-    return {map_of(map), Axis::make(size_of(map, 2), p.height, align_corners),
-            Axis::make(size_of(map, 3), p.width, align_corners), flipped[index], shares[index]};
+    const int64_t rank = rank_of(map);
+    return {map_of(map),
+            Axis::make(rank == 5 ? size_of(map, 2) : 1, p.depth, align_corners),
+            Axis::make(size_of(map, rank - 2), p.height, align_corners),
+            Axis::make(size_of(map, rank - 1), p.width, align_corners),
+            flipped[index],
+            shares[index]};
   }
 
   CudaParams cuda_params() const {

@@ -83,7 +83,7 @@ void execute(CpuParams<T>& params, const Arguments<Tensor>& a) {
   params.sources = sources.data();
   const int64_t per_row = params.width * params.classes * params.maps, K = params.classes;
   std::mutex mutex;
-  parallel(params.batch * params.height, 65536 / (per_row + 1) + 1, [&](int64_t begin, int64_t end) {
+  parallel(params.batch * params.depth * params.height, 65536 / (per_row + 1) + 1, [&](int64_t begin, int64_t end) {
     const auto scratch = aligned_values<T>(params.scratch_values());
     std::vector<int64_t> counts(params.counts ? K * K : 0);
     double bad[2] = {0, 0};
@@ -99,10 +99,12 @@ void execute(CpuParams<T>& params, const Arguments<Tensor>& a) {
 void run(const Arguments<Tensor>& a) {
   STD_TORCH_CHECK(!a.maps.empty() && a.maps.size() == a.flipped.size() && a.maps.size() == a.shares.size(),
                   "metricseg: as many flags and shares as maps are wanted");
-  STD_TORCH_CHECK((a.labels ? *a.labels : *a.target).dim() == 3, "metricseg: labels [B, H, W] are wanted");
+  const int64_t rank = a.maps[0].dim();
+  STD_TORCH_CHECK((a.labels ? *a.labels : *a.target).dim() == rank - 1, "metricseg: labels [B, (D,) H, W] are wanted");
   for (const Tensor& map : a.maps) {
-    STD_TORCH_CHECK(map.dim() == 4 && is_floating(type_of(map)) && type_of(map) == type_of(a.maps[0]),
-                    "metricseg: maps [B, K, h, w] of one floating dtype are wanted");
+    STD_TORCH_CHECK((rank == 4 || rank == 5) && map.dim() == rank && is_floating(type_of(map)) &&
+                        type_of(map) == type_of(a.maps[0]),
+                    "metricseg: maps [B, K, (d,) h, w] of one floating dtype are wanted");
   }
   for (const Optional& out : {a.labels, a.confidence, a.entropy, a.counts, a.bad}) {
     STD_TORCH_CHECK(!out || out->is_contiguous(), "metricseg: contiguous outputs are wanted");
@@ -114,7 +116,7 @@ void run(const Arguments<Tensor>& a) {
     expect_writes(a.labels);
     expect_writes(a.confidence);
     expect_writes(a.entropy);
-    if (params.batch * params.height * params.width > 0) execute(params, a);
+    if (params.batch * params.depth * params.height * params.width > 0) execute(params, a);
   });
 }
 

@@ -1,7 +1,8 @@
-// Row loops of the predict family. A row of labels lies between two rows of cells of each map, which are blended first,
-// a tile of columns at a time: [K, cells]. A vector of label columns then takes its two cells a lane out of one register
-// of blended cells. All maps give pixels in the same order, so that probabilities of several strides add up in place.
-// A single map keeps the best class of four vectors in registers. Derivation: docs/kernels/predict.md.
+// Row loops of the predict family. A row of labels lies between two rows of cells of each map, of a volume between four,
+// which are blended first, a tile of columns at a time: [K, cells]. A vector of label columns then takes its two cells a
+// lane out of one register of blended cells. All maps give pixels in the same order, so that probabilities of several
+// strides add up in place. A single map keeps the best class of four vectors in registers. Derivation:
+// docs/kernels/predict.md.
 #pragma once
 
 #include "../common/simd/convert.h"
@@ -21,7 +22,8 @@ class Rows {
   const CpuParams<T>& params;
   const int64_t K, cells, pixels;  // of a tile
   T *row, *z, *total, *best, *at, *factor;
-  int64_t from;  // first cell of row
+  int64_t image, slice, y;  // the row of labels in work
+  int64_t from;             // first cell of row
   int64_t* counts;
   double* bad;
 
@@ -42,18 +44,21 @@ class Rows {
 
   void run(int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
+      image = r / (params.depth * params.height);
+      slice = r / params.height % params.depth;
+      y = r % params.height;
       for (int64_t v = 0; v < params.vectors; v += params.tile()) {
         const int64_t left = params.vectors - v;
-        tile(r / params.height, r % params.height, v, left < params.tile() ? left : params.tile());
+        tile(v, left < params.tile() ? left : params.tile());
       }
     }
   }
 
  private:
-  // Vectors [first, first + count) of a row.
-  void tile(int64_t image, int64_t y, int64_t first, int64_t count) {
+  // Vectors [first, first + count) of the row.
+  void tile(int64_t first, int64_t count) {
     if (!params.averages()) {
-      const bool finite = blend_rows(params.sources[0], image, y, first, count);
+      const bool finite = blend_rows(params.sources[0], first, count);
       with_columns(params.sources[0], [&](auto near) {
         for (int64_t v = 0; v < count; v += kGroup) {
           const int64_t group = count - v < kGroup ? count - v : kGroup;
@@ -65,10 +70,10 @@ class Rows {
         }
       });
     } else {
-      for (int m = 0; m < params.maps; ++m) add_probabilities(m, image, y, first, count);
+      for (int m = 0; m < params.maps; ++m) add_probabilities(m, first, count);
       if (params.maps > 1) best_of(total, count);
     }
-    write(image, y, first * N, count);
+    write(first * N, count);
   }
 
   template <typename F>
@@ -80,25 +85,36 @@ class Rows {
     }
   }
 
-  // row [K, cells] = (1 - f) top + f bottom, from the first cell that the tile reads. Whether all are finite.
-  bool blend_rows(const CpuSource<T>& source, int64_t image, int64_t y, int64_t first, int64_t count) {
-    const int64_t cell = source.y.cell(y);
-    const T f = source.y.identity() ? T(0) : source.y.template fraction<T>(y);
-    // where there is nothing to blend, the same cell twice: 0 would make NaN of an infinity
-    const T lower = f == T(0) ? T(0.5) : f, upper = T(1) - lower;
-    const int64_t next = f == T(0) ? cell : source.y.next(cell);
+  // Two cells of an axis and the share of the second. Where there is nothing to blend, the same cell twice: a share of 0
+  // would make NaN of an infinity.
+  struct Between {
+    int64_t cell, next;
+    T share;
+
+    Between(const Axis& axis, int64_t label) : cell(axis.cell(label)) {
+      const T f = axis.identity() ? T(0) : axis.template fraction<T>(label);
+      share = f == T(0) ? T(0.5) : f;
+      next = f == T(0) ? cell : axis.next(cell);
+    }
+  };
+
+  // row [K, cells], from the first cell that the tile reads. Whether all are finite.
+  bool blend_rows(const CpuSource<T>& source, int64_t first, int64_t count) {
+    const Between rows(source.y, y), planes(source.z, slice);
+    const T lower = rows.share, upper = T(1) - lower;
     int64_t to = source.columns.end[first];
     from = source.columns.first[first];
     for (int64_t v = first + 1; v < first + count; ++v) {
       if (source.columns.first[v] < from) from = source.columns.first[v];
       if (source.columns.end[v] > to) to = source.columns.end[v];
     }
-    const Map& map = source.map;
+    const Map map = source.map.plane(planes.cell), next_map = source.map.plane(planes.next);
     T extremes = T(0);
     with_storage<T>(map.type, [&](auto* stored) {
       using S = std::remove_pointer_t<decltype(stored)>;
-      const auto* top = reinterpret_cast<const S*>(map.at(image, 0, cell, from));
-      const auto* bottom = reinterpret_cast<const S*>(map.at(image, 0, next, from));
+      const auto* top = reinterpret_cast<const S*>(map.at(image, 0, rows.cell, from));
+      const auto* bottom = reinterpret_cast<const S*>(map.at(image, 0, rows.next, from));
+      const int64_t to_next = reinterpret_cast<const S*>(next_map.data) - reinterpret_cast<const S*>(map.data);
       const int64_t n = to - from;
       T* out = row;
       for (int64_t k = 0; k < K; ++k, top += map.k, bottom += map.k, out += cells) {
@@ -106,6 +122,12 @@ class Rows {
           for (int64_t i = 0; i < n; ++i) out[i] = upper * widen(top[i]) + lower * widen(bottom[i]);
         } else {
           for (int64_t i = 0; i < n; ++i) out[i] = upper * widen(top[i * map.x]) + lower * widen(bottom[i * map.x]);
+        }
+        if (to_next != 0) {
+          for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = to_next + i * map.x;
+            out[i] = mix(out[i], upper * widen(top[at]) + lower * widen(bottom[at]), planes.share);
+          }
         }
         for (int64_t i = n; i < n + N; ++i) out[i] = T(0);            // read with the last vector, not used
         for (int64_t i = 0; i < n; ++i) extremes += out[i] - out[i];  // NaN from an infinity or a NaN
@@ -192,9 +214,9 @@ class Rows {
   }
 
   // total (+)= share softmax(z), best and at of a single map
-  void add_probabilities(int m, int64_t image, int64_t y, int64_t first, int64_t count) {
+  void add_probabilities(int m, int64_t first, int64_t count) {
     const CpuSource<T>& source = params.sources[m];
-    blend_rows(source, image, y, first, count);
+    blend_rows(source, first, count);
     with_columns(source, [&](auto near) { interpolate<near.value>(source, first, count); });
     if (params.maps == 1) best_of(z, count);
     for (int64_t i = 0; i < count * N; i += N) {
@@ -231,29 +253,31 @@ class Rows {
     }
   }
 
-  // Pixels [x, x + count N) of a row, those that exist.
-  void write(int64_t image, int64_t y, int64_t x, int64_t count) {
+  // Pixels [x, x + count N) of the row, those that exist.
+  void write(int64_t x, int64_t count) {
     const int64_t n = params.width - x < count * N ? params.width - x : count * N;
-    if (params.counts) return count_labels(image, y, x, n);
+    if (params.counts) return count_labels(x, n);
     switch (params.labels.type) {
       case Type::u8:
-        return write_as<uint8_t>(image, y, x, n);
+        return write_as<uint8_t>(x, n);
       case Type::i16:
-        return write_as<int16_t>(image, y, x, n);
+        return write_as<int16_t>(x, n);
       case Type::i32:
-        return write_as<int32_t>(image, y, x, n);
+        return write_as<int32_t>(x, n);
       default:
-        write_as<int64_t>(image, y, x, n);
+        write_as<int64_t>(x, n);
     }
   }
 
   template <typename L>
-  void write_as(int64_t image, int64_t y, int64_t x, int64_t n) {
-    L* const out = reinterpret_cast<L*>(params.labels.at(image, 0, y, x));
+  void write_as(int64_t x, int64_t n) {
+    L* const out = reinterpret_cast<L*>(at_row(params.labels, x));
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<L>(static_cast<Index<T>>(at[i]));
-    if (params.confidence) std::memcpy(params.confidence.at(image, 0, y, x), best, n * sizeof(T));
-    if (params.entropy) write_entropy(reinterpret_cast<T*>(params.entropy.at(image, 0, y, x)), n);
+    if (params.confidence) std::memcpy(at_row(params.confidence, x), best, n * sizeof(T));
+    if (params.entropy) write_entropy(reinterpret_cast<T*>(at_row(params.entropy, x)), n);
   }
+
+  char* at_row(const Map& map, int64_t x) const { return map.plane(slice).at(image, 0, y, x); }
 
   // -sum_k p log p; 0 log 0 = 0
   void write_entropy(T* out, int64_t n) {
@@ -269,9 +293,9 @@ class Rows {
     std::memcpy(out, factor, n * sizeof(T));
   }
 
-  void count_labels(int64_t image, int64_t y, int64_t x, int64_t n) {
+  void count_labels(int64_t x, int64_t n) {
     dispatch_label(params.target.type, [&](auto zero) {
-      const auto* const row = reinterpret_cast<const decltype(zero)*>(params.target.at(image, 0, y, x));
+      const auto* const row = reinterpret_cast<const decltype(zero)*>(at_row(params.target, x));
       for (int64_t i = 0; i < n; ++i) {
         const int64_t label = static_cast<int64_t>(row[i * params.target.x]);
         const int64_t found = class_of(label, K, params.ignore_index);

@@ -49,7 +49,7 @@ struct CpuParams : Params {
   }
 };
 
-// Rows [begin, end) of the B H rows of labels, on one thread. counts [K, K] and bad [2] are the thread's own.
+// Rows [begin, end) of the B D H rows of labels, on one thread. counts [K, K] and bad [2] are the thread's own.
 template <typename T>
 using Worker = void (*)(const CpuParams<T>&, int64_t begin, int64_t end, T* scratch, int64_t* counts, double* bad);
 

@@ -9,7 +9,7 @@ namespace metricseg::predict {
 // A map of logits on its way to the labels' size.
 struct Source {
   Map map;
-  Axis y, x;
+  Axis z, y, x;
   bool flipped;  // read mirrored
   double share;  // of the average
 
@@ -29,10 +29,10 @@ constexpr int kMostMaps = 32;
 
 // What becomes of a predicted label: it is written, or counted against the target.
 struct Params {
-  int64_t batch, height, width;
+  int64_t batch, depth, height, width;  // depth: D of a volume, else 1
   int classes, maps;
-  Map labels, confidence, entropy;  // [B, H, W], absent if not wanted
-  Map target;                       // [B, H, W]
+  Map labels, confidence, entropy;  // [B, (D,) H, W], absent if not wanted
+  Map target;                       // [B, (D,) H, W]
   int64_t ignore_index;
   int64_t* counts;  // [K, K]
   double* bad;      // [2] labels out of range, and the largest

@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "../engines/resized/arguments.h"
 #include "params.h"
 
 namespace metricseg::region {
@@ -25,14 +26,8 @@ struct Arguments {
 
   template <typename T>
   Params<T> params() const {
-    const int64_t rank = rank_of(target);
     Params<T> p{};
-    p.batch = size_of(input, 0);
-    p.classes = static_cast<int>(size_of(input, 1));
-    p.y = Axis::make(size_of(input, 2), size_of(target, rank - 2), align_corners);
-    p.x = Axis::make(size_of(input, 3), size_of(target, rank - 1), align_corners);
-    p.input = map_of(input);
-    p.target = map_of(target);
+    resized::set_maps(p, input, target, align_corners);
     p.weight = data_of<T>(weight);
     p.gamma = static_cast<T>(gamma);
     p.label_smoothing = static_cast<T>(label_smoothing);

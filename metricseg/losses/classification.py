@@ -95,7 +95,8 @@ class PixelLoss(Loss):
         reduction_override: str | None = None,
         ignore_index: int | None = None,
     ) -> Tensor:
-        """The loss of logits [B, K, h, w] against labels [B, H, W]; a scalar, or [B, H, W] without reduction.
+        """The loss of logits [B, K, h, w] against labels [B, H, W]; a scalar, or [B, H, W] without reduction. Volumes
+        are taken as well, [B, K, d, h, w] against [B, D, H, W].
 
         Args:
             weight: factor of each pixel, [B, H, W] or [B, 1, H, W]; the mean still divides by what it divides by
@@ -196,8 +197,8 @@ class SigmoidFocalLoss(PixelLoss):
 
     def compute(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
         """See `metricseg_kernels.sigmoid_focal_loss`."""
-        maps = isinstance(input, Tensor) and input.ndim == 4 and isinstance(target, Tensor)
-        if maps and input.shape[1] == 1 and target.ndim == 3:  # an index among one class would be 0 alone
+        maps = isinstance(input, Tensor) and input.ndim in (4, 5) and isinstance(target, Tensor)
+        if maps and input.shape[1] == 1 and target.ndim == input.ndim - 1:  # an index among one class would be 0 alone
             target = target[:, None]
         return kernels.sigmoid_focal_loss(
             input, target, gamma=self.gamma, alpha=self.alpha, align_corners=self.align_corners, backend=self.backend,

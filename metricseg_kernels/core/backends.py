@@ -32,14 +32,18 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def why_not(family: str, backend: str, device: torch.device | str, dtype: torch.dtype | None = None) -> str | None:
+def why_not(
+    family: str, backend: str, device: torch.device | str, dtype: torch.dtype | None = None, volume: bool = False
+) -> str | None:
     """None if `backend` can run an op of this family on this device and dtype here, else the reason.
 
-    Data and shapes have no say: every kernel takes every shape.
+    Data and shapes have no say, but for volumes: every kernel takes every shape.
     """
     device = torch.device(device)
     if backend not in FAMILIES[family].backends:
         return f"{family} has no {backend} kernels"
+    if volume and backend not in FAMILIES[family].volumes:
+        return f"its {family} kernels take images, no volumes"
     if backend == "reference":
         return None
     if backend in ("cpu", "cuda"):
@@ -125,7 +129,12 @@ def order(family: str, device_type: str, dtype: torch.dtype, op: str | None = No
 
 
 def choose(
-    family: str, device: torch.device, dtype: torch.dtype, backend: str | None = None, op: str | None = None
+    family: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str | None = None,
+    op: str | None = None,
+    volume: bool = False,
 ) -> str:
     """The backend for one call on tensors of a device and dtype; "reference" under torch.func and forward-mode AD.
 
@@ -133,7 +142,7 @@ def choose(
     """
     name = _requested(backend)
     if name is not None:
-        reason = why_not(family, name, device, dtype)
+        reason = why_not(family, name, device, dtype, volume)
         if name != "reference" and reason is None and _transformed():
             reason = "torch.func and forward-mode AD take backend 'reference'"
         if reason is not None:
@@ -143,7 +152,7 @@ def choose(
         return "reference"
     reasons: list[str] = []
     for candidate in order(family, device.type, dtype, op):
-        reason = why_not(family, candidate, device, dtype)
+        reason = why_not(family, candidate, device, dtype, volume)
         if reason is None:
             if candidate == "reference" and reasons:
                 _warn_once(family, device.type, "; ".join(reasons))

@@ -11,13 +11,14 @@ from .library import define_op, ops
 
 
 def empty_gradient(input: Tensor, size: Any = None) -> Tensor:
-    """An uninitialized gradient of a map, or a map of another size: channels-last if the input is, else NCHW."""
-    last = not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    """An uninitialized gradient of a map, or a map of another size: channels-last if the input is, else contiguous."""
+    channels_last = torch.channels_last_3d if input.ndim == 5 else torch.channels_last
+    last = not input.is_contiguous() and input.is_contiguous(memory_format=channels_last)
     return torch.empty(
         input.shape if size is None else size,
         dtype=input.dtype,
         device=input.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
+        memory_format=channels_last if last else torch.contiguous_format,
     )
 
 

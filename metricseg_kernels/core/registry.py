@@ -14,6 +14,7 @@ class Family:
         cpu, cuda: backends of tensors on that device; the first one that can run takes a call.
         cuda_but: orders that differ: of "exact" input (float64, and float32 with matmul precision "highest"), and of
             ops by name.
+        volumes: backends that take volumes, [B, K, d, h, w], if some of the family's ops do.
         evidence: the measurement behind the order. On CUDA the time on the device decides: in training the host's work
             hides behind the device's, as long as the device has enough.
         kernels: functions that each backend's module has, and how many inputs each takes before its outputs.
@@ -26,6 +27,7 @@ class Family:
     kernels: dict[str, int]
     gpu_seconds: tuple[int, int]
     cuda_but: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    volumes: tuple[str, ...] = ()
 
     @cached_property
     def backends(self) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ FAMILIES = {
         "In sigmoid_focal triton takes 0.43 to 0.77 of cuda's.",
         kernels={"focal_kernel": 10, "sigmoid_focal_kernel": 7, "kth_largest_kernel": 3},
         gpu_seconds=(40, 70),
+        volumes=("reference", "cpu"),
     ),
     "contrast": Family(
         cpu=("cpu", "reference"),
@@ -100,6 +103,7 @@ FAMILIES = {
         "the device, but of noise in one map 1.0 to 1.3 of it.",
         kernels={"predict_kernel": 1, "confusion_kernel": 3},
         gpu_seconds=(12, 30),
+        volumes=("reference", "cpu"),
     ),
     "refine": Family(
         cpu=("cpu", "reference"),
@@ -115,6 +119,7 @@ FAMILIES = {
         "triton's time on the device, with 19 classes 1.0 to 1.3.",
         kernels={"region_fwd_kernel": 1, "region_bwd_kernel": 3},
         gpu_seconds=(64, 110),
+        volumes=("reference", "cpu"),
     ),
     "retrieval": Family(
         cpu=("cpu", "reference"),

@@ -1,7 +1,7 @@
 """Pixel classification losses at label resolution.
 
 Each takes logits [B, K, h, w] at the resolution of the network and labels [B, H, W] at their own, and interpolates
-bilinearly inside the kernel: no [B, K, H, W] tensor exists, forward or backward.
+bilinearly inside the kernel: no [B, K, H, W] tensor exists, forward or backward. Volumes have a further axis.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from ..core import checks
 from ..core.backends import choose
 from ..core.labels import IgnoreIndex, is_label, resolve_ignore_index
 from ..core.library import ops
+from ..core.resize import label_size
+from ..engines.resized.arguments import is_volume
 from . import op, reference
 from .arguments import (
     check_dense,
@@ -110,7 +112,8 @@ def focal_loss(
 
     Args:
         input: [B, K, h, w] logits; float64, float32, bfloat16 or float16; NCHW or channels-last. Arithmetic is in
-            float32 (float64 for float64).
+            float32 (float64 for float64). Of a volume [B, K, d, h, w], interpolated trilinearly; everything that has
+            [B, H, W] here then has [B, D, H, W]. On CUDA volumes take the reference, at label size.
         target: [B, H, W] or [B, 1, H, W] labels; uint8, int32 or int64, read as they are. Any (H, W) to (h, w) ratio.
         gamma: focusing exponent, >= 0. 0 is cross-entropy. Every value has a finite gradient, 0 < gamma < 1 included.
         weight: [K] class weights, floating, or None for 1.
@@ -145,7 +148,7 @@ def focal_loss(
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
     scalars = Scalars(float(gamma), float(label_smoothing), ignored, align_corners)
     if pixel_weight is not None:
-        pixel_weight = check_pixel_weight(pixel_weight, target)
+        pixel_weight = check_pixel_weight(pixel_weight, target, input)
     whole = normalizer == "valid" or weight is None
     form = reduction if pixel_weight is None else "none"
     if form == "mean":
@@ -236,15 +239,15 @@ def sigmoid_focal_loss(
     Source: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
     target = check_sigmoid(input, target, gamma, alpha, reduction, avg_factor, align_corners)
-    dense = target.ndim == 4
+    dense = target.ndim == input.ndim
     ignored = resolve_ignore_index(ignore_index, None if dense else input.shape[1])
     if dense:
         check_dense(target, ignored)
     if pixel_weight is not None:
-        pixel_weight = check_pixel_weight(pixel_weight, target)
+        pixel_weight = check_pixel_weight(pixel_weight, target, input)
     reduce = reduction != "none" and pixel_weight is None
     scalars = (gamma, alpha, ignored, align_corners, reduce)
-    name = choose("focal", input.device, input.dtype, backend, "sigmoid_focal")
+    name = choose("focal", input.device, input.dtype, backend, "sigmoid_focal", is_volume(input))
     if name == "reference":
         loss, totals = reference.sigmoid_focal(input, target, *scalars)
         if not torch.compiler.is_compiling():
@@ -302,7 +305,7 @@ def ohem_cross_entropy(
     target = check_softmax(input, target, weight, label_smoothing, "mean", None, align_corners)
     check_selection(thresh, min_kept, top_k_percent)
     ignored = resolve_ignore_index(ignore_index, input.shape[1])
-    name = choose("focal", input.device, input.dtype, backend)
+    name = choose("focal", input.device, input.dtype, backend, volume=is_volume(input))
     scalars = Scalars(0.0, float(label_smoothing), ignored, align_corners)
     if top_k_percent is None:  # p < max(p_k, thresh)  <=>  -log p > min(-log p_k, -log thresh)
         keep_above = _kth_hardest(input, target, min_kept, -math.log(thresh), scalars, name)
@@ -341,7 +344,7 @@ def _softmax_family(
     reduction: "none" for a map, "sum", or what the sum is divided by, "valid" (pixels) or "weight" (that of them).
     """
     reduce, divide_by = reduction != "none", reduction if reduction in ("valid", "weight") else ""
-    name = choose("focal", input.device, input.dtype, backend)
+    name = choose("focal", input.device, input.dtype, backend, volume=is_volume(input))
     if weight is not None:
         weight = weight.detach().to(checks.accumulator(input.dtype)).contiguous()
     if name == "reference":
@@ -369,7 +372,7 @@ def _forward_makes_gradient(input: Tensor, target: Tensor, weight: Tensor | None
     logits again (the gradient is written, read and written once more), and twice the memory. In float16, which ends at
     65504, the gradient of the sum must also stay in range.
     """
-    cells, pixels = input.shape[2] * input.shape[3], target.shape[-2] * target.shape[-1]
+    cells, pixels = math.prod(input.shape[2:]), math.prod(label_size(input, target))
     if input.dtype == torch.float16 and (weight is not None or pixels > 4096 * cells):
         return False
     return bool(pixels > cells)

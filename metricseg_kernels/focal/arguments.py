@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ..core import checks
-from ..engines.resized.arguments import check_class_weight, check_pair, drop_channel
+from ..core.resize import label_size
+from ..engines.resized.arguments import check_class_weight, check_logits, check_pair, drop_channel, is_volume
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -52,9 +53,9 @@ def check_softmax(
     avg_factor: float | Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """Check the arguments, and return the labels as [B, H, W]."""
-    target = drop_channel(target)
-    check_pair(input, target, dense=False)
+    """Check the arguments, and return the labels as [B, (D,) H, W]."""
+    target = drop_channel(target, is_volume(input))
+    check_pair(input, target, dense=False, volumes=True)
     if input.shape[1] == 1:
         raise ValueError(
             f"input must have two classes or more, got shape {tuple(input.shape)}: the softmax of one is always 1; "
@@ -76,14 +77,15 @@ def check_sigmoid(
     avg_factor: float | Tensor | None,
     align_corners: bool,
 ) -> Tensor:
-    """Check the arguments, and return the labels as [B, H, W], or dense targets [B, K, H, W] as floating numbers."""
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    """Check the arguments, and return the labels as [B, (D,) H, W], or dense targets [B, K, (D,) H, W] as floating
+    numbers."""
+    check_logits("input", input, volumes=True)
     if input.shape[1] > 1:
-        target = drop_channel(target)
-    dense = isinstance(target, Tensor) and target.ndim == 4
+        target = drop_channel(target, is_volume(input))
+    dense = isinstance(target, Tensor) and target.ndim == input.ndim
     if dense and target.dtype in checks.LABELS:
         target = target.to(checks.accumulator(input.dtype))
-    check_pair(input, target, dense)
+    check_pair(input, target, dense, volumes=True)
     checks.number("gamma", gamma, 0.0)
     checks.real("alpha", alpha)
     checks.number("alpha", alpha, -torch.inf if alpha == -torch.inf else min(alpha, 0.0), 1.0)
@@ -108,12 +110,13 @@ def check_dense(target: Tensor, ignore_index: int) -> None:
         )
 
 
-def check_pixel_weight(weight: Tensor, target: Tensor) -> Tensor:
-    """Check pixel weights, and return them as [B, H, W], the size of the target."""
-    pixels = (target.shape[0], *target.shape[-2:])
+def check_pixel_weight(weight: Tensor, target: Tensor, input: Tensor) -> Tensor:
+    """Check pixel weights, and return them as [B, (D,) H, W], the size of the target."""
+    size = "D, H, W" if is_volume(input) else "H, W"
+    pixels = (target.shape[0], *label_size(input, target))
     if not isinstance(weight, Tensor):
-        raise TypeError(f"pixel_weight must be a Tensor [B, H, W], got {type(weight).__name__}")
+        raise TypeError(f"pixel_weight must be a Tensor [B, {size}], got {type(weight).__name__}")
     if tuple(weight.shape) not in (pixels, (pixels[0], 1, *pixels[1:])):
-        raise ValueError(f"pixel_weight must be [B, H, W] or [B, 1, H, W] with {pixels}, got {tuple(weight.shape)}")
+        raise ValueError(f"pixel_weight must be [B, {size}] or [B, 1, {size}] with {pixels}, got {tuple(weight.shape)}")
     checks.same_device("pixel_weight", weight, "target", target)
     return weight.reshape(pixels)

@@ -20,6 +20,7 @@ from ..core import backends, checks
 from ..core.gradient import empty_gradient
 from ..core.labels import labels_in_range
 from ..core.library import define_kernel, define_op
+from ..core.resize import label_size
 from ..engines.resized.autograd import loss_autograd
 
 TOTALS = 5  # valid pixels, sum of their weights, correct pixels, labels out of range, the largest such label
@@ -128,8 +129,7 @@ define_op(
 
 
 def _sigmoid_outputs(input: Tensor, target: Tensor, reduce: bool, with_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
-    size = tuple(target.shape[-2:])
-    loss = _loss_like(input, () if reduce else (*input.shape[:2], *size))
+    loss = _loss_like(input, () if reduce else (*input.shape[:2], *label_size(input, target)))
     totals = input.new_empty((TOTALS,), dtype=torch.float64)
     return loss, totals, empty_gradient(input) if with_grad else input.new_empty((0,))
 

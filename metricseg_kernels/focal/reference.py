@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.resize import upsample
+from ..core.resize import label_size, upsample
 from ..engines.resized.reference import classify, count_labels, softmax_pixel
 
 
@@ -25,9 +25,9 @@ def focal(
     reduce: bool,
     with_argmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(loss, totals, argmax): loss [] or [B, H, W]; totals [5] = valid, weight, correct, bad count, bad label."""
+    """(loss, totals, argmax): loss [] or [B, (D,) H, W]; totals [5] = valid, weight, correct, bad count, bad label."""
     classes = input.shape[1]
-    z = upsample(input, tuple(target.shape[-2:]), align_corners)  # [B, K, H, W]
+    z = upsample(input, label_size(input, target), align_corners)  # [B, K, (D,) H, W]
     valid, bad, labels = classify(target, classes, ignore_index)
     w = torch.ones(classes, dtype=z.dtype, device=z.device) if weight is None else weight.to(z.dtype)
 
@@ -56,9 +56,9 @@ def sigmoid_focal(
     align_corners: bool,
     reduce: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(loss, totals): loss [] or [B, K, H, W]; totals as in `focal`, pixels counted once, weight and correct 0."""
+    """(loss, totals): loss [] or [B, K, (D,) H, W]; totals as in `focal`, pixels counted once, weight and correct 0."""
     classes = input.shape[1]
-    x = upsample(input, tuple(target.shape[-2:]), align_corners)  # [B, K, H, W]
+    x = upsample(input, label_size(input, target), align_corners)  # [B, K, (D,) H, W]
     zero = torch.zeros((), dtype=torch.double, device=x.device)
     if target.is_floating_point():
         t = target.to(x.dtype)

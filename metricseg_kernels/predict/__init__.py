@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core import checks
 from ..core.backends import choose
 from ..core.labels import MOST_CLASSES, IgnoreIndex, resolve_ignore_index
-from ..engines.resized.arguments import drop_channel
+from ..engines.resized.arguments import check_logits, drop_channel, is_volume
 from . import op, reference
 
 LABEL_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -60,7 +60,7 @@ def predict_labels(
     out_dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    r"""Predicted class of each pixel of [H, W], from one map of logits or from the average of several.
+    r"""Predicted class of each pixel of [H, W], or [D, H, W], from one map of logits or from the average of several.
 
         z_m   = F.interpolate(logits_m, (H, W), mode="bilinear"), of the mirrored map if flipped_m
         p_k   = sum_m weights_m softmax(z_m)_k / sum_m weights_m
@@ -72,8 +72,9 @@ def predict_labels(
     Args:
         logits: [B, K, h, w] float64, float32, bfloat16 or float16, or a sequence of up to 32 such maps, of any sizes
             but the same B, K and dtype. K >= 2: for a binary mask z [B, 1, h, w], give
-            `torch.cat([torch.zeros_like(z), z], 1)`.
-        size: (H, W).
+            `torch.cat([torch.zeros_like(z), z], 1)`. Of volumes [B, K, d, h, w], interpolated trilinearly; everything
+            that has [B, H, W] here then has [B, D, H, W]. On CUDA volumes take the reference, at label size.
+        size: (H, W), of a volume (D, H, W).
         flipped: whether the map is that of the image mirrored left to right; one for all, or one for each map.
         weights: of the maps, >= 0 and of positive sum; None for equal ones.
         align_corners: as in `F.interpolate`, of all maps.
@@ -92,20 +93,19 @@ def predict_labels(
         TypeError, ValueError: an argument of wrong type, dtype, shape, device or value, named with what it got.
         RuntimeError: a backend asked for by name can't run here.
     """
-    height, width = _check_size(size)
-    inputs = _read_first(_check(logits, flipped, weights, align_corners), width)
+    inputs = _check(logits, flipped, weights, align_corners)
+    size = _check_size(size, inputs.maps[0])
+    inputs = _read_first(inputs, size[-1])
     checks.boolean("return_confidence", return_confidence)
     checks.boolean("return_entropy", return_entropy)
     classes = inputs.maps[0].shape[1]
     dtype = _check_dtype(out_dtype, classes)
-    chosen = choose("predict", inputs.maps[0].device, inputs.maps[0].dtype, backend)
+    chosen = _choose(inputs, backend)
     if chosen == "reference":
-        labels, confidence, entropy = reference.predict(inputs, (height, width))
+        labels, confidence, entropy = reference.predict(inputs, tuple(size))
         labels = labels.to(dtype)
     else:
-        labels, confidence, entropy = op.predict_labels(
-            *inputs, height, width, dtype, return_confidence, return_entropy, chosen
-        )
+        labels, confidence, entropy = op.predict_labels(*inputs, size, dtype, return_confidence, return_entropy, chosen)
     more = [confidence] * return_confidence + [entropy] * return_entropy
     return (labels, *more) if more else labels
 
@@ -146,8 +146,9 @@ def confusion_matrix(
     inputs = _check(logits, flipped, weights, align_corners)
     first = inputs.maps[0]
     classes = first.shape[1]
-    target = drop_channel(target)
-    checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
+    volume = is_volume(first)
+    target = drop_channel(target, volume)
+    checks.tensor("target", target, first.ndim - 1, checks.LABELS, "[B, D, H, W]" if volume else "[B, H, W]")
     checks.same_device("target", target, "logits", first)
     if target.shape[0] != first.shape[0]:
         raise ValueError(f"target {tuple(target.shape)} and logits {tuple(first.shape)} differ in batch size")
@@ -157,8 +158,8 @@ def confusion_matrix(
         checks.same_device("out", out, "logits", first)
         if tuple(out.shape) != (classes, classes):
             raise ValueError(f"out must be [K, K] with K = {classes}, got shape {tuple(out.shape)}")
-    inputs = _read_first(inputs, target.shape[2])
-    chosen = choose("predict", first.device, first.dtype, backend)
+    inputs = _read_first(inputs, target.shape[-1])
+    chosen = _choose(inputs, backend)
     if chosen == "reference":
         counts, bad = reference.confusion(inputs, target, ignored)
         if not torch.compiler.is_compiling():
@@ -176,12 +177,15 @@ def _check(
 ) -> op.Inputs:
     maps = [logits] if isinstance(logits, Tensor) else logits
     if not isinstance(maps, (list, tuple)):
-        raise TypeError(f"logits must be a Tensor [B, K, h, w] or a sequence of them, got {type(logits).__name__}")
+        got = type(logits).__name__
+        raise TypeError(f"logits must be a Tensor [B, K, h, w] or [B, K, d, h, w], or a sequence of them, got {got}")
     if not 1 <= len(maps) <= MOST_MAPS:
         raise ValueError(f"logits must be 1 to {MOST_MAPS} maps, got {len(maps)}")
     names = ["logits" if len(maps) == 1 else f"logits[{i}]" for i in range(len(maps))]
     for name, map in zip(names, maps, strict=True):
-        checks.tensor(name, map, 4, checks.FLOATS, "[B, K, h, w]")
+        check_logits(name, map, volumes=True)
+        if map.ndim != maps[0].ndim:
+            raise ValueError(f"{name} {tuple(map.shape)} and {names[0]} {tuple(maps[0].shape)}: an image and a volume")
         checks.same_device(name, map, names[0], maps[0])
         if map.dtype != maps[0].dtype:
             raise TypeError(f"{name} must have the dtype of {names[0]}, {maps[0].dtype}, got {map.dtype}")
@@ -190,7 +194,8 @@ def _check(
                 f"{name} {tuple(map.shape)} and {names[0]} {tuple(maps[0].shape)} differ in batch size or classes"
             )
         if 0 in map.shape[2:]:
-            raise ValueError(f"{name} must have h, w >= 1, got shape {tuple(map.shape)}")
+            axes = "d, h, w" if is_volume(map) else "h, w"
+            raise ValueError(f"{name} must have {axes} >= 1, got shape {tuple(map.shape)}")
     classes = maps[0].shape[1]
     if classes == 1:
         raise ValueError(
@@ -203,6 +208,11 @@ def _check(
     return op.Inputs(
         [map.detach() for map in maps], _check_flipped(flipped, len(maps)), _shares(weights, len(maps)), align_corners
     )
+
+
+def _choose(inputs: op.Inputs, backend: str | None) -> str:
+    first = inputs.maps[0]
+    return choose("predict", first.device, first.dtype, backend, volume=is_volume(first))
 
 
 def _read_first(inputs: op.Inputs, width: int) -> op.Inputs:
@@ -239,12 +249,13 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / total for weight in weights]
 
 
-def _check_size(size: Sequence[int]) -> tuple[int, int]:
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
-        raise ValueError(f"size must be (H, W), got {size!r}")
-    for name, value in zip(("size[0]", "size[1]"), size, strict=True):
-        checks.integer(name, value, 1, 2**31 - 1)
-    return size[0], size[1]
+def _check_size(size: Sequence[int], first: Tensor) -> list[int]:
+    if not isinstance(size, (list, tuple)) or len(size) != first.ndim - 2:
+        axes = "(D, H, W)" if is_volume(first) else "(H, W)"
+        raise ValueError(f"size must be {axes} for logits {tuple(first.shape)}, got {size!r}")
+    for i, value in enumerate(size):
+        checks.integer(f"size[{i}]", value, 1, 2**31 - 1)
+    return list(size)
 
 
 def _check_dtype(dtype: torch.dtype | None, classes: int) -> torch.dtype:

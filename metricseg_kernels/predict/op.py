@@ -22,7 +22,7 @@ kernels = functools.partial(backends.kernels, "predict")  # (backend) -> module
 
 
 class Inputs(NamedTuple):
-    """Maps of logits [B, K, h_m, w_m] of one dtype, and how they are read and weighed."""
+    """Maps of logits [B, K, (d_m,) h_m, w_m] of one dtype, and how they are read and weighed."""
 
     maps: list[Tensor]
     flipped: list[bool]
@@ -31,9 +31,9 @@ class Inputs(NamedTuple):
 
 
 def _predict_outputs(
-    maps: list[Tensor], height: int, width: int, dtype: torch.dtype, with_confidence: bool, with_entropy: bool
+    maps: list[Tensor], size: list[int], dtype: torch.dtype, with_confidence: bool, with_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    pixels, acc = (maps[0].shape[0], height, width), checks.accumulator(maps[0].dtype)
+    pixels, acc = (maps[0].shape[0], *size), checks.accumulator(maps[0].dtype)
     confidence, entropy = (
         maps[0].new_empty(pixels if wanted else (0,), dtype=acc) for wanted in (with_confidence, with_entropy)
     )
@@ -45,14 +45,13 @@ def _predict(
     flipped: list[bool],
     shares: list[float],
     align_corners: bool,
-    height: int,
-    width: int,
+    size: list[int],
     dtype: torch.dtype,
     with_confidence: bool,
     with_entropy: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    labels, confidence, entropy = _predict_outputs(maps, height, width, dtype, with_confidence, with_entropy)
+    labels, confidence, entropy = _predict_outputs(maps, size, dtype, with_confidence, with_entropy)
     kernels(backend).predict_kernel(
         Inputs(maps, flipped, shares, align_corners), labels,
         confidence if with_confidence else None, entropy if with_entropy else None,
@@ -88,7 +87,7 @@ def _confusion(
 
 
 define_op(
-    "predict_labels(Tensor[] maps, bool[] flipped, float[] shares, bool align_corners, SymInt height, SymInt width, "
+    "predict_labels(Tensor[] maps, bool[] flipped, float[] shares, bool align_corners, SymInt[] size, "
     "ScalarType dtype, bool with_confidence, bool with_entropy, str backend) -> (Tensor, Tensor, Tensor)",
     _predict,
     lambda maps, _, __, ___, *rest: _predict_outputs(maps, *rest[:-1]),

@@ -11,10 +11,10 @@ from .op import Inputs
 
 
 def scores(inputs: Inputs, size: tuple[int, ...]) -> Tensor:
-    """[B, K, H, W]: interpolated logits of one map, or averaged probabilities of several."""
+    """[B, K, (D,) H, W]: interpolated logits of one map, or averaged probabilities of several."""
     total: Tensor | None = None
     for map, flipped, share in zip(inputs.maps, inputs.flipped, inputs.shares, strict=True):
-        z = upsample(map.flip(3) if flipped else map, size, inputs.align_corners)
+        z = upsample(map.flip(-1) if flipped else map, size, inputs.align_corners)
         if len(inputs.maps) == 1:
             return z
         total = share * z.softmax(1) if total is None else total + share * z.softmax(1)
@@ -23,7 +23,7 @@ def scores(inputs: Inputs, size: tuple[int, ...]) -> Tensor:
 
 
 def predict(inputs: Inputs, size: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """(labels, confidence, entropy), each [B, H, W]."""
+    """(labels, confidence, entropy), each [B, (D,) H, W]."""
     found = scores(inputs, size)
     labels = found.argmax(1)
     p = found.softmax(1) if len(inputs.maps) == 1 else found

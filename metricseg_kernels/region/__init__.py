@@ -19,8 +19,10 @@ from ..engines.resized.arguments import (
     Reduce,
     check_all_reduce,
     check_class_weight,
+    check_logits,
     check_pair,
     drop_channel,
+    is_volume,
     reduce_all,
 )
 from . import formulas, op, reference
@@ -65,7 +67,8 @@ def region_loss(
 
     Args:
         input: [B, K, h, w] logits; float64, float32, bfloat16 or float16; NCHW or channels-last. Probabilities are in
-            float32 (float64 for float64), sums in float64.
+            float32 (float64 for float64), sums in float64. Of a volume [B, K, d, h, w], interpolated trilinearly; the
+            target then has [B, D, H, W] for [B, H, W]. On CUDA volumes take the reference, at label size.
         target: labels [B, H, W] or [B, 1, H, W], uint8, int32 or int64, read as they are; or soft targets [B, K, H, W],
             floating or integers, >= 0. Soft targets need not sum to 1. Labels of a single class (K = 1, sigmoid) are a
             mask, 0 and 1.
@@ -218,7 +221,7 @@ def _pixels_and_dice(
     target, ignored = _check(input, target, weight, formula, per_image, ignore_index, "softmax", all_reduce)
     if target.is_floating_point():
         raise ValueError(
-            f"target must be labels [B, H, W] for a loss of pixels, got shape {tuple(target.shape)}; "
+            f"target must be labels for a loss of pixels, got shape {tuple(target.shape)}; "
             "if these are one-hot maps, write target.argmax(1)"
         )
     weight = _cast(weight, input)
@@ -245,7 +248,8 @@ class _Sums(NamedTuple):
 
 def _sums(inputs: op.Inputs, per_image: bool, all_reduce: Reduce | None, backend: str | None) -> _Sums:
     """Compute the sums by the backend that takes the call."""
-    name = choose("region", inputs.input.device, inputs.input.dtype, backend)
+    input = inputs.input
+    name = choose("region", input.device, input.dtype, backend, volume=is_volume(input))
     if name == "reference":
         sums, loss, totals = reference.region_sums(inputs, per_image)
         if not torch.compiler.is_compiling():
@@ -275,13 +279,13 @@ def _check(
     all_reduce: Reduce | None,
 ) -> tuple[Tensor, int]:
     """Check the arguments, and return labels [B, H, W] or a floating target, and the label that takes no part."""
-    checks.tensor("input", input, 4, checks.FLOATS, "[B, K, h, w]")
+    check_logits("input", input, volumes=True)
     if not (isinstance(target, Tensor) and target.is_floating_point()):
-        target = drop_channel(target)
-    dense = isinstance(target, Tensor) and target.ndim == 4
+        target = drop_channel(target, is_volume(input))
+    dense = isinstance(target, Tensor) and target.ndim == input.ndim
     if dense and target.dtype in checks.LABELS:
         target = target.to(checks.accumulator(input.dtype))
-    check_pair(input, target, dense)
+    check_pair(input, target, dense, volumes=True)
     check_class_weight(weight, input)
     if input.shape[1] == 1 and activation == "softmax":
         raise ValueError(

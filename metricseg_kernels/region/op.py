@@ -31,8 +31,8 @@ kernels = functools.partial(backends.kernels, "region")  # (backend) -> module
 class Inputs(NamedTuple):
     """Arguments of both kernels. weight, gamma and label_smoothing belong to the pixel loss, cross-entropy or focal."""
 
-    input: Tensor  # [B, K, h, w]
-    target: Tensor  # labels [B, H, W], or soft [B, K, H, W]
+    input: Tensor  # [B, K, (d,) h, w]
+    target: Tensor  # labels [B, (D,) H, W], or soft [B, K, (D,) H, W]
     weight: Tensor | None  # [K] in the accumulator dtype
     gamma: float
     label_smoothing: float

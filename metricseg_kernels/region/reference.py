@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.resize import upsample
+from ..core.resize import label_size, upsample
 from ..engines.resized.reference import classify, count_labels, softmax_pixel
 from .op import Inputs, Sums
 
 
 def one_hot(inputs: Inputs, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(y [B, K, H, W], masks valid and bad [B, H, W]). A negative soft target becomes NaN."""
+    """(y [B, K, (D,) H, W], masks valid and bad [B, (D,) H, W]). A negative soft target becomes NaN."""
     target, classes = inputs.target, inputs.input.shape[1]
     if target.is_floating_point():
         y = target.to(z.dtype)
@@ -25,15 +25,17 @@ def one_hot(inputs: Inputs, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def region_sums(inputs: Inputs, per_image: bool) -> Sums:
     """I, P and Y of each class, the sum of the pixel loss, and counts of pixels."""
-    z = upsample(inputs.input, tuple(inputs.target.shape[-2:]), inputs.align_corners)  # [B, K, H, W]
+    size = label_size(inputs.input, inputs.target)
+    z = upsample(inputs.input, size, inputs.align_corners)  # [B, K, (D,) H, W]
     y, valid, bad = one_hot(inputs, z)
     p = z.softmax(1) if inputs.softmax else z.sigmoid()
     p, y = (torch.where(valid[:, None], t, 0.0) for t in (p, y))
-    axes = (2, 3) if per_image else (0, 2, 3)
+    axes = tuple(range(2, z.ndim))
+    axes = axes if per_image else (0, *axes)
     sums = torch.stack([t.sum(axes, dtype=torch.float64) for t in (p * y, p, y)], -1)
     sums = sums if per_image else sums[None]
 
-    pixels = (valid, bad, inputs.target if inputs.target.ndim == 3 else inputs.target[:, 0])
+    pixels = (valid, bad, inputs.target[:, 0] if inputs.target.is_floating_point() else inputs.target)
     groups = zip(*(t.split(1) for t in pixels), strict=True) if per_image and len(valid) else [pixels]
     totals = torch.stack([torch.stack(count_labels(*group)) for group in groups])[: len(sums)].detach()
 

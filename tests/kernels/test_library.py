@@ -62,7 +62,7 @@ def test_a_parameter_is_plain_and_a_subclass_is_not() -> None:
         pass
 
     kept = library.ops.predict_labels
-    arguments = ([False], [1.0], False, 8, 8, torch.int32, False, False, "cpu")
+    arguments = ([False], [1.0], False, [8, 8], torch.int32, False, False, "cpu")
     plain, own = (kept([x], *arguments)[0] for x in (INPUT, INPUT.as_subclass(Own)))
     assert torch.equal(plain, own) and torch.equal(plain, kept([torch.nn.Parameter(INPUT)], *arguments)[0])
     assert isinstance(own, Own)  # by torch's own rule for subclasses

@@ -126,8 +126,20 @@ def test_one_class_takes_a_binary_mask(batch, dtype):
     torch.testing.assert_close(loss(logits, labels, weight), loss(logits, labels[:, None], weight))
     with pytest.raises(ValueError, match=r"neither in \[0, 1\] nor, .* ignore_index \(255\): for example 2"):
         loss(logits, torch.full_like(labels, 2))
-    with pytest.raises(TypeError, match=r"input must be a Tensor \[B, K, h, w\], got dict"):
+    with pytest.raises(TypeError, match=r"input must be a Tensor \[B, K, h, w\] or .*, got dict"):
         loss({"out": logits}, labels)
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(), CrossEntropyLoss(), OhemCrossEntropyLoss(min_kept=50), DiceCELoss(),
+                                  DiceLoss(), SigmoidFocalLoss()], ids=lambda loss: type(loss).__name__)  # fmt: skip
+def test_volumes(loss):
+    """As on interpolated logits; labels [B, D, H, W] or [B, 1, D, H, W], and of one class a mask."""
+    logits, labels = torch.randn(2, 5, 3, 4, 5), torch.randint(5, (2, 6, 8, 10))
+    large = F.interpolate(logits, labels.shape[1:], mode="trilinear")
+    for target in (labels, labels[:, None]):
+        torch.testing.assert_close(loss(logits, target), loss(large, labels))
+    if isinstance(loss, SigmoidFocalLoss):
+        torch.testing.assert_close(loss(logits[:, :1], labels % 2), loss(large[:, :1], labels[:, None] % 2))
 
 
 def test_ohem_averages_the_kept(batch):
@@ -178,7 +190,7 @@ def test_dice_of_a_perfect_map_and_of_an_ignored_class(batch):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"input": torch.zeros(K, 4, 4)}, ValueError, r"input must be \[B, K, h, w\], got shape \(5, 4, 4\)"),
+        ({"input": torch.zeros(K, 4, 4)}, ValueError, r"input must be \[B, K, h, w\] or .*, got shape \(5, 4, 4\)"),
         (
             {"target": torch.zeros(2, 8, 8)},
             TypeError,

@@ -15,7 +15,12 @@ FLOOR_PARAMS = [pytest.param(d, id=str(d).removeprefix("torch.")) for d in FLOOR
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
     if layout == "nhwc":
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
+    if layout == "strided" and x.ndim == 5:
+        wide = x.new_full((x.shape[0], x.shape[1] + 1, *(n + 1 for n in x.shape[2:])), torch.nan)
+        inner = wide[:, 1:, 1:, :-1, :-1]
+        inner.copy_(x)
+        return inner
     if layout == "strided":
         wide = x.new_full((x.shape[0], x.shape[1] + 1, x.shape[2], 2 * x.shape[3]), torch.nan)
         wide[:, 1:, :, ::2] = x
@@ -51,7 +56,7 @@ def assert_gradient(got: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtyp
         return
     assert (g * t).sum() / (g.norm() * t.norm()) >= 1 - bound**2 - 1e-14  # of the cosine itself
     if shared:
-        g, t = g.sum((2, 3)), t.sum((2, 3))
+        g, t = g.flatten(2).sum(2), t.flatten(2).sum(2)
     assert abs((g - t).sum()) <= 4 * bound * t.norm()
 
 

@@ -35,16 +35,24 @@ METRICSEG_HD int block_vectors(const Maps& maps) {
 
 METRICSEG_HD int64_t block_pixels(const Maps& maps) { return int64_t{block_vectors(maps)} * kMaxLanes; }
 
-// Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated.
+// Pixels are taken as they lie: images without interpolation, and volumes that `collapse` has made of them.
+METRICSEG_HD bool direct(const Maps& maps) { return maps.flat() && maps.identity(); }
+
+// Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated; of a volume: its planes.
 METRICSEG_HD int64_t units_per_image(const Maps& maps, int64_t lanes) {
+  if (!maps.flat()) return maps.z.cells;
   const int64_t tile = block_vectors(maps) * lanes;
-  return maps.y.cells * (maps.identity() ? (maps.x.cells + tile - 1) / tile : 1);
+  return maps.y.cells * (direct(maps) ? (maps.x.cells + tile - 1) / tile : 1);
 }
+
+// A plane of gradient in the memory of a worker, [h, K, w].
+METRICSEG_HD int64_t plane_values(const Maps& maps) { return maps.y.cells * maps.classes * maps.x.cells; }
 
 // Values that the walk takes of a worker's memory.
 METRICSEG_HD int64_t walk_values(const Maps& maps) {
-  const int64_t rows_held = maps.identity() ? 0 : 4 * maps.classes * row_stride(maps);
-  return rows_held + maps.classes * block_pixels(maps);
+  const int64_t rows = direct(maps) ? 0 : 4 * maps.classes * row_stride(maps);
+  const int64_t planes = maps.z.identity() ? 0 : row_stride(maps) + (maps.grad ? 2 * plane_values(maps) : 0);
+  return rows + planes + maps.classes * block_pixels(maps);
 }
 
 }  // namespace metricseg::resized

@@ -13,10 +13,16 @@ using namespace metricseg::METRICSEG_SIMD;
 // P vectors of pixels.
 struct Block {
   int vectors;
-  bool record;  // false if the rows of a neighbor are recomputed for their share of the gradient alone
-  int64_t image, x0;
+  bool record;           // false if the rows of a neighbor are recomputed for their share of the gradient alone
+  int64_t image, z, x0;  // z: slice of a volume's labels
   int64_t y[kMaxVectors];
   const int32_t* x[kMaxVectors];  // [N] label columns counted from x0, -1 for an idle lane
+
+  // The values that x counts, of vector p of a [B, (K,) (D,) H, W] map.
+  template <typename S>
+  METRICSEG_HD S* row(const Map& map, int64_t channel, int p) const {
+    return reinterpret_cast<S*>(map.plane(z).at(image, channel, y[p], x0));
+  }
 };
 
 // Labels out of range, and the largest of them.
@@ -48,7 +54,7 @@ inline void read_labels_as(const Maps& maps, int64_t classes, const Block& block
   constexpr int N = Lanes<T>::count;
   const int64_t step = maps.target.x;
   for (int p = 0; p < block.vectors; ++p) {
-    const L* row = reinterpret_cast<const L*>(maps.target.at(block.image, 0, block.y[p], block.x0));
+    const L* row = block.row<const L>(maps.target, 0, p);
     for (int i = 0; i < N; ++i) {
       const int32_t x = block.x[p][i];
       int64_t found = kIgnored;
@@ -75,7 +81,7 @@ inline void gather_as(const Map& map, const Block& block, int64_t channel, T idl
   constexpr int N = Lanes<T>::count;
   const int64_t step = map.x;
   for (int p = 0; p < block.vectors; ++p, out += N) {
-    const S* const row = reinterpret_cast<const S*>(map.at(block.image, channel, block.y[p], block.x0));
+    const S* const row = block.row<const S>(map, channel, p);
     const int32_t* const x = block.x[p];
     for (int i = 0; i < N; ++i) out[i] = x[i] < 0 ? idle : static_cast<T>(widen(row[x[i] * step]));
   }
@@ -99,7 +105,7 @@ template <typename T, typename S>
 inline void scatter(const Map& map, const Block& block, int64_t channel, const T* in) {
   constexpr int N = Lanes<T>::count;
   for (int p = 0; p < block.vectors; ++p) {
-    S* row = reinterpret_cast<S*>(map.at(block.image, channel, block.y[p], block.x0));
+    S* row = block.row<S>(map, channel, p);
     for (int i = 0; i < N; ++i) {
       const int32_t x = block.x[p][i];
       if (x >= 0) row[x * map.x] = static_cast<S>(in[p * N + i]);

@@ -63,15 +63,15 @@ inline int64_t grain(const Maps& maps, int64_t units) {
   return 32768 / (maps.pixels() * maps.classes / std::max<int64_t>(units, 1) + 1) + 1;
 }
 
-// Without interpolation an image is one long row, if every map allows it.
+// Without interpolation an image or a volume is one long row, if every map allows it.
 inline void collapse(Maps& params, std::initializer_list<Map> maps) {
-  const int64_t width = params.x.cells;
-  if (!params.identity() || width == 0) return;
+  const int64_t width = params.x.cells, height = params.y.cells, depth = params.z.cells;
+  if (!params.identity() || !params.z.identity() || width == 0) return;
   for (const Map& map : maps) {
-    if (map && map.y != width * map.x) return;
+    if (map && (map.y != width * map.x || (depth > 1 && map.z != height * map.y))) return;
   }
-  params.x.cells = params.x.labels = params.y.cells * width;
-  params.y.cells = params.y.labels = 1;
+  params.x.cells = params.x.labels = depth * height * width;
+  params.y.cells = params.y.labels = params.z.cells = params.z.labels = 1;
 }
 
 // Fixes the axes of a walk; maps: all that it reads or writes, none to leave images two-dimensional. The table is the
@@ -79,9 +79,10 @@ inline void collapse(Maps& params, std::initializer_list<Map> maps) {
 template <typename T, typename Params>
 SlotTable<T> prepare(Params& params, int64_t lanes, bool align_corners, std::initializer_list<Map> maps) {
   if (maps.size() > 0) collapse(params, maps);
+  params.z = Axis::make(params.z.cells, params.z.labels, align_corners);
   params.x = Axis::make(params.x.cells, params.x.labels, align_corners);
   params.y = Axis::make(params.y.cells, params.y.labels, align_corners);
-  SlotTable<T> table(params.identity() ? Axis{} : params.x, lanes);
+  SlotTable<T> table(direct(params) ? Axis{} : params.x, lanes);
   params.slots = table.view(!params.x.identity());
   return table;
 }

@@ -4,7 +4,8 @@
 //   loss    of the family: logits in; out, if there is a gradient to write, what times `factor` is the gradient
 //   fold    the transpose of blend: four weights per pixel, into two rows of gradient that the worker holds
 // The interval above the first row of a worker is computed for its gradient only, so each row has one owner and one
-// order of summation. Memory traffic and derivation: docs/kernels/focal.md.
+// order of summation. Of a volume a worker owns planes, and walks over each slice of labels as over an image, whose rows
+// of logits lie between two planes. Memory traffic and derivation: docs/kernels/focal.md.
 #pragma once
 
 #include "cpu_blend.h"
@@ -40,6 +41,11 @@ class Interpolated {
   T *top, *bottom;            // rows y and y + 1 of the logits, [K, stride], cell c at c + kMaxLanes
   T *grad_top, *grad_bottom;  // their gradient
   T* z;                       // [K, P, N]
+  // of a volume
+  T* next_plane_row;             // [w]
+  T *grad_plane, *grad_next;     // [h, K, w] gradients of planes c and c + 1
+  int64_t slice = 0, plane = 0;  // label and cell in work
+  T next_share = T(0);           // of plane c + 1 in the slice
 
  public:
   Interpolated(const Maps& maps, const Slots<T>& slots, BlockLoss<T>& loss, T* scratch)
@@ -52,10 +58,14 @@ class Interpolated {
         bottom(top + K * stride),
         grad_top(bottom + K * stride),
         grad_bottom(grad_top + K * stride),
-        z(grad_bottom + K * stride) {}
+        z(grad_bottom + K * stride),
+        next_plane_row(z + K * block_pixels(maps)),
+        grad_plane(next_plane_row + stride),
+        grad_next(grad_plane + plane_values(maps)) {}
 
-  // Rows [begin, end) of the batch's B h rows.
+  // Rows [begin, end) of the batch's B h rows, or planes of its B d planes.
   void run(int64_t begin, int64_t end) {
+    if (!maps.flat()) return run_planes(begin, end);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / maps.y.cells, y = unit % maps.y.cells;
       if (unit == begin || y == 0) start(image, y);
@@ -91,21 +101,96 @@ class Interpolated {
     grad_bottom = grad;
   }
 
+  void run_planes(int64_t begin, int64_t end) {
+    const int64_t depth = maps.z.cells;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / depth;
+      plane = unit % depth;
+      if (unit == begin || plane == 0) start_plane(image);
+      loss.begin(unit);
+      slices(image, true);
+      loss.end(unit);
+      if (holds_planes()) flush_plane(image);
+    }
+  }
+
+  bool holds_planes() const { return maps.grad && !maps.z.identity(); }
+
+  // As `start`, of planes.
+  void start_plane(int64_t image) {
+    if (!holds_planes()) return;
+    clear_plane(grad_plane);
+    clear_plane(grad_next);
+    if (plane == 0) return;
+    --plane;
+    slices(image, false);
+    ++plane;
+    next_plane();
+  }
+
+  // The slices of labels between planes c and c + 1.
+  void slices(int64_t image, bool record) {
+    const int64_t last = maps.z.first(plane + 1);
+    for (slice = maps.z.first(plane); slice < last; ++slice) {
+      next_share = maps.z.identity() || plane + 1 == maps.z.cells ? T(0) : maps.z.template fraction<T>(slice);
+      start(image, 0);
+      for (int64_t y = 0; y < maps.y.cells; ++y) {
+        interval(image, y, record);
+        if (maps.grad) flush(image, y);
+        advance();
+      }
+    }
+  }
+
+  void flush_plane(int64_t image) {
+    const Map grad = maps.grad.plane(plane);
+    const T* row = grad_plane;
+    for (int64_t y = 0; y < maps.y.cells; ++y) {
+      for (int64_t k = 0; k < K; ++k, row += maps.x.cells) write(grad, row, maps.x.cells, grad.at(image, k, y, 0));
+    }
+    next_plane();
+  }
+
+  void next_plane() {
+    T* const done = grad_plane;
+    grad_plane = grad_next;
+    grad_next = done;
+    clear_plane(grad_next);
+  }
+
+  void clear_plane(T* values) const { std::memset(values, 0, sizeof(T) * plane_values(maps)); }
+
   void clear(T* row) const { std::memset(row, 0, sizeof(T) * K * stride); }
 
   void load(int64_t image, int64_t y, T* row) const {
+    const Map here = maps.input.plane(plane), next = maps.input.plane(plane + 1);
+    const int64_t n = maps.x.cells;
     for (int64_t k = 0; k < K; ++k) {
       T* cells = row + k * stride;
       std::memset(cells, 0, sizeof(T) * stride);  // beyond the last cell too, which is blended with its neighbor
       cells += kMaxLanes;
-      read(maps.input.type, maps.input.at(image, k, y, 0), maps.input.x, maps.x.cells, cells);
+      read(here.type, here.at(image, k, y, 0), here.x, n, cells);
+      if (next_share == T(0)) continue;
+      read(next.type, next.at(image, k, y, 0), next.x, n, next_plane_row);
+      for (int64_t i = 0; i < n; ++i) cells[i] = mix(cells[i], next_plane_row[i], next_share);
     }
   }
 
-  // Writes the gradient of row y, and clears it for its next use.
+  // Writes the gradient of row y, or adds it to those of the planes, and clears it for its next use.
   void flush(int64_t image, int64_t y) {
+    const Map grad = maps.grad.plane(plane);
+    const int64_t n = maps.x.cells;
     for (int64_t k = 0; k < K; ++k) {
-      write(maps.grad, grad_top + k * stride + kMaxLanes, maps.x.cells, maps.grad.at(image, k, y, 0));
+      const T* const row = grad_top + k * stride + kMaxLanes;
+      if (holds_planes()) {
+        const int64_t at = (y * K + k) * n;
+        for (int64_t i = 0; i < n; ++i) {
+          grad_plane[at + i] += (T(1) - next_share) * row[i];
+          grad_next[at + i] += next_share * row[i];
+        }
+      } else {
+        write(grad, row, n, grad.at(image, k, y, 0));
+      }
     }
     clear(grad_top);
   }
@@ -148,6 +233,7 @@ class Interpolated {
       block.vectors = static_cast<int>(end - slot) * R;
       block.record = record;
       block.image = image;
+      block.z = slice;
       block.x0 = 0;
       for (int64_t s = slot; s < end; ++s) {
         for (int r = 0; r < R; ++r) {
@@ -228,7 +314,7 @@ class Interpolated {
   };
 };
 
-// Labels at the size of the logits: a tile is a run of pixels of one row.
+// Labels at the size of the logits, see `direct`: a tile is a run of pixels of one row.
 template <typename T>
 class Direct {
   using V = Lanes<T>;
@@ -259,6 +345,7 @@ class Direct {
     block.vectors = static_cast<int>((n + N - 1) / N);
     block.record = true;
     block.image = image;
+    block.z = 0;
     block.x0 = x0;
     const int64_t padded = int64_t{block.vectors} * N;
     for (int64_t i = 0; i < padded; ++i) columns[i] = i < n ? static_cast<int32_t>(i) : -1;
@@ -296,7 +383,7 @@ class Direct {
 // Units [begin, end) of a call, on one thread.
 template <typename T>
 inline void walk(const Maps& maps, const Slots<T>& slots, int64_t begin, int64_t end, T* scratch, BlockLoss<T>& loss) {
-  if (maps.identity()) {
+  if (direct(maps)) {
     Direct<T>(maps, loss, scratch).run(begin, end);
   } else {
     Interpolated<T>(maps, slots, loss, scratch).run(begin, end);

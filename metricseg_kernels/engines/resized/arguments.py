@@ -12,26 +12,40 @@ from ...core import checks
 Reduce = Callable[[Tensor], Tensor]
 
 
-def drop_channel(target: Tensor) -> Tensor:
-    """Labels [B, 1, H, W] as [B, H, W]; anything else as it is."""
-    return target[:, 0] if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] == 1 else target
+def is_volume(input: object) -> bool:
+    """Whether logits are those of a volume, [B, K, d, h, w]."""
+    return isinstance(input, Tensor) and input.ndim == 5
 
 
-def check_pair(input: Tensor, target: Tensor, dense: bool, name: str = "input") -> None:
-    """Raise for logits [B, K, h, w] and labels [B, H, W], or a dense target [B, K, H, W], that don't go together."""
-    checks.tensor(name, input, 4, checks.FLOATS, "[B, K, h, w]")
+def check_logits(name: str, input: Tensor, volumes: bool) -> None:
+    """Raise for what is no floating [B, K, h, w], or [B, K, d, h, w] with `volumes`."""
+    layout = "[B, K, h, w] or [B, K, d, h, w]" if volumes else "[B, K, h, w]"
+    checks.tensor(name, input, 5 if volumes and is_volume(input) else 4, checks.FLOATS, layout)
+
+
+def drop_channel(target: Tensor, volume: bool = False) -> Tensor:
+    """Labels [B, 1, H, W] as [B, H, W], of a volume [B, 1, D, H, W] as [B, D, H, W]; anything else as it is."""
+    channel = isinstance(target, Tensor) and target.ndim == (5 if volume else 4) and target.shape[1] == 1
+    return target[:, 0] if channel else target
+
+
+def check_pair(input: Tensor, target: Tensor, dense: bool, name: str = "input", volumes: bool = False) -> None:
+    """Raise for logits [B, K, h, w] and labels [B, H, W], or a dense target [B, K, H, W], that don't go together; with
+    `volumes` also for those of volumes."""
+    check_logits(name, input, volumes)
+    size = "D, H, W" if is_volume(input) else "H, W"
     if dense:
-        checks.tensor("target", target, 4, checks.FLOATS, "[B, K, H, W]")
+        checks.tensor("target", target, input.ndim, checks.FLOATS, f"[B, K, {size}]")
         if target.requires_grad:
             raise ValueError("target requires grad; there is no gradient to targets")
     else:
-        if isinstance(target, Tensor) and target.ndim == 4 and target.shape[1] > 1:
-            last = target.shape[1] != input.shape[1] == target.shape[3]
+        if isinstance(target, Tensor) and target.ndim == input.ndim and target.shape[1] > 1:
+            last = target.shape[1] != input.shape[1] == target.shape[-1]
             raise ValueError(
-                f"target must be class indices [B, H, W], got shape {tuple(target.shape)}; if these are one-hot maps, "
-                f"write target.argmax({-1 if last else 1})"
+                f"target must be class indices [B, {size}], got shape {tuple(target.shape)}; if these are one-hot "
+                f"maps, write target.argmax({-1 if last else 1})"
             )
-        checks.tensor("target", target, 3, checks.LABELS, "[B, H, W]")
+        checks.tensor("target", target, input.ndim - 1, checks.LABELS, f"[B, {size}]")
     checks.same_device("target", target, name, input)
     if target.shape[: 2 if dense else 1] != input.shape[: 2 if dense else 1]:
         raise ValueError(

@@ -9,7 +9,7 @@ from ...core.labels import is_bad, is_class
 
 
 def classify(target: Tensor, classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (valid, bad) [B, H, W] and the labels with 0 if not valid."""
+    """Masks (valid, bad) [B, (D,) H, W] and the labels with 0 if not valid."""
     valid = is_class(target, classes, ignore_index)
     return valid, is_bad(target, classes, ignore_index), torch.where(valid, target.long(), 0)
 
@@ -24,13 +24,14 @@ def count_labels(valid: Tensor, bad: Tensor, target: Tensor) -> list[Tensor]:
 def softmax_pixel(
     log_q: Tensor, labels: Tensor, weight: Tensor, gamma: float, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """(loss, -log p) [B, H, W] by log q [B, K, H, W], see `focal_loss`."""
+    """(loss, -log p) [B, (D,) H, W] by log q [B, K, (D,) H, W], see `focal_loss`."""
     classes = log_q.shape[1]
     nll = -log_q.gather(1, labels[:, None])[:, 0]
     # S = (1-e) w_t (-log p) + (e/K) sum_k w_k (-log q_k)
     ce = weight[labels] * nll
     if label_smoothing:
-        ce = (1 - label_smoothing) * ce - label_smoothing / classes * (weight[:, None, None] * log_q).sum(1)
+        of_class = weight.view(-1, *[1] * (log_q.ndim - 2))
+        ce = (1 - label_smoothing) * ce - label_smoothing / classes * (of_class * log_q).sum(1)
     # l = (1-p)^g S, with 1 - p as a sum over the other classes; the inner where keeps 0^(g-1) out of the gradient. At
     # p = 0 that of (1-p)^g, times S, has the limit 0
     if gamma:

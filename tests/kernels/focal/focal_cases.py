@@ -12,8 +12,8 @@ from torch import Tensor
 
 class Case(NamedTuple):
     id: str
-    cells: tuple[int, int]  # (h, w)
-    size: tuple[int, int]  # (H, W)
+    cells: tuple[int, ...]  # (h, w), of a volume (d, h, w)
+    size: tuple[int, ...]  # (H, W), of a volume (D, H, W)
     batch: int = 1
     classes: int = 5
     align_corners: bool = False
@@ -60,6 +60,29 @@ CASES = [
     Case("empty-batch", (4, 6), (8, 12), batch=0),
     Case("no-pixels", (4, 6), (0, 12)),
 ]
+VOLUMES = [
+    Case("volume-up2", (3, 4, 6), (6, 8, 12), batch=2, label_dtype=torch.uint8),
+    Case("volume-primes", (3, 7, 11), (7, 13, 37), classes=19, weighted=True, label_dtype=torch.int32),
+    Case("volume-aligned", (3, 5, 4), (9, 17, 13), align_corners=True, label_smoothing=0.1, weighted=True),
+    Case("volume-identity", (5, 6, 7), (5, 6, 7), batch=2, weighted=True),
+    Case("volume-slices", (4, 3, 5), (4, 12, 20), batch=2),
+    Case("volume-planes", (3, 6, 7), (9, 6, 7), classes=4, gamma=0.5),
+    Case("volume-down", (8, 9, 10), (3, 4, 5)),
+    Case("volume-down-up", (8, 3, 4), (3, 12, 16), align_corners=True),
+    Case("volume-one-plane", (1, 4, 6), (5, 8, 12)),
+    Case("volume-one-slice", (4, 4, 6), (1, 8, 12), align_corners=True),
+    Case("volume-one-cell", (1, 1, 1), (3, 9, 5)),
+    Case("volume-ade", (2, 2, 3), (4, 8, 12), classes=150, label_smoothing=0.1, weighted=True),
+    Case("volume-ratio-9", (2, 2, 3), (17, 18, 27), classes=3, gamma=0.0),
+    Case("volume-ignored", (2, 4, 6), (4, 8, 12), labels="ignored"),
+    Case("volume-nhwc", (3, 4, 5), (6, 8, 10), batch=2, classes=19, layout="nhwc"),
+    Case("volume-nhwc-identity", (3, 4, 5), (3, 4, 5), classes=19, layout="nhwc"),
+    Case("volume-strided", (3, 4, 5), (6, 8, 10), batch=2, layout="strided"),
+    Case("volume-strided-identity", (3, 4, 5), (3, 4, 5), batch=2, layout="strided"),
+    Case("volume-huge", (3, 4, 6), (6, 8, 12), magnitude=1e3, gamma=0.1),
+    Case("volume-empty-batch", (2, 4, 6), (4, 8, 12), batch=0),
+    Case("volume-no-pixels", (2, 4, 6), (0, 8, 12)),
+]
 NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 
@@ -67,9 +90,8 @@ CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor | None]:
     """(input, target, weight) of a case; the same numbers for every dtype up to rounding."""
     rng = torch.Generator().manual_seed(sum(map(ord, case.id)))
-    (h, w), (H, W) = case.cells, case.size
-    logits = torch.randn(case.batch, case.classes, h, w, generator=rng, dtype=torch.float64) * case.magnitude
-    target = torch.randint(0, case.classes, (case.batch, H, W), generator=rng)
+    logits = torch.randn(case.batch, case.classes, *case.cells, generator=rng, dtype=torch.float64) * case.magnitude
+    target = torch.randint(0, case.classes, (case.batch, *case.size), generator=rng)
     if case.labels == "one":
         target.fill_(case.classes - 1)
     if case.labels == "mixed":

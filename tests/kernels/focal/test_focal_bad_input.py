@@ -21,7 +21,7 @@ DENSE = torch.zeros(2, 5, 8, 12)
 
 # loss, positional arguments, keywords, exception, what the message says
 BAD = [
-    ("input-rank", mk.focal_loss, (LOGITS[0], TARGET), {}, ValueError, r"input must be \[B, K, h, w\], got shape \(5, 4, 6\)"),
+    ("input-rank", mk.focal_loss, (LOGITS[0], TARGET), {}, ValueError, r"input must be \[B, K, h, w\] or \[B, K, d, h, w\], got shape \(5, 4, 6\)"),
     ("target-rank", mk.focal_loss, (LOGITS, TARGET[0]), {}, ValueError, r"target must be \[B, H, W\].*\(8, 12\)"),
     ("input-list", mk.focal_loss, ([1.0], TARGET), {}, TypeError, "input must be a Tensor.*list"),
     ("input-integer", mk.focal_loss, (LOGITS.long(), TARGET), {}, TypeError, "input must have dtype.*got int64"),

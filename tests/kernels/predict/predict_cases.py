@@ -11,14 +11,15 @@ from torch import Tensor
 
 
 class Case(NamedTuple):
-    maps: tuple[tuple[int, int], ...]  # (h, w) of each
-    size: tuple[int, int]
+    maps: tuple[tuple[int, ...], ...]  # (h, w) of each, of a volume (d, h, w)
+    size: tuple[int, ...]
     classes: int = 5
     batch: int = 2
     flipped: bool | tuple[bool, ...] = False
     weights: tuple[float, ...] | None = None
     align_corners: bool = False
     layout: str = "nchw"
+    id: str = ""
 
     def options(self) -> dict[str, Any]:
         flipped = list(self.flipped) if isinstance(self.flipped, tuple) else self.flipped
@@ -49,7 +50,25 @@ CASES = {
     "wide-maps": Case(((2, 90), (3, 45)), (5, 360), classes=40, batch=1),
     "no-image": Case(((5, 7),), (8, 9), batch=0),
 }  # fmt: skip
-# the tests of Triton kernels in their interpreter
+VOLUMES = {
+    "up2": Case(((3, 4, 6),), (6, 8, 12)),
+    "primes": Case(((3, 7, 11),), (7, 13, 37), classes=19),
+    "same-size": Case(((5, 6, 7),), (5, 6, 7)),
+    "same-planes": Case(((3, 6, 7),), (9, 6, 7)),
+    "slices": Case(((4, 3, 5),), (4, 12, 20)),
+    "smaller": Case(((8, 9, 10),), (3, 4, 5)),
+    "corners": Case(((3, 5, 4),), (9, 17, 13), align_corners=True),
+    "one-cell": Case(((1, 1, 1),), (3, 6, 40)),
+    "flipped": Case(((3, 5, 7),), (6, 20, 37), flipped=True),
+    "nhwc": Case(((3, 5, 9),), (6, 20, 36), layout="nhwc"),
+    "strided": Case(((3, 5, 9),), (6, 20, 36), layout="strided"),
+    "many-classes": Case(((2, 3, 5),), (4, 12, 21), classes=300, batch=1),
+    "scales-and-flips": Case(((2, 3, 5), (2, 3, 5), (4, 6, 10)), (8, 12, 20), flipped=(False, True, False)),
+    "no-volume": Case(((2, 5, 7),), (4, 8, 9), batch=0),
+}
+CASES, VOLUMES = ({name: case._replace(id=name) for name, case in table.items()} for table in (CASES, VOLUMES))
+# what Triton's interpreter keeps: cases, and tests
+INTERPRETED = ("", "one-pixel", "primes", "same-rows", "flipped", "nhwc", "two-maps", "no-image")
 INTERPRETED_TESTS = {
     "test_labels_and_scores",
     "test_confusion_matrix",
@@ -83,3 +102,19 @@ def make_target(case: Case, dtype: torch.dtype = torch.int64, device: str = "cpu
     target = torch.randint(0, case.classes, (case.batch, *case.size), generator=rng)
     target[torch.rand(target.shape, generator=rng) < 0.2] = 255 if case.classes <= 255 else -1
     return target.to(device=device, dtype=dtype if case.classes <= 255 else torch.int64)
+
+
+def materialized(case: Case, maps: list[Tensor]) -> Tensor:
+    """[B, K, (D,) H, W]: averaged probabilities, in the dtype of the maps."""
+    flipped = case.flipped if isinstance(case.flipped, tuple) else (case.flipped,) * len(maps)
+    weights = case.weights or (1.0,) * len(maps)
+    total = torch.zeros((case.batch, case.classes, *case.size), dtype=maps[0].dtype, device=maps[0].device)
+    if case.batch == 0:
+        return total
+    for z, mirrored, weight in zip(maps, flipped, weights, strict=True):
+        if mirrored:
+            z = z.flip(-1)
+        mode = "trilinear" if z.ndim == 5 else "bilinear"
+        z = F.interpolate(z, case.size, mode=mode, align_corners=case.align_corners)
+        total += weight / sum(weights) * z.softmax(1)
+    return total

@@ -42,4 +42,4 @@ def launch(classes: int, maps: int, dtype: str, layout: str, ratio: int, wanted:
         op._confusion(*inputs, target, 255, "triton")
     else:
         labels = torch.uint8 if classes <= 256 else torch.int16
-        op._predict(*inputs, *size, labels, wanted != "labels", wanted == "scores", "triton")
+        op._predict(*inputs, list(size), labels, wanted != "labels", wanted == "scores", "triton")

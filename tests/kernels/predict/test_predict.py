@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from predict_cases import CASES, Case, make_maps, make_segments, make_target
+from predict_cases import CASES, Case, make_maps, make_segments, make_target, materialized
 from threads import each_of
 from tolerances import FLOOR_PARAMS, FLOORS, skip_unsupported
 from torch import Tensor
@@ -14,21 +14,6 @@ import metricseg_kernels as mk
 
 FAMILY = "predict"
 CASE_PARAMS = [pytest.param(case, id=name) for name, case in CASES.items()]
-
-
-def materialized(case: Case, maps: list[Tensor]) -> Tensor:
-    """[B, K, H, W]: averaged probabilities, in the dtype of the maps."""
-    flipped = case.flipped if isinstance(case.flipped, tuple) else (case.flipped,) * len(maps)
-    weights = case.weights or (1.0,) * len(maps)
-    total = torch.zeros((case.batch, case.classes, *case.size), dtype=maps[0].dtype, device=maps[0].device)
-    if case.batch == 0:
-        return total
-    for z, mirrored, weight in zip(maps, flipped, weights, strict=True):
-        if mirrored:
-            z = z.flip(3)
-        z = F.interpolate(z, case.size, mode="bilinear", align_corners=case.align_corners)
-        total += weight / sum(weights) * z.softmax(1)
-    return total
 
 
 def assert_largest(labels: Tensor, scores: Tensor, tolerance: float) -> None:
@@ -181,7 +166,7 @@ def test_same_bits_with_any_number_of_threads(name: str, backend: str, device: s
 
 
 def test_compile_and_opcheck(backend: str, device: str) -> None:
-    case = CASES["scales-and-flips"]
+    case = Case(((2, 3), (2, 3)), (4, 6), classes=3, flipped=(False, True))
     maps, target = make_maps(case, device=device), make_target(case, device=device)
 
     def evaluate(*maps: Tensor) -> tuple[Tensor, ...]:
@@ -194,12 +179,9 @@ def test_compile_and_opcheck(backend: str, device: str) -> None:
     for got, expected in zip(compiled(*maps), evaluate(*maps), strict=True):
         torch.testing.assert_close(got, expected)
     if backend != "reference":
-        shares, flags = [1 / 6] * 6, [False, True] * 3
-        ops = torch.ops.metricseg
-        torch.library.opcheck(
-            ops.predict_labels.default, (maps, flags, shares, False, 24, 40, torch.uint8, True, False, backend)
-        )
-        torch.library.opcheck(ops.confusion_matrix.default, (maps, flags, shares, False, target, 255, backend))
+        inputs, ops = (maps, [False, True], [0.5, 0.5], False), torch.ops.metricseg
+        torch.library.opcheck(ops.predict_labels.default, (*inputs, [4, 6], torch.uint8, True, False, backend))
+        torch.library.opcheck(ops.confusion_matrix.default, (*inputs, target, 255, backend))
 
 
 def test_no_gradient(backend: str, device: str) -> None:

@@ -83,7 +83,7 @@ with launches.compile_only(90) as compiled:
             sizes = [(h + 7 * i, w + 5 * i) for i in range(maps)]
             logits = [torch.empty((8, 5, *size), device="meta") for size in sizes]
             inputs = op.Inputs(logits, [i == 1 for i in range(maps)], [(i + 1) / 3 for i in range(maps)], False)
-            op._predict(*inputs, 4 * h, 4 * w, torch.uint8, False, False, "triton")
+            op._predict(*inputs, [4 * h, 4 * w], torch.uint8, False, False, "triton")
             op._confusion(*inputs, torch.empty((8, 4 * h, 4 * w), dtype=torch.uint8, device="meta"), 255, "triton")
 distinct = {(name, id(kernel)) for name, kernel, _ in compiled}
 print(sorted(collections.Counter(name for name, _ in distinct).items()))

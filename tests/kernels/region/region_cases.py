@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tolerances import lay_out
+from gradients import loss_and_grad, widen
+from tolerances import assert_as_good, assert_gradient, lay_out, skip_unsupported
 from torch import Tensor
 
 
 class Case(NamedTuple):
     id: str
-    cells: tuple[int, int]  # (h, w)
-    size: tuple[int, int]  # (H, W)
+    cells: tuple[int, ...]  # (h, w), of a volume (d, h, w)
+    size: tuple[int, ...]  # (H, W), of a volume (D, H, W)
     batch: int = 2
     classes: int = 5
     options: dict[str, Any] = {}  # noqa: RUF012 (of region_loss; read only)
@@ -70,6 +71,27 @@ CASES = [
     Case("empty-batch-images", (4, 6), (8, 12), batch=0, options={"per_image": True}),
     Case("no-pixels", (4, 6), (0, 12)),
 ]  # fmt: skip
+VOLUMES = [
+    Case("volume-up2", (3, 4, 6), (6, 8, 12), label_dtype=torch.uint8),
+    Case("volume-primes", (3, 7, 11), (7, 13, 37), classes=19, weighted=True, label_dtype=torch.int32, options=TVERSKY),
+    Case("volume-aligned", (3, 5, 4), (9, 17, 13), options={"align_corners": True, "log": True}),
+    Case("volume-images", (3, 5, 4), (6, 10, 8), batch=3, options={"per_image": True, "average": "present"}),
+    Case("volume-identity", (5, 6, 7), (5, 6, 7), weighted=True, options={"label_smoothing": 0.1}),
+    Case("volume-identity-images", (5, 6, 7), (5, 6, 7), options={"per_image": True}),
+    Case("volume-slices", (4, 3, 5), (4, 12, 20), options={"form": "jaccard"}),
+    Case("volume-planes", (3, 6, 7), (9, 6, 7), classes=4),
+    Case("volume-down", (8, 9, 10), (3, 4, 5), options={"smooth": 0.0}),
+    Case("volume-ignored", (2, 4, 6), (4, 8, 12), labels="ignored"),
+    Case("volume-strided", (3, 4, 5), (6, 8, 10), layout="strided"),
+    Case("volume-strided-identity", (3, 4, 5), (3, 4, 5), layout="strided"),
+    Case("volume-nhwc", (3, 4, 5), (6, 8, 10), classes=19, layout="nhwc"),
+    Case("volume-soft", (3, 5, 4), (7, 13, 11), soft=True),
+    Case("volume-soft-identity", (3, 4, 5), (3, 4, 5), classes=3, soft=True, layout="nhwc"),
+    Case("volume-sigmoid", (3, 5, 4), (6, 10, 8), options={"activation": "sigmoid"}),
+    Case("volume-sigmoid-soft", (3, 5, 4), (6, 10, 8), soft=True, options={"activation": "sigmoid", "per_image": True}),
+    Case("volume-mask", (3, 5, 4), (6, 10, 8), classes=1, options={"activation": "sigmoid"}),
+    Case("volume-empty-batch", (2, 4, 6), (4, 8, 12), batch=0),
+]  # fmt: skip
 NAMED = {c.id: c for c in CASES}
 CASE_PARAMS = [pytest.param(c, id=c.id) for c in CASES]
 # with a term of pixels as well: labels and softmax
@@ -95,6 +117,23 @@ def make(case: Case, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     if case.weighted:
         options["weight"] = (torch.rand(case.classes, generator=rng, dtype=torch.float64) + 0.5).to(device, dtype)
     return lay_out(input.to(dtype), case.layout).to(device), target.to(device), options
+
+
+def against_reference(function, case: Case, dtype: torch.dtype, backend: str, device: str, **more):
+    """One call on the backend, in plain PyTorch, and in fp64; each held against the last."""
+    skip_unsupported(backend, dtype)
+    input, target, options = make(case, dtype, device)
+    options = {n: v for n, v in options.items() if n in function.__kwdefaults__} | more
+    wide = {n: widen(v) for n, v in options.items()}
+    truth = loss_and_grad(function, widen(input), widen(target).cpu(), **wide, backend="reference")
+    plain = loss_and_grad(function, input, target, **options, backend="reference")
+    got = loss_and_grad(function, input, target, **options, backend=backend)
+    assert got[0].dtype == plain[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert got[1].dtype == dtype
+    assert_as_good(got[0], plain[0], truth[0], dtype)
+    assert_gradient(got[1], plain[1], truth[1], dtype)
+    assert got[0].isfinite() and got[1].isfinite().all()
+    return got
 
 
 # what Triton's interpreter keeps: cases in fp32, and tests

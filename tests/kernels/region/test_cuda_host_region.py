@@ -11,10 +11,9 @@ import test_region
 import torch
 from cuda_host.fixtures import *  # noqa: F403
 from gradients import loss_and_grad
-from region_cases import CASES, NAMED, Case, make
+from region_cases import CASES, NAMED, Case, against_reference, make
 from test_region import (  # noqa: F401
     FAMILY,
-    against_reference,
     test_a_mask_is_a_soft_target_of_one_class,
     test_all_reduce_sees_every_sum,
     test_formulas_written_out,

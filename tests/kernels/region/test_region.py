@@ -5,30 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from gradients import loss_and_grad, widen
-from region_cases import CASE_PARAMS, LABELED, NAMED, Case, make
-from tolerances import FLOOR_PARAMS, assert_as_good, assert_gradient, skip_unsupported
+from gradients import loss_and_grad
+from region_cases import CASE_PARAMS, LABELED, NAMED, Case, against_reference, make
+from tolerances import FLOOR_PARAMS
 
 import metricseg_kernels as mk
 
 FAMILY = "region"
-
-
-def against_reference(function, case: Case, dtype: torch.dtype, backend: str, device: str, **more):
-    """One call on the backend, in plain PyTorch, and in fp64; each held against the last."""
-    skip_unsupported(backend, dtype)
-    input, target, options = make(case, dtype, device)
-    options = {n: v for n, v in options.items() if n in function.__kwdefaults__} | more
-    wide = {n: widen(v) for n, v in options.items()}
-    truth = loss_and_grad(function, widen(input), widen(target).cpu(), **wide, backend="reference")
-    plain = loss_and_grad(function, input, target, **options, backend="reference")
-    got = loss_and_grad(function, input, target, **options, backend=backend)
-    assert got[0].dtype == plain[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert got[1].dtype == dtype
-    assert_as_good(got[0], plain[0], truth[0], dtype)
-    assert_gradient(got[1], plain[1], truth[1], dtype)
-    assert got[0].isfinite() and got[1].isfinite().all()
-    return got
 
 
 @pytest.mark.parametrize("dtype", FLOOR_PARAMS)

@@ -14,8 +14,8 @@ region, both = mk.region_loss, mk.cross_entropy_dice
 
 
 @pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda: region(3.0, T), TypeError, r"input must be a Tensor \[B, K, h, w\], got float"),
-    (lambda: region(Z[0], T), ValueError, r"input must be \[B, K, h, w\], got shape \(3, 4, 5\)"),
+    (lambda: region(3.0, T), TypeError, r"input must be a Tensor \[B, K, h, w\] or \[B, K, d, h, w\], got float"),
+    (lambda: region(Z[0], T), ValueError, r"input must be \[B, K, h, w\] or \[B, K, d, h, w\], got shape \(3, 4, 5\)"),
     (lambda: region(Z.long(), T), TypeError, "input must have dtype float64, float32, bfloat16, float16, got int64"),
     (lambda: region(Z, T.float()), TypeError, "target must have dtype uint8, int32, int64, got float32"),
     (lambda: region(Z, T[0]), ValueError, r"target must be \[B, H, W\], got shape \(8, 10\)"),
@@ -52,7 +52,7 @@ region, both = mk.region_loss, mk.cross_entropy_dice
     (lambda: region(Z, T, align_corners=None), TypeError, "align_corners must be a bool, got NoneType"),
     (lambda: region(Z, T, log="yes"), TypeError, "log must be a bool, got str"),
     (lambda: region(Z, T, backend="gpu"), ValueError, "backend must be one of"),
-    (lambda: both(Z, SOFT), ValueError, r"target must be labels \[B, H, W\] for a loss of pixels, got .*argmax\(1\)"),
+    (lambda: both(Z, SOFT), ValueError, r"target must be labels for a loss of pixels, got .*argmax\(1\)"),
     (lambda: both(Z, T, lambda_ce=-1), ValueError, "lambda_ce must be finite and >= 0, got -1"),
     (lambda: both(Z, T, lambda_dice=-1), ValueError, "lambda_dice must be finite and >= 0, got -1"),
     (lambda: both(Z, T, label_smoothing=2), ValueError, "label_smoothing must be finite and in"),
