@@ -237,11 +237,6 @@ def loss_and_grads(
     return loss.detach(), list(grads)
 
 
-def slow_on_host(backend: str, device: str) -> bool:
-    """Whether a GPU's kernels run on the CPU, where each call takes a fraction of a second."""
-    return device == "cpu" and backend in ("triton", "cuda")
-
-
 def double(sets: Sets) -> Sets:
     return Sets(*(t if t is None else t.cpu().double() if t.is_floating_point() else t.cpu() for t in sets))
 
