@@ -34,7 +34,8 @@ class FocalProblem:
         self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
         generator = torch.Generator(device).manual_seed(0)
         numbers = {"generator": generator, "device": device}
-        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
+        grid = (8,) * (len(shape.cells) - 1) + (16,)
+        coarse = torch.randint(shape.classes, (shape.batch, 1, *grid), **numbers).float()
         target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
         favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
         logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
@@ -156,6 +157,8 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
     for shape in sets.main:
         for loss in ("focal", "cross_entropy"):
             yield shape, loss, race.PHASES
+    for shape in sets.volumes:
+        yield shape, "cross_entropy", race.PHASES
     for shape in sets.side:
         for loss in ("sigmoid_focal", "ohem"):
             yield shape, loss, race.PHASES
@@ -204,7 +207,7 @@ def test_focal(shape, loss, phase, name, phases, raced, enter) -> None:
     figures = entry.report(problem, entered, results, name, phase, machine.DEVICE)
     figures |= {"op": "focal", "shape": str(shape), "loss": loss, "dtype": shape.dtype}
     figures |= {
-        "series": shape.name if shape.interpolates else None,
+        "series": shape.name if shape.interpolates and len(shape.cells) == 2 else None,
         "size": shape.pixels,
         "size_label": " x ".join(map(str, shape.labels)),
         "floor_mib": problem.logits.nbytes / 2**20,

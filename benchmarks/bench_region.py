@@ -35,7 +35,8 @@ class RegionProblem:
         self.shape, self.loss, self.name = shape, loss, f"{shape} {loss}"
         generator = torch.Generator(device).manual_seed(0)
         numbers = {"generator": generator, "device": device}
-        coarse = torch.randint(shape.classes, (shape.batch, 1, 8, 16), **numbers).float()
+        grid = (8,) * (len(shape.cells) - 1) + (16,)
+        coarse = torch.randint(shape.classes, (shape.batch, 1, *grid), **numbers).float()
         self.target = F.interpolate(coarse, shape.labels, mode="nearest")[:, 0].long()  # regions, as pictures have them
         favored = F.interpolate(coarse, shape.cells, mode="nearest").long()
         logits = 1.5 * torch.randn(shape.batch, shape.classes, *shape.cells, **numbers)
@@ -92,7 +93,8 @@ def eager(x: Tensor, target: Tensor, loss: str) -> Tensor:
     valid = target != IGNORE
     p = z.softmax(1) * valid[:, None]
     y = torch.zeros_like(p).scatter_(1, target.where(valid, 0)[:, None], valid[:, None].to(p.dtype))
-    hits, mass, count = ((p * y).sum((0, 2, 3)), p.sum((0, 2, 3)), y.sum((0, 2, 3)))
+    axes = (0, *range(2, z.ndim))
+    hits, mass, count = (p * y).sum(axes), p.sum(axes), y.sum(axes)
     dice = (1 - (2 * hits + 1) / (mass + count + 1)).mean()
     return dice + F.cross_entropy(z, target, ignore_index=IGNORE) if loss == "ce_dice" else dice
 
@@ -135,7 +137,7 @@ def problems(device: str = machine.DEVICE) -> Iterator[tuple[Shape, str, tuple[s
     if not entry.own_backends("region", device):
         return
     sets = shapes.CPU if device == "cpu" else shapes.GPU
-    for shape in sets.main:
+    for shape in (*sets.main, *sets.volumes):
         yield shape, "ce_dice", race.PHASES
     for shape in sets.side:
         yield shape, "dice", race.PHASES

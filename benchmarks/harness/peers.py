@@ -24,10 +24,14 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
+def resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Maps [B, K, h, w] or [B, K, d, h, w] at another size."""
+    return F.interpolate(x, size=size, mode="trilinear" if x.ndim == 5 else "bilinear", align_corners=False)
+
+
 def upsample(x: Tensor, target: Tensor) -> Tensor:
-    if x.shape[-2:] == target.shape[-2:]:
-        return x
-    return F.interpolate(x, size=target.shape[-2:], mode="bilinear", align_corners=False)
+    size = target.shape[2 - x.ndim :]
+    return x if x.shape[2:] == size else resize(x, size)
 
 
 def cross_entropy(x: Tensor, target: Tensor, ignore: int, weight: Tensor | None) -> Tensor:
@@ -216,12 +220,12 @@ def linear_cross_entropy(x: Tensor, centers: Tensor, labels: Tensor, scale: floa
     return F.linear_cross_entropy(rows, scale * F.normalize(centers, dim=1), labels.flatten(), ignore_index=ignore)
 
 
-def mean_softmax(maps: list[Tensor], flipped: list[bool], size: tuple[int, int]) -> Tensor:
-    """[B, K, H, W]: the mean of the probabilities of maps of several scales, some of them mirrored."""
+def mean_softmax(maps: list[Tensor], flipped: list[bool], size: tuple[int, ...]) -> Tensor:
+    """[B, K, (D,) H, W]: the mean of the probabilities of maps of several scales, some of them mirrored."""
     total: Tensor | None = None
     for x, mirrored in zip(maps, flipped, strict=True):
-        logits = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        probabilities = (logits.flip(3) if mirrored else logits).softmax(1)
+        logits = resize(x, size)
+        probabilities = (logits.flip(-1) if mirrored else logits).softmax(1)
         total = probabilities if total is None else total + probabilities
     assert total is not None
     return total / len(maps)

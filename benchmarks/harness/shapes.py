@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Logits [batch, classes, *cells] against labels [batch, *labels]."""
+    """Logits [batch, classes, *cells] against labels [batch, *labels], of images or volumes."""
 
     name: str
     batch: int
     classes: int
-    cells: tuple[int, int]
-    labels: tuple[int, int]
+    cells: tuple[int, ...]
+    labels: tuple[int, ...]
     dtype: str = "float32"
 
     def __str__(self) -> str:
-        sizes = f"{self.batch}x{self.classes}x{self.cells[0]}x{self.cells[1]}"
-        target = "" if self.cells == self.labels else f"-{self.labels[0]}x{self.labels[1]}"
+        sizes = "x".join(map(str, (self.batch, self.classes, *self.cells)))
+        target = "" if self.cells == self.labels else "-" + "x".join(map(str, self.labels))
         return f"{self.name}-{sizes}{target}-{self.dtype.replace('float', 'fp').replace('bfp', 'bf')}"
 
     @property
@@ -27,15 +28,15 @@ class Shape:
 
     @property
     def pixels(self) -> int:
-        return self.batch * self.labels[0] * self.labels[1]
+        return self.batch * math.prod(self.labels)
 
     def smaller(self, factor: float) -> Shape:
         """The same at `factor` times the side length."""
         return replace(self, cells=_scaled(self.cells, factor), labels=_scaled(self.labels, factor))
 
 
-def _scaled(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    return round(size[0] * factor), round(size[1] * factor)
+def _scaled(size: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    return tuple(round(length * factor) for length in size)
 
 
 def _both(shape: Shape) -> tuple[Shape, Shape]:
@@ -44,15 +45,18 @@ def _both(shape: Shape) -> tuple[Shape, Shape]:
 
 CITYSCAPES = Shape("cityscapes", 1, 19, (128, 256), (512, 1024))
 ADE20K = Shape("ade20k", 1, 150, (128, 128), (512, 512))
+BTCV = Shape("btcv", 1, 14, (24, 24, 24), (96, 96, 96))
 
 
 @dataclass(frozen=True)
 class Set:
-    """`main`: for the losses that most people train with; `side`: for the others; `sweep`: one of `main` over size."""
+    """`main`: for the losses that most people train with; `side`: for the others; `sweep`: one of `main` over size;
+    `volumes`: patches of CT scans."""
 
     main: tuple[Shape, ...]
     side: tuple[Shape, ...]
     sweep: tuple[Shape, ...]
+    volumes: tuple[Shape, ...] = ()
 
 
 CPU = Set(
@@ -64,6 +68,7 @@ CPU = Set(
     ),
     side=(CITYSCAPES.smaller(0.5),),
     sweep=tuple(CITYSCAPES.smaller(factor) for factor in (0.25, 0.5, 2.0)),
+    volumes=(BTCV, replace(BTCV, cells=BTCV.labels)),
 )
 
 _CITYSCAPES_8, _ADE20K_16 = replace(CITYSCAPES, batch=8), replace(ADE20K, batch=16)
@@ -80,8 +85,9 @@ GPU = Set(
 
 
 # what a validation predicts, at the size of its pictures
-PREDICTED_CPU = (ADE20K, replace(CITYSCAPES, labels=(1024, 2048)))
-PREDICTED_GPU = tuple(replace(shape, batch=8, dtype="bfloat16") for shape in PREDICTED_CPU)
+_PREDICTED = (ADE20K, replace(CITYSCAPES, labels=(1024, 2048)))
+PREDICTED_CPU = (*_PREDICTED, BTCV)
+PREDICTED_GPU = tuple(replace(shape, batch=8, dtype="bfloat16") for shape in _PREDICTED)
 
 
 @dataclass(frozen=True)
