@@ -46,6 +46,11 @@ class Draw:
     def size(self, high: int, low: int = 1) -> int:
         return self.random.randint(low, high)
 
+    def maps(self, cells: tuple[int, int], pixels: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(h, w) and (H, W) up to these, or in every third call of a volume (d, h, w) and (D, H, W)."""
+        deep = self.one_of((), (), (5,))
+        return tuple(map(self.size, (*deep, *cells))), tuple(map(self.size, (*deep, *pixels)))
+
     def values(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         scale = self.one_of(1e-3, 1.0, 1.0, 5.0)
         found = (torch.randn(shape, generator=self.rng) * scale).to(dtype or self.dtype)

@@ -31,13 +31,14 @@ OPS: dict[str, Any] = {
 
 def draw_call(draw: Draw) -> Call:
     ignore_index, classes = draw.one_of(*IGNORED), draw.size(9, 2)
-    batch, cells, pixels = draw.size(2, 0), (draw.size(7), draw.size(7)), (draw.size(15), draw.size(15))
+    batch, (cells, pixels) = draw.size(2, 0), draw.maps((7, 7), (15, 15))
     tensors = {"input": draw.values(batch, classes, *cells)}
     agree = [c == p for c, p in zip(cells, pixels, strict=True)]
     if draw.special and not all(agree):
         # F.interpolate weighs a cell that is its own neighbor by 1 and by 0, which makes NaN of an infinity
         edge = torch.full(cells, any(agree))
-        edge[-1] = edge[:, -1] = True
+        for axis in range(edge.ndim):
+            edge.select(axis, -1).fill_(True)
         tensors["input"][..., edge] = tensors["input"][..., edge].nan_to_num(torch.nan, 1e4, -1e4)
     options = {"ignore_index": ignore_index, "align_corners": draw.one_of(False, True)}
     function = draw.one_of(mk.focal_loss, mk.cross_entropy, mk.sigmoid_focal_loss, mk.ohem_cross_entropy)

@@ -23,11 +23,11 @@ OPS: dict[str, Any] = {
 
 def draw_call(draw: Draw) -> Call:
     batch, classes = draw.size(3, 0), draw.size(9, 2)
+    cells, size = draw.maps((9, 30), (40, 90))
     # in fp64, since rounding decides among nearly equal logits; finite, since F.interpolate reads neighbors of weight 0
-    logits = draw.values(batch, classes, draw.size(9), draw.size(30), dtype=torch.float64)
+    logits = draw.values(batch, classes, *cells, dtype=torch.float64)
     tensors = {"logits": logits.nan_to_num(0.0, 1e4, -1e4)}
     options = {"align_corners": draw.one_of(False, True), "flipped": draw.one_of(False, True)}
-    size = draw.size(40), draw.size(90)
     if draw.one_of(False, True):
         ignore_index = draw.one_of(None, 255, 0, -1)
         tensors["target"] = draw.labels(classes, ignore_index, batch, *size)

@@ -29,7 +29,7 @@ OPS: dict[str, Any] = {
 
 def draw_call(draw: Draw) -> Call:
     ignore_index, classes = draw.one_of(*IGNORED), draw.size(9, 2)
-    batch, cells, pixels = draw.size(3, 0), (draw.size(7), draw.size(7)), (draw.size(15), draw.size(40))
+    batch, (cells, pixels) = draw.size(3, 0), draw.maps((7, 7), (15, 40))
     tensors = {"input": draw.values(batch, classes, *cells)}
     if draw.special and cells != pixels:  # F.interpolate makes NaN of an infinity and a weight of 0
         tensors["input"] = tensors["input"].nan_to_num(torch.nan, 1e4, -1e4)
