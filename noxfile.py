@@ -4,9 +4,9 @@
     .venv/bin/nox -s lower_bound ttsem   some
     .venv/bin/nox --list
 
-The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=10 the
-compile sessions take every tenth call of the tables, the oldest Triton every second one; with METRICSEG_CASES=6 ttsem
-runs every sixth case of each test.
+The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=20 the
+compile sessions take every twentieth call of the tables, the oldest Triton every fourth one; with METRICSEG_CASES=10
+ttsem runs every tenth case of each test.
 
 Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
 file changes. A session that can't get its interpreter or a package is not run: the last lines of the output say which
