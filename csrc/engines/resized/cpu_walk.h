@@ -195,8 +195,8 @@ class Interpolated {
     clear(grad_top);
   }
 
-  // The label rows between logit rows y and y + 1.
-  void interval(int64_t image, int64_t y, bool record) {
+  // The label rows between logit rows y and y + 1. A call: it is long, and used in three places.
+  __attribute__((noinline)) void interval(int64_t image, int64_t y, bool record) {
     const bool blend_rows = !maps.y.identity() && y + 1 < maps.y.cells;
     if (y + 1 < maps.y.cells) load(image, y + 1, bottom);
     const int64_t last = maps.y.first(y + 1);
