@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import focal_cases
 import predict_cases
@@ -28,10 +27,6 @@ LABELED = [p for p in REGION if not p.values[0].soft and "activation" not in p.v
 PREDICT = [pytest.param(case, id=name) for name, case in predict_cases.VOLUMES.items()]
 NAMED = {case.id: case for case in focal_cases.VOLUMES}
 INPUT, TARGET = torch.randn(2, 5, 3, 4, 6), torch.randint(5, (2, 6, 8, 12))
-
-
-def family_of(params: dict[str, Any]) -> str:
-    return "focal"
 
 
 def noise_like(target: Tensor) -> Tensor:
@@ -140,7 +135,7 @@ def test_predictions(case: predict_cases.Case, dtype: torch.dtype, backend: str,
 def test_confusion_matrix(case: predict_cases.Case, backend: str, device: str) -> None:
     maps = make_maps(case)
     ignored = 255 if case.classes <= 255 else -1
-    for target in (make_target(case, torch.uint8), make_target(case, torch.int32)[..., None, :].mT.mT.squeeze(-2)):
+    for target in (make_target(case, torch.uint8), make_target(case, torch.int32)):
         counts = mk.confusion_matrix(maps, target, ignore_index=ignored, **case.options(), backend=backend)
         labels = mk.predict_labels(maps, case.size, **case.options(), backend=backend)
         valid = target != ignored
@@ -149,7 +144,7 @@ def test_confusion_matrix(case: predict_cases.Case, backend: str, device: str) -
 
 
 def test_labels_of_any_stride(backend: str, device: str) -> None:
-    """Of axes in another order, and every second one of a larger tensor."""
+    """Labels with their axes in another order, and every second slice of a larger tensor."""
     expected = {f: f(INPUT, TARGET, backend=backend) for f in (mk.cross_entropy, mk.region_loss, mk.confusion_matrix)}
     wide = torch.full((2, 12, 8, 12), 77)
     wide[:, ::2] = TARGET

@@ -35,7 +35,7 @@ METRICSEG_HD int block_vectors(const Maps& maps) {
 
 METRICSEG_HD int64_t block_pixels(const Maps& maps) { return int64_t{block_vectors(maps)} * kMaxLanes; }
 
-// Pixels are taken as they lie: images without interpolation, and volumes that `collapse` has made of them.
+// Whether there is nothing to interpolate in an image, or in a volume that `collapse` has made one row of.
 METRICSEG_HD bool direct(const Maps& maps) { return maps.flat() && maps.identity(); }
 
 // Units of work of an image: rows of logits, or tiles of pixels if nothing is interpolated; of a volume: its planes.

@@ -38,7 +38,7 @@ OWN = Case("gradcheck-own", (2, 1, 2), 2, 2, "own", layout="nhwc", scale=2.0)
 @pytest.mark.parametrize("case", [SHARED, OWN], ids=["shared", "own"])
 @pytest.mark.parametrize("name", JOBS)
 def test_gradcheck(name: str, case: Case, backend: str, device: str) -> None:
-    """To features, centers and logits."""
+    """The gradients of features, centers and logits."""
     if (
         backend == "triton"
         and device == "cpu"
