@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.resize import upsample
+from ..core.resize import label_size, upsample
 from ..engines.resized.reference import classify, count_labels
 from .op import Bins, Inputs
 
 
 def errors_of(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(errors [B, K, H, W], masks own [B, K, H, W], valid and bad [B, H, W])."""
-    z = upsample(inputs.input, tuple(inputs.target.shape[-2:]), inputs.align_corners)
+    z = upsample(inputs.input, label_size(inputs.input, inputs.target), inputs.align_corners)
     valid, bad, labels = classify(inputs.target, z.shape[1], inputs.ignore_index)
     own = torch.zeros_like(z, dtype=torch.bool).scatter(1, labels[:, None], True)
     p = z.softmax(1)
