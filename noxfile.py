@@ -261,12 +261,6 @@ def cuda_host(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", tags=["ci"])
-def nvcc(session: nox.Session) -> None:
-    """The CUDA kernels compiled for sm_80 and sm_90: no warning, no spill, registers within their record."""
-    session.run(sys.executable, "-m", "pytest", *PYTEST, "tests/build/test_nvcc.py", "-m", "slow", env=environment())
-
-
-@nox.session(venv_backend="none", tags=["ci"])
 @nox.parametrize("triton", TRITONS)
 def compile(session: nox.Session, triton: str) -> None:
     """The launches of every family's table, on sm_80 and sm_90, within their budgets."""

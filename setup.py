@@ -33,7 +33,13 @@ ROOT = Path(__file__).parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # -g0: Python's own flags ask for debug information, which makes the library three times as large
 CXX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", STABLE_ABI]
-NVCC_FLAGS = ["-O2", "-Xfatbin=-compress-all", "-Xcompiler", "-fvisibility=hidden", STABLE_ABI]
+NVCC_FLAGS = [
+    "-O2",
+    "-Xfatbin=-compress-all",
+    "-Xptxas=-warn-spills",
+    "-Xcompiler=-Wall,-fvisibility=hidden",
+    STABLE_ABI,
+]
 LINK_FLAGS = ["-Wl,--strip-all"] if sys.platform == "linux" else []
 if os.environ.get("METRICSEG_SANITIZE") == "1":
     LINK_FLAGS = ["-fsanitize=address,undefined,float-cast-overflow"]
@@ -173,6 +179,7 @@ class Build(BuildExtension.with_options(no_python_abi_suffix=True) if torch else
             "cuda_error": why_no_cuda(),
             "error": MISSING,
             "compiler": [],
+            "warnings": [],
         }
         if CUDA_MODE == "1" and self.record["cuda_error"]:
             raise SystemExit(f"METRICSEG_BUILD_CUDA=1, but {self.record['cuda_error']}")
@@ -207,6 +214,7 @@ class Build(BuildExtension.with_options(no_python_abi_suffix=True) if torch else
             return reason
         finally:
             self.extensions[0].optional = True
+        self.record["warnings"] = [line for line in lines if re.search(r"\bwarning\b", line, re.IGNORECASE)]
         return None
 
 

@@ -126,9 +126,9 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads of torch that wait soon give way to loader workers
     sys.path.append(os.getcwd())  # class_path finds your modules; last, so that none hides an installed one
     try:
+        sys.argv[1:] = expand(sys.argv[1:])
         from metricseg.training.cli import run
 
-        sys.argv[1:] = expand(sys.argv[1:])
         run(None)
     except ModuleNotFoundError as error:
         sys.exit(f'metricseg: {error}; the command line needs the train extra: pip install "metricseg[train]"')

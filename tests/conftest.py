@@ -1,6 +1,7 @@
 """Backends as a fixture. Without a device, Triton kernels run in their interpreter, which must be chosen before import."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 
@@ -20,8 +21,9 @@ from metricseg_kernels.core import backends, extension  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
 
 
-def _patch_interpreter_once_per_launch() -> None:
-    """Triton's interpreter patches its language modules anew at every device function call: half of its time."""
+def _patch_interpreter_repetition() -> None:
+    """Triton's interpreter patches its language modules anew at every device function call, half of its time, and makes
+    a dictionary of dtypes at every operation."""
     from triton.runtime import interpreter
 
     function, patched = interpreter.InterpretedFunction, set()
@@ -37,7 +39,15 @@ def _patch_interpreter_once_per_launch() -> None:
             patched.add(id(self.fn.__globals__))
         return self.rewrite()(*args, **kwargs)
 
-    function.run, function.__call__ = run_forgetting, call
+    np_dtype, known = interpreter._get_np_dtype, {}
+
+    def get_np_dtype(dtype):
+        name = dtype.scalar.name
+        if name not in known:
+            known[name] = np_dtype(dtype.scalar)
+        return known[name]
+
+    function.run, function.__call__, interpreter._get_np_dtype = run_forgetting, call, get_np_dtype
 
 
 def _patch_interpreter_dot() -> None:
@@ -58,10 +68,32 @@ def _patch_interpreter_dot() -> None:
     interpreter.InterpreterBuilder.create_dot = create_dot
 
 
+def _patch_interpreter_reduce() -> None:
+    """Reductions by a function of one's own combine halves of a block, as a device does, not one element at a time."""
+    from triton.runtime import interpreter
+
+    def generic_reduce(self, input):
+        tensors, axis = self.unravel(input, self.axis)
+        data = [tensor.handle.data for tensor in tensors]
+        while data[0].shape[axis] > 1:
+            halves = zip(*(np.split(d, 2, axis) for d in data), strict=True)
+            blocks = [self.to_tensor(d, t.dtype) for half in halves for d, t in zip(half, tensors, strict=True)]
+            combined = self.combine_fn.fn(*blocks)
+            data = [t.handle.data for t in (combined if isinstance(combined, tuple) else (combined,))]
+        if self.axis is None:
+            data = [d.reshape((1,) * len(input[0].shape)) if self.keep_dims else d.item() for d in data]
+        elif not self.keep_dims:
+            data = [d.squeeze(axis) for d in data]
+        return [self.to_tensor(d, t.dtype) for d, t in zip(data, tensors, strict=True)]
+
+    interpreter.ReduceOps.generic_reduce = generic_reduce
+
+
 if os.environ.get("TRITON_INTERPRET") == "1":
     with contextlib.suppress(ImportError, AttributeError):
-        _patch_interpreter_once_per_launch()
+        _patch_interpreter_repetition()
         _patch_interpreter_dot()
+        _patch_interpreter_reduce()
 
 
 def runnable(family: str) -> dict[str, str | None]:
@@ -114,16 +146,20 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fresh_processes() -> object:
-    """Meter for the memory of the cpu backend, each time in a new process: benchmarks/harness/memory.py."""
+    """New processes of this one's software, to measure the memory of the cpu backend: benchmarks/harness/memory.py."""
     if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     from benchmarks.harness import memory
 
-    return memory.FreshProcesses(preload=[f"{family}_cases" for family in FAMILIES])
+    return memory.FreshProcesses(preload=[*(f"{family}_cases" for family in FAMILIES), "metricseg.training.cli"])
 
 
 def device_of(backend: str) -> str:
     return "cuda" if backend == "cuda" or (backend == "triton" and ON_GPU) else "cpu"
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests, which every later collection would look at
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ logs and pictures. `fit` never starts anew over checkpoints; the other subcomman
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,14 @@ class SegmentationCLI(LightningCLI):
     """Lightning's command line with six subcommands, one seed, and two kinds of checkpoint: the last epoch and the
     best."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def __init__(self, *parts: Any, named: Sequence[str], **options: Any) -> None:
+        self._named = named
+        super().__init__(*parts, **options)
+
+    def subcommands(self) -> dict[str, set[str]]:
         """The Trainer methods that can be called, and which of their arguments the command line fills in itself."""
         filled = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {name: filled for name in SUBCOMMANDS}
+        return {name: filled for name in self._named}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The links between parts, and the callbacks that are always there."""
@@ -222,6 +226,8 @@ class SegmentationCLI(LightningCLI):
 
 def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
     """Run `arguments`, or, if None, those of the process; `options` are Lightning's."""
+    given = sys.argv[1:] if arguments is None else arguments
+    named = [name for name in given[:1] if name in SUBCOMMANDS] or SUBCOMMANDS  # all parsers take a second
     trainer_defaults = {"use_distributed_sampler": False, **options.pop("trainer_defaults", {})}  # see EpochSampler
     torch.set_float32_matmul_precision("high")
     return SegmentationCLI(
@@ -235,8 +241,9 @@ def run(arguments: Sequence[str] | None, **options: Any) -> SegmentationCLI:
         parser_kwargs={
             "description": "Train, evaluate and explain segmentation networks.",
             "epilog": "More subcommands, with --help of their own: doctor, bench, completion.",
-            **{name: {"usage": f"metricseg {name} [options]"} for name in SegmentationCLI.subcommands()},
+            **{name: {"usage": f"metricseg {name} [options]"} for name in named},
         },
+        named=named,
         save_config_kwargs={"overwrite": True},
         args=arguments,
         **options,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_sources import find_nvcc
+from cuda_binary import find_nvcc
 from places import ROOT
 
 COPIED = ("csrc", "metricseg", "metricseg_kernels", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")

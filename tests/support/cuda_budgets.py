@@ -1,25 +1,22 @@
 """`python -m cuda_budgets [FAMILY ...]`: write what each CUDA kernel needs, and is bound by, to docs/kernels/budgets.md.
 
-Needs nvcc, and the cuobjdump of a toolkit or of Triton. Launches are those of the benchmarks' shapes for a GPU, as the
+Reads the extension of this checkout by the cuobjdump of a toolkit or of Triton. Launches are those of the benchmarks' shapes for a GPU, as the
 host shim records them, without running a kernel.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
-import importlib.util
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from cuda_sources import USES, Usage, compile_family, find_nvcc, version_of
+from cuda_binary import FAMILIES, Usage, dump, nvcc_version, usages, why_not
 from places import ROOT
 
 PAGE = ROOT / "docs" / "kernels" / "budgets.md"
@@ -148,11 +145,11 @@ def hottest(lines: list[tuple[int, str, int | None]]) -> Loop:
     return max(found, key=lambda loop: (loop.flops, loop.counts["issue"]))
 
 
-def disassemble(cuobjdump: str, compiled: Path) -> tuple[dict[tuple[str, str], Loop], dict[tuple[str, str], int]]:
+@functools.cache
+def disassemble() -> tuple[dict[tuple[str, str], Loop], dict[tuple[str, str], int]]:
     """The hottest loop of each kernel, and the threads that its launch bounds allow, by mangled name and architecture."""
     loops, threads = {}, {}
-    sass = subprocess.run([cuobjdump, "-sass", str(compiled)], capture_output=True, text=True, check=True).stdout
-    for architecture, text in re.findall(r"code for (sm_\d+)(.*?)(?=code for sm_|\Z)", sass, re.DOTALL):
+    for architecture, text in re.findall(r"code for (sm_\d+)(.*?)(?=code for sm_|\Z)", dump("-sass"), re.DOTALL):
         for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
             body = re.sub(r"@!PT \w+", "NOP", body)  # never done
             found = re.findall(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ )?([A-Z][\w.]*)([^;]*);", body)
@@ -161,20 +158,12 @@ def disassemble(cuobjdump: str, compiled: Path) -> tuple[dict[tuple[str, str], L
                 (int(at, 16), opcode, int(target[1], 16) if target else None)
                 for (at, opcode, _), target in zip(found, targets, strict=True)
             ])  # fmt: skip
-    elf = subprocess.run([cuobjdump, "-elf", str(compiled)], capture_output=True, text=True, check=True).stdout
-    for text in re.split(r"^arch = ", elf, flags=re.MULTILINE)[1:]:
+    for text in re.split(r"^arch = ", dump("-elf"), flags=re.MULTILINE)[1:]:
         architecture = text.split("\n", 1)[0].strip()
         for name, body in re.findall(r"^\.nv\.info\.(\w+)$(.*?)(?=^\.\w|\Z)", text, re.DOTALL | re.MULTILINE):
             if most := re.search(r"EIATTR_MAX_THREADS\s+Format:\s*\w+\s+Value:\s*0x(\w+)", body):
                 threads[name, architecture] = int(most[1], 16)
     return loops, threads
-
-
-def find_cuobjdump(nvcc: str) -> str | None:
-    places = [Path(nvcc).with_name("cuobjdump")]
-    if (triton := importlib.util.find_spec("triton")) is not None and triton.origin is not None:
-        places.append(Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump")
-    return next((str(p) for p in places if p.exists()), shutil.which("cuobjdump"))
 
 
 # --- launches ---
@@ -218,8 +207,8 @@ def launches(family: str, device: Device) -> dict[str, Launch]:
 INTRO = """\
 # Budgets of the CUDA kernels
 
-Written by `python -m cuda_budgets` from the output of ptxas and the disassembly, by nvcc {version}.
-`tests/build/test_nvcc.py` holds registers and static shared memory of that version against it. The rest is an estimate
+Written by `python -m cuda_budgets` from the extension and its disassembly, by nvcc {version}.
+`tests/build/test_budgets.py` holds registers and static shared memory of that version against it. The rest is an estimate
 of what binds a kernel, not a measurement.
 
 - registers, static: registers of a thread, bytes of static shared memory of a block.
@@ -251,13 +240,11 @@ def bound(device: Device, loop: Loop) -> str:
     return f"{name}, {busy:.0%}"
 
 
-def rows(family: str, nvcc: str, cuobjdump: str) -> list[list[str]]:
-    with tempfile.TemporaryDirectory() as folder:
-        usages = by_kernel(compile_family(family, nvcc, Path(folder)))
-        loops, most_threads = disassemble(cuobjdump, Path(folder) / f"{family}.o")
+def rows(family: str) -> list[list[str]]:
+    loops, most_threads = disassemble()
     launched = {architecture: launches(family, device) for architecture, device in DEVICES.items()}
     table = []
-    for (kernel, architecture), u in sorted(usages.items()):
+    for (kernel, architecture), u in sorted(by_kernel(usages()[family]).items()):
         device, loop = DEVICES[architecture], loops[u.kernel, architecture]
         launch = launched[architecture].get(kernel)
         threads = launch.threads if launch else most_threads.get((u.kernel, architecture), 1024)
@@ -277,18 +264,18 @@ def main() -> int:
     from tqdm import tqdm
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("family", nargs="*", choices=[*USES, []], help="those to write anew, else all")
-    families = parser.parse_args().family or list(USES)
-    if (nvcc := find_nvcc()) is None or (cuobjdump := find_cuobjdump(nvcc)) is None:
-        print("needs nvcc, and cuobjdump of the toolkit or of Triton", file=sys.stderr)
+    parser.add_argument("family", nargs="*", choices=[*FAMILIES, []], help="those to write anew, else all")
+    families = parser.parse_args().family or FAMILIES
+    if (reason := why_not()) is not None:
+        print(reason, file=sys.stderr)
         return 1
     old = PAGE.read_text() if PAGE.exists() else ""
     sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", old, re.DOTALL | re.MULTILINE))
     for family in tqdm(families, unit="family"):
-        table = [list(HEAD), ["---"] * len(HEAD), *rows(family, nvcc, cuobjdump)]
+        table = [list(HEAD), ["---"] * len(HEAD), *rows(family)]
         sections[family] = "\n" + "".join(f"| {' | '.join(row)} |\n" for row in table) + "\n"
     tables = "".join(f"## {family}\n{sections[family]}" for family in sorted(sections))
-    PAGE.write_text(f"{INTRO.format(version=version_of(nvcc))}\n{tables.rstrip()}\n")
+    PAGE.write_text(f"{INTRO.format(version=nvcc_version())}\n{tables.rstrip()}\n")
     return 0
 
 

@@ -2,9 +2,10 @@
 
 Each case costs a compilation. On a device, dtypes other than fp32 take a part of the cases. Without one, all of these
 run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver, and gradcheck. Triton's
-interpreter takes seconds for a case and has no bf16 arithmetic: it has those, and the INTERPRETED cases in fp32 of each
-family's INTERPRETED_TESTS, every fourth one of a test. Opcheck and torch.compile know a backend by its name alone, so
-there those of one family do. METRICSEG_CASES=n takes every n-th case instead, of the interpreter's or of ttsem's.
+interpreter takes seconds for a case and has no bf16 arithmetic: it has the first case of gradcheck, and the INTERPRETED
+cases in fp32 of each family's INTERPRETED_TESTS, every fourth one of a test. Opcheck and torch.compile know a backend by
+its name alone, so there those of one family do. METRICSEG_CASES=n takes every n-th case instead, of the interpreter's or
+of ttsem's.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Sample:
             return True
         function = item.nodeid.split("[")[0]
         self.seen[function] += 1
+        if backends.interpreting() and matches(item, INTERPRETED):
+            return self.seen[function] == 1
         return (self.seen[function] - 1) % self.step == 0
 
 

@@ -1,11 +1,12 @@
 """A function of a test module, run at another vector width of the CPU kernels."""
 
+import importlib
 import os
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from benchmarks.harness.memory import FreshProcesses
 
 by_width = pytest.mark.parametrize(
     "width",
@@ -13,9 +14,12 @@ by_width = pytest.mark.parametrize(
 )
 
 
-def run_at(width: str, module: str, function: str) -> None:
+def run_at(processes: FreshProcesses, width: str, module: str, function: str) -> None:
     """Call `module.function()` in a process with METRICSEG_SIMD=width, and raise what it raises."""
-    environment = {**os.environ, "METRICSEG_SIMD": width, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", f"import {module}; {module}.{function}()"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
+    processes.measure(_run, width, module, function, timeout=300)
+
+
+def _run(width: str, module: str, function: str) -> list[object]:
+    os.environ["METRICSEG_SIMD"] = width  # before the first call of a kernel
+    getattr(importlib.import_module(module), function)()
+    return []

@@ -89,8 +89,9 @@ def test_class_paths_name_modules_of_the_current_directory(tmp_path):
     assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 
-@pytest.mark.parametrize("module", ["lightning", "jsonargparse"])
-@pytest.mark.parametrize("arguments", [["--help"], ["fit", *QUICK]], ids=["help", "fit"])
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("lightning", ["--help"]), ("jsonargparse", ["fit", *QUICK])], ids=["help", "fit"]
+)
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, module, arguments):
     hidden = tmp_path / "hidden"
     hidden.mkdir()

@@ -1,6 +1,7 @@
 """Training through Lightning: exact resume after a kill, checkpoints of other models, what evaluation reports."""
 
 import functools
+import os
 import pickle
 import signal
 import subprocess
@@ -40,18 +41,16 @@ def trainer(root, **options):
     )  # fmt: skip
 
 
-KILLED = """
-import os, signal, sys
-import lightning as L
-from metricseg.cli import main
-
 class Kill(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch == 2 and batch_idx == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-main(sys.argv[1:], trainer_defaults={"callbacks": Kill()})
-"""
+
+def train_until_killed(arguments):
+    from metricseg.cli import main
+
+    main(arguments, trainer_defaults={"callbacks": Kill()})
 
 
 DMLSEG = [
@@ -84,14 +83,16 @@ WITHIN = ["--last.every_n_train_steps=1"]
 @pytest.mark.parametrize(
     "system", [[], DMLSEG, CCSNET, WITHIN], ids=["deeplabv3plus", "dmlseg", "ccsnet", "within epochs"]
 )
-def test_killed_run_resumes_to_the_same_bits(tmp_path, system):
+def test_killed_run_resumes_to_the_same_bits(tmp_path, system, fresh_processes):
     """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
     from metricseg.cli import main
 
     main([*arguments(tmp_path / "whole"), *system])
     killed = [*arguments(tmp_path / "killed"), *system]
-    died = subprocess.run([sys.executable, "-c", KILLED, *killed], capture_output=True)
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    dying = fresh_processes.context.Process(target=train_until_killed, args=(killed,))
+    dying.start()
+    dying.join()
+    assert dying.exitcode == -signal.SIGKILL
     last = tmp_path / "killed/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=False)["epoch"] == (2 if system is WITHIN else 1)
     main([*killed, f"--ckpt_path={last}"])
@@ -111,23 +112,27 @@ def assert_same_bits(whole, resumed, steps):
 
 
 class Positions(L.Callback):
-    """Keeps a checkpoint of every step, of every validation's end and of every epoch's end, and each step's images."""
+    """Each step's images; with a folder, a checkpoint of every step, of every validation's end and of every epoch's."""
 
-    def __init__(self, folder):
+    def __init__(self, folder=None):
         self.folder, self.images = folder, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.images[trainer.current_epoch, batch_idx] = batch[0].double().sum().item()
 
     def on_train_batch_end(self, trainer, *_):
-        if not (path := self.folder / f"step{trainer.global_step}.ckpt").exists():  # gradients aren't kept
-            trainer.save_checkpoint(path)
+        self.keep(trainer, "step")
 
     def on_validation_end(self, trainer, pl_module):
-        trainer.save_checkpoint(self.folder / f"validation{trainer.global_step}.ckpt")
+        self.keep(trainer, "validation")
 
     def on_train_epoch_end(self, trainer, pl_module):
-        trainer.save_checkpoint(self.folder / f"epoch{trainer.global_step}.ckpt")
+        self.keep(trainer, "epoch")
+
+    def keep(self, trainer, place):
+        path = self.folder and self.folder / f"{place}{trainer.global_step}.ckpt"
+        if path and not path.exists():  # a second step without an update: gradients aren't kept
+            trainer.save_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_resume_from_any_place_sees_each_sample_once(tmp_path, options):
     main([*arguments(tmp_path / "whole"), *options], trainer_defaults={"callbacks": whole})
     accumulated = 2 if "--trainer.accumulate_grad_batches=2" in options else 1
     for place in sorted((tmp_path / "kept").glob("*[1-9].ckpt")):
-        resumed, root = Positions(tmp_path / "more" / place.stem), tmp_path / place.stem
+        resumed, root = Positions(), tmp_path / place.stem
         main([*arguments(root), *options, f"--ckpt_path={place}"], trainer_defaults={"callbacks": resumed})
         done = torch.load(place, weights_only=False)["global_step"] * accumulated
         assert resumed.images == dict(list(whole.images.items())[done:]), place.name

@@ -201,5 +201,5 @@ def compare_all() -> None:
 
 
 @by_width
-def test_narrower_vectors(width: str) -> None:
-    run_at(width, "test_cpu_contrast", "compare_all")
+def test_narrower_vectors(width: str, fresh_processes: object) -> None:
+    run_at(fresh_processes, width, "test_cpu_contrast", "compare_all")

@@ -231,5 +231,5 @@ def compare_all() -> None:
 
 @needs_cpu
 @by_width
-def test_narrower_vectors(width: str) -> None:
-    run_at(width, "test_distill_contract", "compare_all")
+def test_narrower_vectors(width: str, fresh_processes: object) -> None:
+    run_at(fresh_processes, width, "test_distill_contract", "compare_all")

@@ -50,7 +50,7 @@ CASES = [
 NAMED = {c.id: c for c in CASES}
 # Triton kernels in their interpreter: cases, and the tests that take them or others as small
 INTERPRETED = ("one-row", "one-cell-corners", "no-channels")
-INTERPRETED_TESTS = {"test_output_and_gradients", "test_margins_and_poison", "test_opcheck"}
+INTERPRETED_TESTS = {"test_output_and_gradients", "test_margins_and_poison"}
 # Triton kernels compiled: cases in dtypes other than fp32
 IN_EVERY_DTYPE = {"primes", "channels-last", "zeros-corners-flow", "mixed"}
 

@@ -44,8 +44,8 @@ def compare_all() -> None:
 
 
 @by_width
-def test_narrower_vectors(width: str) -> None:
-    run_at(width, "test_cpu_refine", "compare_all")
+def test_narrower_vectors(width: str, fresh_processes: object) -> None:
+    run_at(fresh_processes, width, "test_cpu_refine", "compare_all")
 
 
 def upsample_step(_: None = None) -> Callable[[], torch.Tensor]:

@@ -1,4 +1,7 @@
-"""`python -m launches FAMILY CAPABILITY [-k TEXT] [--every N]`: a line per compiled kernel; status 1 if one does not fit."""
+"""`python -m launches FAMILY CAPABILITY [-k TEXT] [--every N]`: a line per compiled kernel; status 1 if one does not fit.
+
+FAMILY: one, or "all", or "recorded".
+"""
 
 from __future__ import annotations
 
@@ -22,25 +25,28 @@ def main() -> int:
 
     import launches
 
-    table = "launches.recorded" if arguments.family == "recorded" else f"{arguments.family}_launches"
-    calls = [c for c in importlib.import_module(table).calls() if arguments.k in c.id]
-    calls = calls[:: arguments.every]
-    start, count, failed = time.perf_counter(), 0, 0
-    for call, kernels, error in launches.compile_calls(calls, arguments.capability):
-        count += len(kernels)
-        for kernel in kernels:
-            complaint = kernel.complaint(call, arguments.capability)
-            failed += complaint is not None
-            if complaint or kernel.stack or not arguments.q:
-                print(f"{call.id:48} {kernel.name:14} {kernel.registers:4} registers {kernel.stack:4} stack "
-                      f"{kernel.shared:7} shared {kernel.warps:2} warps {kernel.seconds:5.1f} s",
-                      f"  <-- {complaint}" if complaint else "", flush=True)  # fmt: skip
-        if error is not None:
-            failed += 1
-            print(f"{call.id:48} {error[-1500:]}", flush=True)
-    print(f"{arguments.family} sm_{arguments.capability} triton {triton.__version__}: {len(calls)} calls, "
-          f"{count} kernels, {failed} failed, {time.perf_counter() - start:.0f} s")  # fmt: skip
-    return 1 if failed or not count else 0
+    families = launches.FAMILIES if arguments.family == "all" else (arguments.family,)
+    complaints = 0
+    for family in families:
+        table = "launches.recorded" if family == "recorded" else f"{family}_launches"
+        calls = [c for c in importlib.import_module(table).calls() if arguments.k in c.id][:: arguments.every]
+        start, count, failed = time.perf_counter(), 0, 0
+        for call, kernels, error in launches.compile_calls(calls, arguments.capability):
+            count += len(kernels)
+            for kernel in kernels:
+                complaint = kernel.complaint(call, arguments.capability)
+                failed += complaint is not None
+                if complaint or kernel.stack or not arguments.q:
+                    print(f"{call.id:48} {kernel.name:14} {kernel.registers:4} registers {kernel.stack:4} stack "
+                          f"{kernel.shared:7} shared {kernel.warps:2} warps {kernel.seconds:5.1f} s",
+                          f"  <-- {complaint}" if complaint else "", flush=True)  # fmt: skip
+            if error is not None:
+                failed += 1
+                print(f"{call.id:48} {error[-1500:]}", flush=True)
+        print(f"{family} sm_{arguments.capability} triton {triton.__version__}: {len(calls)} calls, "
+              f"{count} kernels, {failed} failed, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+        complaints += failed + (not count)
+    return 1 if complaints else 0
 
 
 if __name__ == "__main__":
