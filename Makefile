@@ -1,5 +1,5 @@
 # make demo    trains a small network on generated scenes and shows accuracy, speed and pictures
-# make test    lint, types, and every test that this machine can run
+# make test    lint, types, and the tests of this machine's software
 # make stacks  the same code on every software stack it supports (noxfile.py); SELECT="-s ttsem" picks sessions
 # make bench   benchmarks against the peers; writes benchmarks/results/<device>/
 # make gpu     everything for one visit to a GPU machine

@@ -1,14 +1,10 @@
 """DDP, FSDP, Accelerate, Lightning and Trainer on two processes: the gradients of the host's loss, computed by one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from places import ROOT
+from rank_processes import run_ranks
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 import host_ranks
@@ -40,19 +36,10 @@ def one_large_batch():
 
 
 @pytest.mark.parametrize("host", LAUNCHES)
-def test_two_ranks_have_the_gradients_of_the_hosts_loss(host, tmp_path):
+def test_two_ranks_have_the_gradients_of_the_hosts_loss(host, tmp_path, fresh_processes):
     pytest.importorskip(host, reason=f"{host} is not installed")
     out = tmp_path / "grads.pt"
-    script = [str(ROOT / "tests/integrations/host_ranks.py"), str(out), *LAUNCHES[host]]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(fresh_processes, 2, tmp_path, host_ranks.__file__, str(out), *LAUNCHES[host])
     expected = one_large_batch() if host == "transformers" else average_of_the_ranks()
     results = torch.load(out)
     assert tuple(results) == LAUNCHES[host]

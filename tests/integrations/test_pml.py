@@ -1,15 +1,13 @@
 """pytorch-metric-learning's wrappers and miners around our losses, against the same around its own, in fp64."""
 
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 from places import ROOT
+from rank_processes import run_ranks
 
 from metricseg import losses as ours
 
@@ -211,14 +209,6 @@ def test_no_positive_in_a_list_is_said(both):
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
-def test_distributed_loss_wrapper_on_two_ranks():
-    script = str(ROOT / "tests/integrations/pml_ranks.py")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("same: ") == 24
+def test_distributed_loss_wrapper_on_two_ranks(tmp_path, fresh_processes):
+    printed = run_ranks(fresh_processes, 2, tmp_path, str(ROOT / "tests/integrations/pml_ranks.py"))
+    assert printed.count("same: ") == 24

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 RACE = "race in shared memory: thread "
 PENDING = r" of block 0 has on its way \(cp.async\)"
 FAULTS = {

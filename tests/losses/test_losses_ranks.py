@@ -1,36 +1,17 @@
 """Two and four processes give the loss and the gradients of one with the whole batch."""
 
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import ranks
 import torch
 import torch.distributed as dist
-from places import ROOT
+from rank_processes import run_ranks
 
 from metricseg.losses.pixel_contrast import nearest
 from metricseg.utils import distributed
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
-
-
-def launch(world, out):
-    """What the cases give on so many ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(Path(__file__).parent / "ranks.py"), str(out)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(out)
 
 
 def by_one(name, kind, dtype, world, net):
@@ -51,9 +32,10 @@ def relative(ours, expected):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_give_what_one_process_gives(world, tmp_path):
+def test_ranks_give_what_one_process_gives(world, tmp_path, fresh_processes):
     """All cases in one launch, which takes longer than they do."""
-    results = launch(world, tmp_path / "results.pt")
+    run_ranks(fresh_processes, world, tmp_path, ranks.__file__, str(tmp_path / "results.pt"))
+    results = torch.load(tmp_path / "results.pt")
     wrong = {}
     for case, (values, grads) in results.items():
         net = ranks.network(case[2])

@@ -74,6 +74,7 @@ def arguments(root):
         "--trainer.num_sanity_val_steps=0", "--trainer.check_val_every_n_epoch=2",
         "--model.model.backbone=mobilenetv3_small_050", "--model.model.channels=16", "--model.warmup=3",
         "--data.dataset.length=16", "--data.dataset.size=48", "--data.crop=[32,32]", "--data.batch_size=4",
+        "--embedding.pictures=0", "--centers.pictures=0",
     ]  # fmt: skip
 
 

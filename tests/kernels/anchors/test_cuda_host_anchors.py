@@ -29,6 +29,8 @@ from metricseg_kernels.anchors import op
 from metricseg_kernels.anchors.reference import SampleInputs
 from metricseg_kernels.core import checks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def backend(shim: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -141,6 +143,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("anchors", ASAN_SCRIPT)

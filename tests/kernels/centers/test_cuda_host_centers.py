@@ -43,6 +43,8 @@ import metricseg_kernels as mk
 from metricseg_kernels.centers import cuda, op
 from metricseg_kernels.core import checks
 
+pytestmark = pytest.mark.slow
+
 # more than a tile of pixels, of channels and of the sum, 16-byte vectors or not, and blocks of classes, by csrc/centers
 TILES = Case("tiles", (1, 9, 16), 136, 37, label_dtype=torch.uint8)
 LAST = Case("last", (2, 5, 7), 136, 35, "own", layout="nhwc", label_dtype=torch.int32)
@@ -244,6 +246,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:  # noqa: F811
     cuda_host.run_sanitized("centers", ASAN_SCRIPT)

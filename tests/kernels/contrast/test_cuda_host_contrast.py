@@ -36,6 +36,8 @@ from test_prototypes import test_dtypes, test_published_formula  # noqa: F401
 from metricseg_kernels.contrast import cuda, op
 from metricseg_kernels.core import checks
 
+pytestmark = pytest.mark.slow
+
 # by csrc/engines/row_pairs: several blocks and parts, whole rows of a full slice, rows in chunks, several slices
 PARTS = Case("parts", 131, 9, columns=259, classes=3, labels="some", column_labels="some")
 ALONE = Case("alone", 200, 5, classes=4, labels="some")
@@ -71,7 +73,6 @@ def test_loss_and_gradients(form: str, dtype: torch.dtype, backend: str) -> None
         against_reference(form, NAMED[name], dtype, backend, "cpu")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", BY_DTYPE, ids=str)
 def test_every_case(form: str, dtype: torch.dtype, backend: str) -> None:
@@ -193,6 +194,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:  # noqa: F811
     cuda_host.run_sanitized("contrast", ASAN_SCRIPT)

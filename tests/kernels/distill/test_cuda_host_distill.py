@@ -32,6 +32,8 @@ from tolerances import FLOORS
 
 import metricseg_kernels as mk
 
+pytestmark = pytest.mark.slow
+
 HALF = ("teacher-fine", "primes", "identity", "channels-last", "huge", "ade", "empty-batch")
 GUARDED = ("teacher-coarse", "primes", "identity", "strided", "channels-last-identity", "many-classes", "ignored",
            "empty-batch", "no-pixels")  # fmt: skip
@@ -67,7 +69,6 @@ def test_margins_and_poison(name: str, backend: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
-@pytest.mark.slow
 def test_every_case(dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in [*CASES, BEYOND]:
         for kind in KINDS:
@@ -205,6 +206,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("distill", ASAN_SCRIPT)

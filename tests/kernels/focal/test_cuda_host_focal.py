@@ -24,6 +24,8 @@ import metricseg_kernels as mk
 from metricseg_kernels.core import checks
 from metricseg_kernels.focal import op
 
+pytestmark = pytest.mark.slow
+
 TILED = [
     Case("tall", (70, 3), (140, 9), classes=3, weighted=True),
     Case("wide", (2, 90), (6, 397), classes=21, label_smoothing=0.1),
@@ -146,6 +148,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("focal", ASAN_SCRIPT)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import cuda_host
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = 128  # label columns of a chunk, at up to 20 classes
 # Instructions of a thread at 20 classes: of a chunk, of an interval of cell rows, of a label row. Counted on SASS for
 # sm_90, over tiles of different heights and ratios.

@@ -23,6 +23,8 @@ from test_predict import (  # noqa: F401
 import metricseg_kernels as mk
 from metricseg_kernels.predict import op, reference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("classes", [3, 130])
 def test_the_most_maps(classes: int, backend: str) -> None:
@@ -111,6 +113,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("predict", ASAN_SCRIPT)

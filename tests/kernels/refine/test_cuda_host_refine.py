@@ -21,6 +21,8 @@ from test_refine_contract import test_margins_and_poison as check_margins
 
 import metricseg_kernels as mk
 
+pytestmark = pytest.mark.slow
+
 TILES = Case("tiles", (1, 3, 10, 34), (20, 68), reach=3.0)  # several of cells and of pixels, by csrc/refine
 LONG = Case("long", (1, 1, 1, 132), (9, 528), neighbors=False)  # more tiles of pixels in a row than lanes
 BY_DTYPE = {
@@ -141,6 +143,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("refine", ASAN_SCRIPT)

@@ -35,6 +35,8 @@ import metricseg_kernels as mk
 from metricseg_kernels.core import checks
 from metricseg_kernels.region import op
 
+pytestmark = pytest.mark.slow
+
 HALF = ("up4", "primes", "channels-last", "soft", "sigmoid-soft", "mask", "huge", "empty-batch-images")
 GUARDED = ("primes", "images", "many-classes", "channels-last-identity", "strided", "soft-identity", "mask-soft",
            "empty-batch-images", "no-pixels")  # fmt: skip
@@ -79,7 +81,6 @@ def test_margins_and_poison(name: str, backend: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("dtype", FLOORS, ids=str)
-@pytest.mark.slow
 def test_every_case(dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for case in CASES:
         test_region.test_region_loss(case, dtype, backend, "cpu")
@@ -233,6 +234,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("region", ASAN_SCRIPT)

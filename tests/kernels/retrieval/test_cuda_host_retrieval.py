@@ -20,6 +20,8 @@ from test_retrieval import (  # noqa: F401
 
 import metricseg_kernels as mk
 
+pytestmark = pytest.mark.slow
+
 # (queries, rows of the bank, D, k), by csrc/retrieval/topk.cuh
 CASES = [(1, 1, 1, 1), (7, 13, 5, 3), (3, 4, 2, 9), (5, 0, 3, 2), (0, 6, 3, 2), (4, 130, 0, 3), (67, 130, 18, 15),
          (3, 3000, 3, 5), (2, 1100, 5, 70), (2, 2100, 3, 40), (1, 290, 2, 256)]  # fmt: skip
@@ -79,6 +81,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("retrieval", ASAN_SCRIPT)

@@ -31,6 +31,8 @@ from test_segments import (  # noqa: F401
 import metricseg_kernels as mk
 from metricseg_kernels.segments import op
 
+pytestmark = pytest.mark.slow
+
 CUT = [  # tiles, parts and blocks of clusters, none full, by csrc/segments/kmeans_layout.h
     Case("tiles-of-a-part", (1, 3, 30, 40), (20, 20), iterations=1),
     Case("sums-in-global-memory", (1, 40, 24, 30), (12, 12), iterations=1),
@@ -172,6 +174,5 @@ print("clean")
 """
 
 
-@pytest.mark.slow
 def test_kernels_under_address_sanitizer(shim: ModuleType) -> None:
     cuda_host.run_sanitized("segments", ASAN_SCRIPT)
