@@ -18,8 +18,6 @@ from metricseg_kernels.core import extension
 LIBRARY = ROOT / "metricseg_kernels" / "_C.so"
 ARCHITECTURES = {"sm_80", "sm_90"}
 FAMILIES = tuple(sorted(source.parent.name for source in (ROOT / "csrc").glob("*/cuda.cu")))
-
-
 RESERVED = {"sm_80": 0, "sm_90": 1024}  # bytes of shared memory that the system adds to those of a kernel
 
 
@@ -47,8 +45,8 @@ def nvcc_version() -> str:
 def why_not() -> str | None:
     """Why the kernels can't be read here."""
     record = extension.build_record()
-    if not LIBRARY.exists() or record["cuda_error"]:
-        return f"no CUDA kernels in this checkout ({record['cuda_error'] or record['error']})"
+    if not LIBRARY.exists() or record.get("cuda_error", "no record of a build"):
+        return f"no CUDA kernels in this checkout ({record.get('cuda_error') or record.get('error')})"
     if not {f"sm_{a.replace('.', '')}" for a in re.findall(r"\d+\.\d", record["cuda_arch_list"])} >= ARCHITECTURES:
         return f"CUDA kernels for {record['cuda_arch_list']} alone"
     return None if find_cuobjdump() else "no cuobjdump, of a toolkit or of Triton"

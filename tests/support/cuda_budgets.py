@@ -1,7 +1,7 @@
 """`python -m cuda_budgets [FAMILY ...]`: write what each CUDA kernel needs, and is bound by, to docs/kernels/budgets.md.
 
-Reads the extension of this checkout by the cuobjdump of a toolkit or of Triton. Launches are those of the benchmarks' shapes for a GPU, as the
-host shim records them, without running a kernel.
+Reads the extension of this checkout, by the cuobjdump of a toolkit or of Triton; takes minutes. Launches are those of
+the benchmarks' shapes for a GPU, as the host shim records them, without running a kernel.
 """
 
 from __future__ import annotations
