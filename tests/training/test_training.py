@@ -260,7 +260,8 @@ def test_half_precision_trains_and_draws(tmp_path, system, precision):
     from metricseg.cli import main
 
     options = DMLSEG if system == "dmlseg" else CCSNET
-    changes = ["--trainer.max_epochs=1", f"--trainer.precision={precision}", "--trainer.check_val_every_n_epoch=1"]
+    changes = ["--trainer.max_epochs=1", f"--trainer.precision={precision}", "--trainer.check_val_every_n_epoch=1",
+               "--embedding.pictures=4", "--centers.pictures=4"]  # fmt: skip
     cli = main([*arguments(tmp_path), *options, *changes])
     assert cli.trainer.global_step == 4 and bool(cli.trainer.logged_metrics["train/loss"].isfinite())
     assert all(bool(p.isfinite().all()) for p in cli.model.parameters())
