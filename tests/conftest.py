@@ -69,7 +69,7 @@ def _patch_interpreter_dot() -> None:
 
 
 def _patch_interpreter_reduce() -> None:
-    """Reductions by a function of one's own combine halves of a block, as a device does, not one element at a time."""
+    """Combine halves of a block in reductions by a custom function, as a device does, not one element at a time."""
     from triton.runtime import interpreter
 
     def generic_reduce(self, input):
@@ -146,7 +146,7 @@ def exact_products() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def fresh_processes() -> object:
-    """New processes of this one's software, to measure the memory of the cpu backend: benchmarks/harness/memory.py."""
+    """Processes that have imported this software and run nothing: benchmarks/harness/memory.py."""
     if (reason := why_not_resident() or extension.why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     from benchmarks.harness import memory

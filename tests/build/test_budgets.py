@@ -16,6 +16,7 @@ GRACE = 8  # registers above the recorded ones: the unit in which they are grant
 
 
 def test_no_compiler_warns() -> None:
+    """In the last build, which is whole in a fresh clone and else of the sources that changed."""
     assert extension.build_record()["warnings"] == []
 
 

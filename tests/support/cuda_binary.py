@@ -36,7 +36,7 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_version() -> str:
-    """Of the nvcc that built the extension."""
+    """Version of the nvcc that built the extension."""
     command = [f"{extension.build_record()['cuda_home']}/bin/nvcc", "--version"]
     found = re.search(r"release (\d+\.\d+)", subprocess.run(command, capture_output=True, text=True).stdout)
     return found[1] if found else "unknown"
@@ -66,7 +66,7 @@ def dump(option: str) -> str:
 
 @functools.cache
 def usages() -> dict[str, list[Usage]]:
-    """By family. A kernel of an engine belongs to the family whose translation unit has it."""
+    """Usage of each kernel, by family. A kernel of an engine belongs to the family whose translation unit has it."""
     found: dict[str, list[Usage]] = {family: [] for family in FAMILIES}
     for unit in dump("--dump-resource-usage").split("Fatbin elf code:")[1:]:
         kernels = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) ", unit)

@@ -13,7 +13,10 @@ from benchmarks.harness.memory import FreshProcesses
 
 
 def run_ranks(processes: FreshProcesses, world: int, folder: Path, script: str, *arguments: str) -> str:
-    """What `torchrun --nproc-per-node WORLD SCRIPT ARGUMENTS` prints; fails where a rank does. The folder is for logs."""
+    """Run a script as torchrun does, log each rank to a file in the folder, and return the output of all ranks.
+
+    Raises AssertionError with that output if a rank fails, or if none ends within 240 s.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

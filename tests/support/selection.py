@@ -2,10 +2,10 @@
 
 Each case costs a compilation. On a device, dtypes other than fp32 take a part of the cases. Without one, all of these
 run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver, and gradcheck. Triton's
-interpreter takes seconds for a case and has no bf16 arithmetic: it has the first case of gradcheck, and the INTERPRETED
-cases in fp32 of each family's INTERPRETED_TESTS, every fourth one of a test. Opcheck and torch.compile know a backend by
-its name alone, so there those of one family do. METRICSEG_CASES=n takes every n-th case instead, of the interpreter's or
-of ttsem's.
+interpreter takes seconds for a case and has no bf16 arithmetic. It runs the first case of the tests in INTERPRETED, and
+in fp32 every fourth one of a family's INTERPRETED_TESTS, out of its INTERPRETED cases. Opcheck and torch.compile know a
+backend by its name alone, so there those of one family do. METRICSEG_CASES=n takes every n-th case of the interpreter or
+of ttsem; 1 takes all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sample:
             return True
         function = item.nodeid.split("[")[0]
         self.seen[function] += 1
-        if backends.interpreting() and matches(item, INTERPRETED):
+        if self.step > 1 and backends.interpreting() and matches(item, INTERPRETED):
             return self.seen[function] == 1
         return (self.seen[function] - 1) % self.step == 0
 
