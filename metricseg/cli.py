@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None, **options: Any) -> Any:
     sys.path.append(os.getcwd())  # class_path finds your modules; last, so that none hides an installed one
     try:
         sys.argv[1:] = expand(sys.argv[1:])
+        for module in ("lightning", "jsonargparse"):  # before seconds of imports
+            if find_spec(module) is None:
+                raise ModuleNotFoundError(f"No module named {module!r}")
         from metricseg.training.cli import run
 
         run(None)

@@ -1,6 +1,8 @@
 """The installed console script `metricseg`: exit status, and one line if the input is wrong."""
 
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -21,15 +23,31 @@ QUICK = [
 ]  # fmt: skip
 
 
-def script(folder, *arguments, **options):
-    return subprocess.run([SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, **options)
+def script(folder, *arguments):
+    return subprocess.run([SCRIPT, *arguments], cwd=folder, capture_output=True, text=True)
 
 
-def test_success_is_status_0(tmp_path):
+def run_script(folder, arguments, stderr):
+    os.chdir(folder)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), sys.stderr.fileno())
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def forked_script(processes, folder, *arguments):
+    """(exit status, stderr) of the script in a process that has imported this software."""
+    (folder / "work").mkdir()
+    process = processes.context.Process(target=run_script, args=(folder / "work", arguments, folder / "stderr"))
+    process.start()
+    process.join()
+    return process.exitcode, (folder / "stderr").read_text()
+
+
+def test_success_is_status_0(tmp_path, fresh_processes):
     done = script(tmp_path, "fit", *QUICK)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/scenes/checkpoints/last.ckpt").exists()
-    assert script(tmp_path, "--help").returncode == 0
+    assert forked_script(fresh_processes, tmp_path, "--help")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -40,12 +58,12 @@ def test_success_is_status_0(tmp_path):
         (["--nosuch=1"], "error: unrecognized arguments: --nosuch=1"),
     ],
 )
-def test_unknown_name_is_one_line(tmp_path, options, words):
-    done = script(tmp_path, "fit", *QUICK, *options)
-    *_, last = done.stderr.splitlines()
-    assert done.returncode in (1, 2) and words in last, done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3
-    assert not list(tmp_path.iterdir())
+def test_unknown_name_is_one_line(tmp_path, options, words, fresh_processes):
+    status, stderr = forked_script(fresh_processes, tmp_path, "fit", *QUICK, *options)
+    *_, last = stderr.splitlines()
+    assert status in (1, 2) and words in last, stderr
+    assert "Traceback" not in stderr and len(stderr.splitlines()) <= 3
+    assert not list((tmp_path / "work").iterdir())
 
 
 OWN = """

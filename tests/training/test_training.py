@@ -4,8 +4,6 @@ import functools
 import os
 import pickle
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -13,6 +11,7 @@ pytest.importorskip("lightning")
 import lightning as L
 import torch
 
+from metricseg.cli import main
 from metricseg.data.module import SegmentationData
 from metricseg.models import DMLSeg, WeightsMismatch
 from metricseg.training.evaluation import BoundaryIoU, IoU
@@ -48,8 +47,6 @@ class Kill(L.Callback):
 
 
 def train_until_killed(arguments):
-    from metricseg.cli import main
-
     main(arguments, trainer_defaults={"callbacks": Kill()})
 
 
@@ -86,8 +83,6 @@ WITHIN = ["--last.every_n_train_steps=1"]
 )
 def test_killed_run_resumes_to_the_same_bits(tmp_path, system, fresh_processes):
     """4 epochs at once, against SIGKILL in the third epoch and a resume: weights, optimizer and schedule are equal."""
-    from metricseg.cli import main
-
     main([*arguments(tmp_path / "whole"), *system])
     killed = [*arguments(tmp_path / "killed"), *system]
     dying = fresh_processes.context.Process(target=train_until_killed, args=(killed,))
@@ -139,16 +134,14 @@ class Positions(L.Callback):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--data.workers=0", "--trainer.val_check_interval=2"],
-        ["--data.workers=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=0"],
+        ["--data.workers=0", "--data.dataset.length=12", "--trainer.val_check_interval=2"],
+        ["--data.workers=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=0"],
         ["--data.workers=0", "--trainer.accumulate_grad_batches=2"],
     ],
     ids=["validating", "workers", "accumulating"],
 )
 def test_resume_from_any_place_sees_each_sample_once(tmp_path, options):
     """The batches after it are those of a run without a stop, and so are the weights, to the bit."""
-    from metricseg.cli import main
-
     options = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *options]
     whole = Positions(tmp_path / "kept")
     main([*arguments(tmp_path / "whole"), *options], trainer_defaults={"callbacks": whole})
@@ -257,8 +250,6 @@ def test_training_without_an_end_says_what_is_missing(tmp_path):
 @pytest.mark.parametrize("system", ["dmlseg", "ccsnet"])
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
 def test_half_precision_trains_and_draws(tmp_path, system, precision):
-    from metricseg.cli import main
-
     options = DMLSEG if system == "dmlseg" else CCSNET
     changes = ["--trainer.max_epochs=1", f"--trainer.precision={precision}", "--trainer.check_val_every_n_epoch=1",
                "--embedding.pictures=4", "--centers.pictures=4"]  # fmt: skip
@@ -298,23 +289,14 @@ def test_heads_without_a_loss_are_frozen():
         trained({"name": "terms", "a": auxiliary, "b": embedding})
 
 
-SPAWNED = """
-import sys
-from metricseg.cli import main
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
-"""
-
-
-def test_two_spawned_processes_train_without_unused_heads(tmp_path):
+def test_two_spawned_processes_train_without_unused_heads(tmp_path, fresh_processes):
     """The task, the data and the callbacks are pickled; DistributedDataParallel needs a gradient of each parameter."""
-    (tmp_path / "spawned.py").write_text(SPAWNED)
     options = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2", "--trainer.max_epochs=1", "--data.batch_size=2"]
     loss = ["--model.model.name=dmlseg", "--model.loss={name: terms, focal: {loss: focal}}"]
-    command = [sys.executable, tmp_path / "spawned.py", *arguments(tmp_path / "run"), *options, *loss]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = fresh_processes.context.Process(target=main, args=([*arguments(tmp_path / "run"), *options, *loss],))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
 
 
