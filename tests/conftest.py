@@ -1,11 +1,9 @@
 """Backends as a fixture. Without a device, Triton kernels run in their interpreter, which must be chosen before import."""
 
-import contextlib
 import gc
 import os
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,87 +11,13 @@ ON_GPU = torch.cuda.is_available()
 if not ON_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import interpreter  # noqa: E402, F401  (Triton's, if it is chosen)
 import places  # noqa: E402, F401  (modules of a family's tests by their names)
 from selection import Sample, selected  # noqa: E402
 
 from metricseg.utils.memory import why_not_resident  # noqa: E402
 from metricseg_kernels.core import backends, extension  # noqa: E402
 from metricseg_kernels.core.registry import FAMILIES  # noqa: E402
-
-
-def _patch_interpreter_repetition() -> None:
-    """Triton's interpreter patches its language modules anew at every device function call, half of its time, and makes
-    a dictionary of dtypes at every operation."""
-    from triton.runtime import interpreter
-
-    function, patched = interpreter.InterpretedFunction, set()
-    run, patch = function.run, interpreter._patch_lang
-
-    def run_forgetting(self, *args, **kwargs):
-        patched.clear()  # a launch takes its patches back when it ends
-        return run(self, *args, **kwargs)
-
-    def call(self, *args, **kwargs):
-        if id(self.fn.__globals__) not in patched:
-            patch(self.fn)
-            patched.add(id(self.fn.__globals__))
-        return self.rewrite()(*args, **kwargs)
-
-    np_dtype, known = interpreter._get_np_dtype, {}
-
-    def get_np_dtype(dtype):
-        name = dtype.scalar.name
-        if name not in known:
-            known[name] = np_dtype(dtype.scalar)
-        return known[name]
-
-    function.run, function.__call__, interpreter._get_np_dtype = run_forgetting, call, get_np_dtype
-
-
-def _patch_interpreter_dot() -> None:
-    """A device sums each element of tl.dot in one order, whatever the tile; BLAS sums it as shape and position suggest.
-
-    In fp64, rounded once, an element has one value again: the one that a later kernel recomputes in another tile.
-    """
-    from triton.runtime import interpreter
-
-    dot = interpreter.InterpreterBuilder.create_dot
-
-    def create_dot(self, a, b, d, *options):
-        if any(t.data.dtype not in (np.float16, np.float32) for t in (a, b, d)):
-            return dot(self, a, b, d, *options)
-        wide = np.matmul(a.data, b.data, dtype=np.float64) + d.data
-        return interpreter.TensorHandle(wide.astype(d.data.dtype), d.dtype.scalar)
-
-    interpreter.InterpreterBuilder.create_dot = create_dot
-
-
-def _patch_interpreter_reduce() -> None:
-    """Combine halves of a block in reductions by a custom function, as a device does, not one element at a time."""
-    from triton.runtime import interpreter
-
-    def generic_reduce(self, input):
-        tensors, axis = self.unravel(input, self.axis)
-        data = [tensor.handle.data for tensor in tensors]
-        while data[0].shape[axis] > 1:
-            halves = zip(*(np.split(d, 2, axis) for d in data), strict=True)
-            blocks = [self.to_tensor(d, t.dtype) for half in halves for d, t in zip(half, tensors, strict=True)]
-            combined = self.combine_fn.fn(*blocks)
-            data = [t.handle.data for t in (combined if isinstance(combined, tuple) else (combined,))]
-        if self.axis is None:
-            data = [d.reshape((1,) * len(input[0].shape)) if self.keep_dims else d.item() for d in data]
-        elif not self.keep_dims:
-            data = [d.squeeze(axis) for d in data]
-        return [self.to_tensor(d, t.dtype) for d, t in zip(data, tensors, strict=True)]
-
-    interpreter.ReduceOps.generic_reduce = generic_reduce
-
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    with contextlib.suppress(ImportError, AttributeError):
-        _patch_interpreter_repetition()
-        _patch_interpreter_dot()
-        _patch_interpreter_reduce()
 
 
 def runnable(family: str) -> dict[str, str | None]:
