@@ -24,20 +24,22 @@ Step = Callable[[], Any]
 _MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def _serve(
-    pipe: Any, threads: int, make: Callable[..., Sequence[Step]], arguments: tuple[Any, ...], warm: bool
-) -> None:
+def _serve(pipe: Any, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         torch.set_num_threads(threads)
-        measured = []
-        for step in make(*arguments):
-            if not warm:
-                step()
-            start = time.perf_counter()
-            measured.append(Measured(resident_peak(step), time.perf_counter() - start))
-        pipe.send(measured)
+        pipe.send(function(*arguments))
     except Exception as error:
         pipe.send(error)
+
+
+def _measure(make: Callable[..., Sequence[Step]], arguments: tuple[Any, ...], warm: bool) -> list[Measured]:
+    measured = []
+    for step in make(*arguments):
+        if not warm:
+            step()
+        start = time.perf_counter()
+        measured.append(Measured(resident_peak(step), time.perf_counter() - start))
+    return measured
 
 
 def _one(make_step: Callable[..., Step], *arguments: Any) -> list[Step]:
@@ -52,12 +54,13 @@ class Measured(NamedTuple):
 
 
 class FreshProcesses:
-    """Measures steps on the CPU in processes forked from one that has imported `preload` and run nothing."""
+    """Calls functions in processes forked from one that has imported `preload` and run nothing."""
 
     def __init__(self, preload: list[str]) -> None:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(preload)
         kept = dict(os.environ)
+        os.environ.pop("TRITON_INTERPRET", None)
         # the preloaded modules are found by PYTHONPATH only
         os.environ.update(_MALLOC, TORCHINDUCTOR_COMPILE_THREADS="1", PYTHONPATH=os.pathsep.join(sys.path))
         try:
@@ -77,14 +80,18 @@ class FreshProcesses:
 
         Each step runs once as a warm-up, unless they are made `warm`.
         """
+        return self.call(_measure, make, arguments, warm, timeout=timeout)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> Any:
+        """What the function returns, or raises, in a fresh process, which is killed after `timeout` seconds."""
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), make, arguments, warm))
+        process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), function, arguments))
         process.start()
         sender.close()
         try:
             answer = receiver.recv() if receiver.poll(timeout) else TimeoutError(f"no answer within {timeout} s")
         except EOFError:
-            answer = RuntimeError(f"the measuring process ended with status {process.exitcode}")
+            answer = RuntimeError(f"the process ended with status {process.exitcode}")
         finally:
             process.kill()
             process.join()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import launches
 import pytest
 import torch
 from centers_cases import Case, against_reference
+from centers_launches import launch_sizes
+
+from benchmarks.harness.memory import FreshProcesses
 
 FAMILY, BACKENDS = "centers", ("triton",)
 
@@ -42,10 +43,8 @@ UNALIGNED = [(b, h + 1, w + 1) for b, h, w in SIZES]
 
 
 @pytest.mark.parametrize("sizes", [SIZES, UNALIGNED], ids=["aligned", "unaligned"])
-def test_a_size_or_a_setting_makes_no_new_kernel(sizes: list[tuple[int, int, int]]) -> None:
-    script = (
-        "import json, sys, launches; from centers_launches import compilations; "
-        "print(json.dumps([compilations(json.loads(sizes)) for sizes in sys.argv[1:]]))"
-    )
-    counts = json.loads(launches.in_compiling_process("-c", script, json.dumps(sizes[:1]), json.dumps(sizes)))
-    assert counts[0] == counts[1]
+def test_a_size_or_a_setting_makes_no_new_kernel(
+    sizes: list[tuple[int, int, int]], fresh_processes: FreshProcesses
+) -> None:
+    first, every = (launches.compiled_by(fresh_processes, launch_sizes, few) for few in (sizes[:1], sizes))
+    assert first and first == every

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import launches
 import pytest
 import torch
 from distill_cases import KINDS, Maps, loss_and_grads
 
 import metricseg_kernels as mk
+from benchmarks.harness.memory import FreshProcesses
 
 FAMILY = "distill"
 BACKENDS = ("triton",)
 
 # Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
-CALLS = """
-import collections, itertools, launches, torch
-from metricseg_kernels.distill import triton as distill
-
 CELLS = [(33, 62), (96, 120), (17, 31), (64, 217)]
-with launches.compile_only(90) as compiled:
+
+
+def launch_all() -> None:
+    from metricseg_kernels.distill import triton as distill
+
     for (h, w), temperature, ignore_index in itertools.product(CELLS, (1.0, 2.5), (255, -100)):
         for others in ((h, w), (h // 2, w // 2), (16, 16)):
             input, other = (torch.empty((2, 19, *n), device="meta") for n in ((h, w), others))
@@ -26,15 +29,11 @@ with launches.compile_only(90) as compiled:
             loss = torch.empty((), device="meta")
             call = (4 * h, 4 * w, temperature, 0, ignore_index, False)
             distill.distill_kernel(input, other, target, None, *call, loss, loss, torch.empty_like(input))
-distinct = {(name, id(kernel)) for name, kernel, _ in compiled}
-print(sorted(collections.Counter(name for name, _ in distinct).items()))
-"""
 
 
-def test_numbers_of_a_call_cause_no_compilation() -> None:
+def test_numbers_of_a_call_cause_no_compilation(fresh_processes: FreshProcesses) -> None:
     """Sizes of both maps, temperature and ignore_index are run-time arguments."""
-    kernels = launches.in_compiling_process("-c", CALLS)
-    assert kernels.strip() == str([("sum_partials", 1), ("walk", 1)])
+    assert launches.compiled_by(fresh_processes, launch_all) == {"sum_partials": 1, "walk": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)

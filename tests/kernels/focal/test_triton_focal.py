@@ -7,34 +7,33 @@ from collections.abc import Iterable
 
 import launches
 import pytest
+import torch
 from focal_launches import LAUNCHES, Launch
 
-# Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
-CALLS = """
-import collections, itertools, launches, torch
-from metricseg_kernels.focal import triton as focal
+from benchmarks.harness.memory import FreshProcesses
 
+# Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
 CELLS = [(128, 256), (33, 62), (96, 120), (17, 31), (1, 93), (64, 217)]
-with launches.compile_only(90) as compiled:
+
+
+def launch_all() -> None:
+    from metricseg_kernels.focal import triton as focal
+
     for (h, w), gamma, ignore_index in itertools.product(CELLS, (2.5, 1.5, 0.5), (255, -100)):
         input = torch.empty((2, 19, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
         loss, totals = torch.empty((), device="meta"), torch.empty(5, dtype=torch.float64, device="meta")
-        focal.focal_kernel(input, target, None, None, None, gamma, 0.1 * gamma, ignore_index, False, 0.0, False, loss, totals,
-                           None, None, torch.empty_like(input))
-        focal.sigmoid_focal_kernel(input, target, None, gamma, 0.1 * gamma, ignore_index, False, loss, totals,
-                                   torch.empty_like(input))
+        grad, smoothing = torch.empty_like(input), 0.1 * gamma
+        options = (None, None, None, gamma, smoothing, ignore_index, False, 0.0, False)
+        focal.focal_kernel(input, target, *options, loss, totals, None, None, grad)
+        focal.sigmoid_focal_kernel(input, target, None, gamma, smoothing, ignore_index, False, loss, totals, grad)
         focal.kth_largest_kernel(torch.empty(target.shape, device="meta"), h * w, gamma, loss)
-distinct = {(name, id(kernel)) for name, kernel, _ in compiled}
-print(sorted(collections.Counter(name for name, _ in distinct).items()))
-"""
 
 
-def test_numbers_of_a_call_cause_no_compilation() -> None:
+def test_numbers_of_a_call_cause_no_compilation(fresh_processes: FreshProcesses) -> None:
     """Sizes, gamma, label smoothing, alpha, ignore_index and k are run-time arguments."""
-    kernels = launches.in_compiling_process("-c", CALLS)
     once = ("count_digits", "select_among", "select_digit", "sum_totals")
-    assert kernels.strip() == str([*((name, 1) for name in once), ("walk", 2)])
+    assert launches.compiled_by(fresh_processes, launch_all) == {**dict.fromkeys(once, 1), "walk": 2}
 
 
 RATIOS = ("x1", "x4", "x32", "x40", "down", "corners")

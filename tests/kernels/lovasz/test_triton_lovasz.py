@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import launches
 import pytest
 import torch
 
+from benchmarks.harness.memory import FreshProcesses
 from metricseg_kernels.core import backends
 from metricseg_kernels.lovasz import op
 
@@ -13,31 +16,26 @@ FAMILY = "lovasz"
 BACKENDS = ("triton",)
 
 # Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
-CALLS = """
-import collections, itertools, launches, torch
-from metricseg_kernels.lovasz import triton as lovasz
-from metricseg_kernels.lovasz.op import Inputs
-
 CELLS = [(33, 62), (96, 120), (17, 31), (64, 217)]
-with launches.compile_only(90) as compiled:
+
+
+def launch_all(classes: int) -> None:
+    from metricseg_kernels.lovasz import triton as lovasz
+
     for (h, w), bins, ignore_index in itertools.product(CELLS, (2, 512, 1023), (255, -100)):
-        input = torch.empty((2, {classes}, h, w), device="meta")
+        input = torch.empty((2, classes, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
-        inputs = Inputs(input, target, ignore_index, False)
-        shape = (1, {classes}, 2, bins)
+        inputs = op.Inputs(input, target, ignore_index, False)
+        shape = (1, classes, 2, bins)
         counts, sums, totals = (torch.empty(s, dtype=torch.float64, device="meta") for s in (shape, shape, (1, 4)))
         lovasz.lovasz_fwd_kernel(inputs, counts, sums, totals)
         lovasz.lovasz_bwd_kernel(inputs, sums.float(), torch.empty_like(input))
-distinct = {{(name, id(kernel)) for name, kernel, _ in compiled}}
-print(sorted(collections.Counter(name for name, _ in distinct).items()))
-"""
 
 
 @pytest.mark.parametrize(("classes", "walks"), [(19, 2), (150, 5)])
-def test_numbers_of_a_call_cause_no_compilation(classes: int, walks: int) -> None:
+def test_numbers_of_a_call_cause_no_compilation(classes: int, walks: int, fresh_processes: FreshProcesses) -> None:
     """Sizes, bins and ignore_index are run-time arguments: one walk forward and one backward, or two and three."""
-    kernels = launches.in_compiling_process("-c", CALLS.format(classes=classes))
-    assert kernels.strip() == str([("finish", 1), ("walk", walks)])
+    assert launches.compiled_by(fresh_processes, launch_all, classes) == {"finish": 1, "walk": walks}
 
 
 def bins_of(logits: torch.Tensor, target: torch.Tensor, bins: int, backend: str) -> op.Bins:

@@ -8,6 +8,7 @@ import torch
 from predict_cases import CASES, make_maps, make_target
 
 import metricseg_kernels as mk
+from benchmarks.harness.memory import FreshProcesses
 from metricseg_kernels.predict import op, reference
 
 FAMILY, BACKENDS = "predict", ("triton",)
@@ -72,12 +73,12 @@ def test_scores_and_counts_of_two_maps(backend: str, device: str) -> None:
 
 
 # Image sizes of one ratio and as many rows of a program.
-CALLS = """
-import collections, launches, torch
-from metricseg_kernels.predict import op, triton
-
 CELLS = [(128, 256), (133, 162), (96, 320), (117, 131), (217, 93), (64, 416)]
-with launches.compile_only(90) as compiled:
+
+
+def launch_all() -> None:
+    from metricseg_kernels.predict import op
+
     for h, w in CELLS:
         for maps in (1, 2):
             sizes = [(h + 7 * i, w + 5 * i) for i in range(maps)]
@@ -85,12 +86,8 @@ with launches.compile_only(90) as compiled:
             inputs = op.Inputs(logits, [i == 1 for i in range(maps)], [(i + 1) / 3 for i in range(maps)], False)
             op._predict(*inputs, [4 * h, 4 * w], torch.uint8, False, False, "triton")
             op._confusion(*inputs, torch.empty((8, 4 * h, 4 * w), dtype=torch.uint8, device="meta"), 255, "triton")
-distinct = {(name, id(kernel)) for name, kernel, _ in compiled}
-print(sorted(collections.Counter(name for name, _ in distinct).items()))
-"""
 
 
-def test_numbers_of_a_call_cause_no_compilation() -> None:
+def test_numbers_of_a_call_cause_no_compilation(fresh_processes: FreshProcesses) -> None:
     """Sizes, strides, flags and weights are run-time arguments."""
-    kernels = launches.in_compiling_process("-c", CALLS)
-    assert kernels.strip() == str([("best_logit", 2), ("best_probability", 2)])
+    assert launches.compiled_by(fresh_processes, launch_all) == {"best_logit": 2, "best_probability": 2}

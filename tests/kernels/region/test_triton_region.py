@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
 import launches
 import pytest
 import torch
 
+from benchmarks.harness.memory import FreshProcesses
 from metricseg_kernels.region import op
 
 FAMILY = "region"
 BACKENDS = ("triton",)
 
 # Image sizes of one ratio and with the same tile constants: they have as many lanes to a program.
-CALLS = """
-import collections, itertools, launches, torch
-from metricseg_kernels.region import triton as region
-from metricseg_kernels.region.op import Inputs
-
 CELLS = [(33, 62), (96, 120), (17, 31), (64, 217)]
-with launches.compile_only(90) as compiled:
+
+
+def launch_all() -> None:
+    from metricseg_kernels.region import triton as region
+    from metricseg_kernels.region.op import Inputs
+
     for (h, w), gamma, ignore_index in itertools.product(CELLS, (2.5, 0.5), (255, -100)):
         input = torch.empty((2, 19, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
@@ -26,15 +29,11 @@ with launches.compile_only(90) as compiled:
         sums, loss, totals = (torch.empty(s, dtype=torch.float64, device="meta") for s in ((1, 19, 3), (), (1, 3)))
         region.region_fwd_kernel(inputs, sums, loss, totals)
         region.region_bwd_kernel(inputs, sums, loss, torch.empty_like(input))
-distinct = {(name, id(kernel)) for name, kernel, _ in compiled}
-print(sorted(collections.Counter(name for name, _ in distinct).items()))
-"""
 
 
-def test_numbers_of_a_call_cause_no_compilation() -> None:
+def test_numbers_of_a_call_cause_no_compilation(fresh_processes: FreshProcesses) -> None:
     """Sizes, gamma, label smoothing and ignore_index are run-time arguments: one walk forward and one backward."""
-    kernels = launches.in_compiling_process("-c", CALLS)
-    assert kernels.strip() == str([("add_sums", 1), ("walk", 2)])
+    assert launches.compiled_by(fresh_processes, launch_all) == {"add_sums": 1, "walk": 2}
 
 
 @pytest.mark.parametrize(("rows", "error"), [(64, 1e-6), (200, 3e-7)])

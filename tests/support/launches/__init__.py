@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import places  # noqa: F401  (modules of a family's tests by their names)
 import pytest
 import torch
-from places import ROOT, SUPPORT
 from torch import Tensor
 
+from benchmarks.harness.memory import FreshProcesses
 from metricseg_kernels.core import registry
 
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a block
@@ -110,17 +110,16 @@ def tool() -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-def in_compiling_process(*arguments: str) -> str:
-    """Standard output of Python with these arguments, in a process that compiles kernels. Skips without Triton."""
+def compiled_by(processes: FreshProcesses, launch: Callable[..., None], *arguments: object) -> dict[str, int]:
+    """How many kernels of each name the launches of a call compile, in a fresh process. Skips without Triton."""
     pytest.importorskip("triton")
-    if not tool().exists():
-        pytest.skip("this Triton brings no cuobjdump")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = (environment.get("PYTHONPATH"), str(ROOT), str(SUPPORT))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return done.stdout
+    return processes.call(_compiled_by, launch, arguments)
+
+
+def _compiled_by(launch: Callable[..., None], arguments: tuple[object, ...]) -> dict[str, int]:
+    with compile_only(90) as compiled:
+        launch(*arguments)
+    return dict(Counter(name for name, _ in {(name, id(kernel)) for name, kernel, _ in compiled}))
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
