@@ -4,8 +4,8 @@ Each case costs a compilation. On a device, dtypes other than fp32 take a part o
 run compiled (ttsem_plugin.py), but for opcheck and torch.compile, which look for a driver, and gradcheck. Triton's
 interpreter takes seconds for a case and has no bf16 arithmetic. It runs the first case of the tests in INTERPRETED, and
 in fp32 every fourth one of a family's INTERPRETED_TESTS, out of its INTERPRETED cases. Opcheck and torch.compile know a
-backend by its name alone, so there those of one family do. METRICSEG_CASES=n takes every n-th case of the interpreter or
-of ttsem; 1 takes all.
+backend by its name alone, so there those of one family do. METRICSEG_CASES=n takes every n-th case of the interpreter,
+of ttsem, and of the CUDA kernels on the host (tests/support/cuda_host); 1 takes all.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ def of_triton(item: pytest.Item) -> bool:
 
 
 class Sample:
-    """Every n-th case of each test of Triton kernels, from the first on."""
+    """Every n-th case of each test that takes long, from the first on."""
 
     def __init__(self) -> None:
-        self.step = int(os.environ.get("METRICSEG_CASES", 4 if backends.interpreting() else 1))
+        asked = os.environ.get("METRICSEG_CASES")
+        self.step = int(asked or (4 if backends.interpreting() else 1))
+        self.step_on_host = int(asked or 1)
         self.seen = collections.Counter[str]()
 
     def takes(self, item: pytest.Item) -> bool:
-        if not of_triton(item):
+        on_host = item.path.name.startswith("test_cuda_host_")
+        if not (on_host or of_triton(item)):
             return True
         function = item.nodeid.split("[")[0]
         self.seen[function] += 1
         if self.step > 1 and backends.interpreting() and matches(item, INTERPRETED):
             return self.seen[function] == 1
-        return (self.seen[function] - 1) % self.step == 0
+        return (self.seen[function] - 1) % (self.step_on_host if on_host else self.step) == 0
 
 
 def selected(item: pytest.Item, on_device: bool) -> bool:

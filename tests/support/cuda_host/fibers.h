@@ -23,7 +23,17 @@
 #include "places.h"
 
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
+#define METRICSEG_ASAN(...) __VA_ARGS__
+// GCC's own, for code without optimization: the sanitizer would clear the memory of a stack at a jump of libc
+#define METRICSEG_SETJMP __builtin_setjmp
+#define METRICSEG_LONGJMP __builtin_longjmp
+using Place = void* [5];
+#else
+#define METRICSEG_ASAN(...)
+#define METRICSEG_SETJMP _setjmp
+#define METRICSEG_LONGJMP _longjmp
+using Place = jmp_buf;
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include "races.h"
@@ -57,7 +67,7 @@ struct Copy {
 
 struct Fiber {
   ucontext_t context;  // where it begins
-  jmp_buf place;       // where it goes on
+  Place place;         // where it goes on
   std::unique_ptr<char[]> memory{new char[kStack]};
   char* stack = memory.get();
   dim3 thread;
@@ -74,8 +84,7 @@ struct Block {
   std::vector<Fiber> fibers;
   Fiber* first;                              // of them
   unsigned warps[kMostWarps], lanes[kWarp];  // the order in which they run
-  ucontext_t scheduler;
-  jmp_buf place;
+  Place place;
   Fiber* running = nullptr;
   std::function<void()> body;
   std::unique_ptr<std::byte[]> shared;
@@ -97,23 +106,18 @@ inline void put_in_order(unsigned* order, size_t count) {
 
 // --- switches between the threads and the scheduler ---
 
-METRICSEG_UNWATCHED inline void to_scheduler(bool leaving = false) {
+#define METRICSEG_SWITCH __attribute__((no_sanitize("thread", "alignment", "address")))  // it takes jumps for returns
+
+METRICSEG_SWITCH inline void to_scheduler([[maybe_unused]] bool leaving = false) {
   in_kernel = false;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(leaving ? nullptr : &fake, block.host_stack, block.host_stack_size);
-  swapcontext(&block.running->context, &block.scheduler);
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-  (void)leaving;
-  if (_setjmp(block.running->place) == 0) _longjmp(block.place, 1);  // no system call
-#endif
+  METRICSEG_ASAN(void* fake = nullptr;
+                 __sanitizer_start_switch_fiber(leaving ? nullptr : &fake, block.host_stack, block.host_stack_size);)
+  if (METRICSEG_SETJMP(block.running->place) == 0) METRICSEG_LONGJMP(block.place, 1);
+  METRICSEG_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr);)
 }
 
 METRICSEG_UNWATCHED inline void enter() {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &block.host_stack, &block.host_stack_size);
-#endif
+  METRICSEG_ASAN(__sanitizer_finish_switch_fiber(nullptr, &block.host_stack, &block.host_stack_size);)
   try {
     block.body();
   } catch (...) {
@@ -123,7 +127,7 @@ METRICSEG_UNWATCHED inline void enter() {
   to_scheduler(true);
 }
 
-METRICSEG_UNWATCHED inline void resume(Fiber& fiber) {
+METRICSEG_SWITCH inline void resume(Fiber& fiber) {
   const bool begins = fiber.state == Fiber::kNew;
   fiber.state = Fiber::kReady;
   block.running = &fiber;
@@ -131,18 +135,12 @@ METRICSEG_UNWATCHED inline void resume(Fiber& fiber) {
   METRICSEG_RACES(races.stack = reinterpret_cast<uintptr_t>(fiber.stack); races.stack_end = races.stack + kStack;
                   races.thread = fiber.thread.x; races.active = true;)
   in_kernel = true;
-#if defined(__SANITIZE_ADDRESS__)
-  (void)begins;
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);
-  swapcontext(&block.scheduler, &fiber.context);
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-  if (_setjmp(block.place) == 0) {
+  METRICSEG_ASAN(void* fake = nullptr; __sanitizer_start_switch_fiber(&fake, fiber.stack, kStack);)
+  if (METRICSEG_SETJMP(block.place) == 0) {
     if (begins) setcontext(&fiber.context);
-    _longjmp(fiber.place, 1);
+    METRICSEG_LONGJMP(fiber.place, 1);
   }
-#endif
+  METRICSEG_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr);)
   METRICSEG_RACES(races.active = false;)
   if (block.error) std::rethrow_exception(std::exchange(block.error, nullptr));
 }
@@ -150,6 +148,7 @@ METRICSEG_UNWATCHED inline void resume(Fiber& fiber) {
 METRICSEG_UNWATCHED inline void start(Fiber& fiber, unsigned thread) {
   fiber.thread = {thread, 0, 0};
   fiber.state = Fiber::kNew;
+  METRICSEG_ASAN(__asan_unpoison_memory_region(fiber.stack, kStack);)  // frames that an error has left
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = fiber.stack;
   fiber.context.uc_stack.ss_size = kStack;
