@@ -6,7 +6,7 @@
 
 The tag "ci" marks those that every change must pass. Two variables spare time there: with METRICSEG_LAUNCHES=20 the
 compile sessions take every twentieth call of the tables, the oldest Triton every fourth one; with METRICSEG_CASES=16
-ttsem runs every 16th case of each test.
+ttsem and cuda_host run every 16th case of each test.
 
 Environments lie in .venv-stacks, next to the development environment, and are made anew when pyproject.toml or this
 file changes. A session that can't get its interpreter or a package is not run: the last lines of the output say which

@@ -92,6 +92,28 @@ def test_a_planted_fault_is_found(name: str, planted: ctypes.CDLL) -> None:
         assert source[line - 1].strip() == LINES[name]
 
 
+ADDRESSES = """
+import ctypes, sys
+planted, count = ctypes.CDLL({library!r}), ctypes.c_int64(320)
+x, out = (ctypes.c_float * 320)(*range(320)), (ctypes.c_float * 320)()
+for name in {names!r}:
+    planted.run_planted(name.encode(), 1, x, out, count)
+print("clean")
+"""
+
+
+@pytest.mark.parametrize("name", ["past_shared_memory", "past_an_array"])
+def test_address_sanitizer_finds_planted_faults(name: str, planted: ctypes.CDLL) -> None:
+    library = str(cuda_host.build("planted", sanitize=True))
+    right, wrong = (name + "_right", "missing_barrier_right"), (name + "_wrong",)
+    assert cuda_host.sanitized(ADDRESSES.format(library=library, names=right)).stdout == "clean\n"
+    found = cuda_host.sanitized(ADDRESSES.format(library=library, names=right + wrong))
+    assert found.returncode != 0 and found.stdout == ""
+    assert re.search(rf"AddressSanitizer: \S+-buffer-overflow[^#]*#0 \S+ in {name}<false>", found.stderr), (
+        found.stderr
+    )
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_kernels_without_a_fault_pass(seed: int, planted: ctypes.CDLL) -> None:
     faultless = [name.replace("_wrong", "_right") for name in FAULTS if name.endswith("_wrong")]

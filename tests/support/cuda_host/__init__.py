@@ -144,21 +144,25 @@ def launches(module: ModuleType, step: Callable[[], Any]) -> tuple[Any, list[str
 
 
 def run_sanitized(family: str, script: str) -> None:
-    """Runs a script that prints "clean" under address sanitizer, in a process where it is loaded before all else.
+    """Runs a script that prints "clean" under address sanitizer.
 
     The script finds the family's module as `m`, and puts numpy arrays through it.
     """
+    head = f"""
+import importlib.util
+import numpy as np
+spec = importlib.util.spec_from_file_location({family!r}, {str(build(family, sanitize=True))!r})
+m = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(m)
+"""
+    result = sanitized(head + script)
+    assert result.returncode == 0 and result.stdout.endswith("clean\n"), result.stderr[-4000:]
+
+
+def sanitized(script: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a process where address sanitizer is loaded before all else."""
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not os.path.isabs(library) and ctypes.util.find_library("asan") is None:
         pytest.skip("g++ has no address sanitizer")
     environment = {**os.environ, "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
-    output = build(family, sanitize=True)
-    head = f"""
-import importlib.util
-import numpy as np
-spec = importlib.util.spec_from_file_location({family!r}, {str(output)!r})
-m = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(m)
-"""
-    result = subprocess.run([sys.executable, "-c", head + script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.endswith("clean\n"), result.stderr[-4000:]
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)

@@ -239,6 +239,23 @@ __attribute__((no_sanitize("alignment"))) __global__ void misaligned_value(const
   out[threadIdx.x] = static_cast<float>(values[threadIdx.x]);
 }
 
+// --- addresses, of memory that lived through a barrier: found by address sanitizer ---
+
+template <bool right>
+__global__ void past_shared_memory(const float* in, float* out) {
+  float* const values = shared_memory<float>();
+  values[threadIdx.x] = in[threadIdx.x];
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x + (right ? 0 : 7 * kThreads + 1)];
+}
+
+template <bool right>
+__global__ void past_an_array(const float* in, float* out) {
+  float values[4] = {in[0], in[1], in[2], in[3]};
+  __syncthreads();
+  out[threadIdx.x] = values[(right ? 3 : 4) * gridDim.x];
+}
+
 __global__ void nothing(float*) {}
 
 // --- products ---
@@ -303,6 +320,8 @@ const std::map<std::string, Planted> planted = {
     PLANT(misaligned_vector),
     PLANT(misaligned_store),
     PLANT(misaligned_value),
+    PLANT(past_shared_memory),
+    PLANT(past_an_array),
     {"copies_right", {copies<Slip::none>}},
     {"copies_no_wait", {copies<Slip::no_wait>}},
     {"copies_too_few", {copies<Slip::too_few>}},
