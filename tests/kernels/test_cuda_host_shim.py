@@ -109,9 +109,7 @@ def test_address_sanitizer_finds_planted_faults(name: str, planted: ctypes.CDLL)
     assert cuda_host.sanitized(ADDRESSES.format(library=library, names=right)).stdout == "clean\n"
     found = cuda_host.sanitized(ADDRESSES.format(library=library, names=right + wrong))
     assert found.returncode != 0 and found.stdout == ""
-    assert re.search(rf"AddressSanitizer: \S+-buffer-overflow[^#]*#0 \S+ in {name}<false>", found.stderr), (
-        found.stderr
-    )
+    assert re.search(rf"AddressSanitizer: \S+-buffer-overflow[^#]*#0 \S+ in {name}<false>", found.stderr), found.stderr
 
 
 @pytest.mark.parametrize("seed", [0, 1])
