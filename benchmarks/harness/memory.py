@@ -83,7 +83,7 @@ class FreshProcesses:
         return self.call(_measure, make, arguments, warm, timeout=timeout)
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> Any:
-        """What the function returns, or raises, in a fresh process, which is killed after `timeout` seconds."""
+        """Result of the function in a fresh process, or its error; TimeoutError after `timeout` seconds."""
         receiver, sender = self.context.Pipe(duplex=False)
         process = self.context.Process(target=_serve, args=(sender, torch.get_num_threads(), function, arguments))
         process.start()

@@ -93,7 +93,7 @@ def test_a_planted_fault_is_found(name: str, planted: ctypes.CDLL) -> None:
 
 
 ADDRESSES = """
-import ctypes, sys
+import ctypes
 planted, count = ctypes.CDLL({library!r}), ctypes.c_int64(320)
 x, out = (ctypes.c_float * 320)(*range(320)), (ctypes.c_float * 320)()
 for name in {names!r}:

@@ -23,9 +23,8 @@ def test_every_launch_fits_the_device(table: str, capability: int) -> None:
     pytest.importorskip("triton")
     if not launches.tool().exists():
         pytest.skip("this Triton brings no cuobjdump")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    paths = (environment.get("PYTHONPATH"), str(ROOT), str(SUPPORT))
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    paths = filter(None, (os.environ.get("PYTHONPATH"), str(ROOT), str(SUPPORT)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-m", "launches", table, str(capability), "-q", "--every", EVERY]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]

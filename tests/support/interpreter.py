@@ -105,7 +105,7 @@ def patch_types() -> None:
         vars(self).update(known, handle=handle, type=type)
 
     class Type:
-        """Of a tuple, when it is asked for."""
+        """Type of a tuple, made when it is asked for."""
 
         def __get__(self, of, _):
             of.type = core._type_for_tuple_values(of.values)

@@ -40,20 +40,21 @@ class Sample:
     """Every n-th case of each test that takes long, from the first on."""
 
     def __init__(self) -> None:
-        asked = os.environ.get("METRICSEG_CASES")
-        self.step = int(asked or (4 if backends.interpreting() else 1))
-        self.step_on_host = int(asked or 1)
+        self.step = int(os.environ.get("METRICSEG_CASES", 4 if backends.interpreting() else 1))
+        self.step_on_host = int(os.environ.get("METRICSEG_CASES", 1))
         self.seen = collections.Counter[str]()
 
     def takes(self, item: pytest.Item) -> bool:
-        on_host = item.path.name.startswith("test_cuda_host_")
+        on_host = item.path.name.startswith("test_cuda_host_") and item.path.name != "test_cuda_host_shim.py"
         if not (on_host or of_triton(item)):
             return True
         function = item.nodeid.split("[")[0]
         self.seen[function] += 1
+        if on_host:
+            return (self.seen[function] - 1) % self.step_on_host == 0
         if self.step > 1 and backends.interpreting() and matches(item, INTERPRETED):
             return self.seen[function] == 1
-        return (self.seen[function] - 1) % (self.step_on_host if on_host else self.step) == 0
+        return (self.seen[function] - 1) % self.step == 0
 
 
 def selected(item: pytest.Item, on_device: bool) -> bool:

@@ -289,14 +289,15 @@ def test_heads_without_a_loss_are_frozen():
         trained({"name": "terms", "a": auxiliary, "b": embedding})
 
 
+def fit(arguments):
+    main(arguments)
+
+
 def test_two_spawned_processes_train_without_unused_heads(tmp_path, fresh_processes):
     """The task, the data and the callbacks are pickled; DistributedDataParallel needs a gradient of each parameter."""
     options = ["--trainer.strategy=ddp_spawn", "--trainer.devices=2", "--trainer.max_epochs=1", "--data.batch_size=2"]
     loss = ["--model.model.name=dmlseg", "--model.loss={name: terms, focal: {loss: focal}}"]
-    process = fresh_processes.context.Process(target=main, args=([*arguments(tmp_path / "run"), *options, *loss],))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    fresh_processes.call(fit, [*arguments(tmp_path / "run"), *options, *loss], timeout=240)
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
 
 

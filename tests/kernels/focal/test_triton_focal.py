@@ -23,10 +23,10 @@ def launch_all() -> None:
         input = torch.empty((2, 19, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
         loss, totals = torch.empty((), device="meta"), torch.empty(5, dtype=torch.float64, device="meta")
-        grad, smoothing = torch.empty_like(input), 0.1 * gamma
+        grad, smoothing, alpha = torch.empty_like(input), 0.1 * gamma, 0.1 * gamma
         options = (None, None, None, gamma, smoothing, ignore_index, False, 0.0, False)
         focal.focal_kernel(input, target, *options, loss, totals, None, None, grad)
-        focal.sigmoid_focal_kernel(input, target, None, gamma, smoothing, ignore_index, False, loss, totals, grad)
+        focal.sigmoid_focal_kernel(input, target, None, gamma, alpha, ignore_index, False, loss, totals, grad)
         focal.kth_largest_kernel(torch.empty(target.shape, device="meta"), h * w, gamma, loss)
 
 

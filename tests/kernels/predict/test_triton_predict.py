@@ -77,8 +77,6 @@ CELLS = [(128, 256), (133, 162), (96, 320), (117, 131), (217, 93), (64, 416)]
 
 
 def launch_all() -> None:
-    from metricseg_kernels.predict import op
-
     for h, w in CELLS:
         for maps in (1, 2):
             sizes = [(h + 7 * i, w + 5 * i) for i in range(maps)]

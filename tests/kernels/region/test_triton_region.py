@@ -20,12 +20,11 @@ CELLS = [(33, 62), (96, 120), (17, 31), (64, 217)]
 
 def launch_all() -> None:
     from metricseg_kernels.region import triton as region
-    from metricseg_kernels.region.op import Inputs
 
     for (h, w), gamma, ignore_index in itertools.product(CELLS, (2.5, 0.5), (255, -100)):
         input = torch.empty((2, 19, h, w), device="meta")
         target = torch.empty((2, 4 * h, 4 * w), dtype=torch.int32, device="meta")
-        inputs = Inputs(input, target, None, gamma, 0.1 * gamma, ignore_index, False, True, True)
+        inputs = op.Inputs(input, target, None, gamma, 0.1 * gamma, ignore_index, False, True, True)
         sums, loss, totals = (torch.empty(s, dtype=torch.float64, device="meta") for s in ((1, 19, 3), (), (1, 3)))
         region.region_fwd_kernel(inputs, sums, loss, totals)
         region.region_bwd_kernel(inputs, sums, loss, torch.empty_like(input))

@@ -25,7 +25,10 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #define METRICSEG_ASAN(...) __VA_ARGS__
-// GCC's own, for code without optimization: the sanitizer would clear the memory of a stack at a jump of libc
+// GCC's own: at a jump of libc the sanitizer would clear the memory of a stack
+#if defined(__OPTIMIZE__)
+#error "optimized, these jumps lose registers"
+#endif
 #define METRICSEG_SETJMP __builtin_setjmp
 #define METRICSEG_LONGJMP __builtin_longjmp
 using Place = void* [5];

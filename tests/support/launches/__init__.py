@@ -111,9 +111,9 @@ def tool() -> Path:
 
 
 def compiled_by(processes: FreshProcesses, launch: Callable[..., None], *arguments: object) -> dict[str, int]:
-    """How many kernels of each name the launches of a call compile, in a fresh process. Skips without Triton."""
+    """Number of kernels of each name that launches compile, in a fresh process. Skips without Triton."""
     pytest.importorskip("triton")
-    return processes.call(_compiled_by, launch, arguments)
+    return processes.call(_compiled_by, launch, arguments, timeout=600)
 
 
 def _compiled_by(launch: Callable[..., None], arguments: tuple[object, ...]) -> dict[str, int]:
