@@ -21,8 +21,8 @@ from ..core.library import define_kernel, define_op, ops
 from .reference import SAMPLE_COUNTS, SampleInputs
 
 INPUTS = (  # the fields of SampleInputs
-    "Tensor labels, Tensor? predictions, Tensor? first, Tensor seed, int max_samples, int max_views, int min_pixels, "
-    "bool half, int num_classes, int ignore_index, int ignore_label"
+    "Tensor labels, Tensor? predictions, Tensor? first, Tensor seed, SymInt max_samples, int max_views, "
+    "int min_pixels, bool half, int num_classes, int ignore_index, int ignore_label"
 )
 
 define_kernel(

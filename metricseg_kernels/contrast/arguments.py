@@ -74,7 +74,7 @@ def check_weights(name: str, weights: Tensor, rows_name: str, rows: Tensor) -> N
     """Raise unless these are weights of rows; their values are read if that needs no host sync, or with
     METRICSEG_VALIDATE=1."""
     dtypes = (torch.float64, torch.float32) if rows.dtype == torch.float64 else (torch.float32,)
-    checks.tensor(name, weights, 1, dtypes, f"[{rows.shape[0]}]")
+    checks.tensor(name, weights, 1, dtypes, f"[rows of {rows_name}]")
     checks.same_device(name, weights, rows_name, rows)
     if weights.shape[0] != rows.shape[0]:
         raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {weights.shape[0]}")
@@ -131,7 +131,7 @@ def check_alike(name: str, value: Tensor, shape: str, rows_name: str, rows: Tens
 
 
 def check_row_integers(name: str, value: Tensor, rows_name: str, rows: Tensor) -> None:
-    checks.tensor(name, value, 1, checks.LABELS, f"[{rows.shape[0]}]")
+    checks.tensor(name, value, 1, checks.LABELS, f"[rows of {rows_name}]")
     checks.same_device(name, value, rows_name, rows)
     if value.shape[0] != rows.shape[0]:
         raise ValueError(f"{name} must have one entry per row of {rows_name}, {rows.shape[0]}, got {value.shape[0]}")

@@ -201,7 +201,7 @@ def _ohem_threshold(
 
 
 define_op(
-    "ohem_threshold(Tensor input, Tensor target, int min_kept, float most, int ignore_index, bool align_corners, "
+    "ohem_threshold(Tensor input, Tensor target, SymInt min_kept, float most, int ignore_index, bool align_corners, "
     "str backend) -> Tensor",
     _ohem_threshold,
     lambda input, *_: _loss_like(input, ()),

@@ -100,7 +100,7 @@ def _split(
 
 
 define_op(
-    "split_by_label(Tensor ids, Tensor labels, int capacity, int num_classes, int ignore_index, str backend) "
+    "split_by_label(Tensor ids, Tensor labels, SymInt capacity, int num_classes, int ignore_index, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _split,
     lambda ids, labels, capacity, *_: _split_outputs(ids, capacity),
@@ -153,7 +153,7 @@ def _sums_backward(
 
 
 define_op(
-    "segment_sums(Tensor x, Tensor ids, int num_segments, str backend) -> (Tensor, Tensor)",
+    "segment_sums(Tensor x, Tensor ids, SymInt num_segments, str backend) -> (Tensor, Tensor)",
     _sums,
     lambda x, ids, num_segments, _: _sums_outputs(x, num_segments),
     _sums_setup,

@@ -220,22 +220,6 @@ def test_compile_fullgraph(compiler: str, backend: str, device: str) -> None:
         torch.testing.assert_close(ours, eager, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.kernels
-def test_compile_once_for_any_size(backend: str, device: str) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, w, g: mk.center_similarity(x, w + mk.class_centers(x, g, backend=backend), backend=backend),
-        fullgraph=True, dynamic=True, backend="aot_eager",
-    )  # fmt: skip
-    for size in ((2, 3, 5), (3, 4, 7)):
-        inputs = learning(make(Case("sizes", size, 8, 4), device=device), ("features",))
-        loss = compiled(*inputs[:3]).square().sum()
-        x, w, g = inputs[:3]
-        plain = mk.center_similarity(x, w + mk.class_centers(x, g, backend=backend), backend=backend).square().sum()
-        grads = (torch.autograd.grad(value, x)[0] for value in (loss, plain))
-        torch.testing.assert_close(*grads)
-
-
 def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> None:
     """bf16 features of a layer, fp32 centers; and no product is cast down."""
     skip_unsupported(backend, torch.bfloat16)

@@ -138,20 +138,6 @@ def test_compile_fullgraph(compiler: str, backend: str, device: str) -> None:
             torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
 
 
-def test_compile_once_for_any_number_of_rows(backend: str, device: str) -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x, labels: mk.pixel_contrast_loss(x, labels, backend=backend),
-        fullgraph=True, dynamic=True, backend="aot_eager",
-    )  # fmt: skip
-    for rows in (11, 24):
-        x = torch.randn(rows, 8, device=device, generator=None).requires_grad_()
-        labels = torch.arange(rows, device=device) % 3
-        (ours,) = torch.autograd.grad(compiled(x, labels), x)
-        (plain,) = torch.autograd.grad(mk.pixel_contrast_loss(x, labels, backend=backend), x)
-        torch.testing.assert_close(ours, plain)
-
-
 def test_autocast_takes_the_features_as_they_are(backend: str, device: str) -> None:
     skip_unsupported(backend, torch.bfloat16)
     head = torch.nn.Linear(12, 8, device=device)

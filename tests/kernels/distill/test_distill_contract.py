@@ -125,17 +125,6 @@ def test_compile_without_a_graph_break(backend: str, device: str) -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_compile_once_for_all_sizes(backend: str, device: str) -> None:
-    torch._dynamo.reset()
-    step = lambda a, b: mk.distillation_loss(a, b, (2 * a.shape[2], 11), backend=backend)  # noqa: E731
-    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
-    for cells in ((2, 3), (3, 5), (5, 4)):
-        maps, _ = make(Case("dynamic", cells, (2, 3), (0, 0), classes=3), device=device)
-        found, expected = (loss_and_grads(lambda a, b, _, f=f: f(a, b), maps) for f in (compiled, step))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-
 def test_autocast_takes_the_logits_as_they_are(backend: str, device: str) -> None:
     skip_unsupported(backend, torch.bfloat16)
     maps, _ = make(NAMED["channels-last"], device=device)
