@@ -22,7 +22,7 @@ SETS = [
     ("anchors-rank", (X[0], LX), {}, ValueError, r"anchors must be \[A, D\], got shape \(4,\)"),
     ("anchors-list", ([[1.0]], LX), {}, TypeError, "anchors must be a Tensor.*list"),
     ("anchors-integer", (X.long(), LX), {}, TypeError, "anchors must have dtype.*got int64"),
-    ("labels-rank", (X, LX[:, None]), {}, ValueError, r"anchor_labels must be \[6\], got shape \(6, 1\)"),
+    ("labels-rank", (X, LX[:, None]), {}, ValueError, r"anchor_labels must be \[rows of anchors\], got shape \(6, 1\)"),
     ("labels-length", (X, LX[:5]), {}, ValueError, "anchor_labels.*per row of anchors, 6, got 5"),
     ("labels-float", (X, LX.float()), {}, TypeError, "anchor_labels must have dtype.*got float32"),
     ("labels-bool", (X, LX.bool()), {}, TypeError, "anchor_labels must have dtype.*got bool"),
@@ -67,11 +67,11 @@ OPTIONS = [
 
 # weights: name, value, whether with a contrast set, exception, what the message says
 WEIGHTS = [
-    ("anchor_weights", WX[:, None], False, ValueError, r"anchor_weights must be \[6\], got shape \(6, 1\)"),
+    ("anchor_weights", WX[:, None], False, ValueError, r"anchor_weights must be \[rows of anchors\], got shape \(6, 1\)"),
     ("anchor_weights", WY, True, ValueError, "anchor_weights.*per row of anchors, 6, got 3"),
     ("contrast_weights", WY, False, ValueError, "contrast_weights.*per row of anchors, 6, got 3"),
     ("contrast_weights", WX, True, ValueError, "contrast_weights.*per row of contrast, 3, got 6"),
-    ("contrast_weights", [1.0], False, TypeError, r"contrast_weights must be a Tensor \[6\], got list"),
+    ("contrast_weights", [1.0], False, TypeError, r"contrast_weights must be a Tensor \[rows of contrast\], got list"),
     ("contrast_weights", WX.double(), False, TypeError, "contrast_weights must have dtype float32, got float64"),
     ("anchor_weights", LX, False, TypeError, "anchor_weights must have dtype float32, got int64"),
     ("anchor_weights", WX.to("meta"), False, ValueError, "anchor_weights is on meta, anchors on cpu"),
