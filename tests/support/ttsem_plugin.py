@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import types
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
     mlir.enable_generic_printing()
     harness._compile_asm = _compile_to_ir
+    mlir.parse = functools.cache(mlir.parse)  # ttsem itself reads the text again at every launch
     _session.enter_context(
         sanitize.session(cuda_is_cpu=False, on_unchecked=lambda: _unchecked.append(os.environ["PYTEST_CURRENT_TEST"]))
     )

@@ -160,7 +160,7 @@ def test_margins_and_poison_of_rows(shape, layout, dtype, backend: str, device: 
 def test_twice_the_same_and_for_any_number_of_threads(backend: str, device: str) -> None:
     labels, predictions, _ = make(NAMED["primes"], device)
     runs = []
-    for _ in each_of(1, 1, 2, 3):
+    for _ in each_of(1, 1, 2, 3, backend=backend):
         runs.append(mk.sample_anchors(labels, predictions, seed=9, max_views=8, backend=backend))
     for anchors in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(anchors, runs[0], strict=True))

@@ -145,7 +145,7 @@ def test_same_bits_twice_and_for_any_number_of_threads(shape, layout, backend: s
     index = index.repeat(9)
     upstream = torch.randn(len(index), shape[1])
     runs = []
-    for _ in each_of(1, 1, 2, 3):
+    for _ in each_of(1, 1, 2, 3, backend=backend):
         runs.append(rows_and_grad(features, index, upstream, backend=backend))
     for rows, grad in runs[1:]:
         assert torch.equal(rows, runs[0][0]) and torch.equal(grad, runs[0][1])

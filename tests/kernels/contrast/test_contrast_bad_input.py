@@ -71,7 +71,7 @@ WEIGHTS = [
     ("anchor_weights", WY, True, ValueError, "anchor_weights.*per row of anchors, 6, got 3"),
     ("contrast_weights", WY, False, ValueError, "contrast_weights.*per row of anchors, 6, got 3"),
     ("contrast_weights", WX, True, ValueError, "contrast_weights.*per row of contrast, 3, got 6"),
-    ("contrast_weights", [1.0], False, TypeError, r"contrast_weights must be a Tensor \[rows of contrast\], got list"),
+    ("contrast_weights", [1.0], False, TypeError, r"contrast_weights must be a Tensor \[rows of anchors\], got list"),
     ("contrast_weights", WX.double(), False, TypeError, "contrast_weights must have dtype float32, got float64"),
     ("anchor_weights", LX, False, TypeError, "anchor_weights must have dtype float32, got int64"),
     ("anchor_weights", WX.to("meta"), False, ValueError, "anchor_weights is on meta, anchors on cpu"),

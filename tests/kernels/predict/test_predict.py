@@ -157,7 +157,7 @@ def test_same_bits_with_any_number_of_threads(name: str, backend: str, device: s
     case = CASES[name]
     maps, target = make_maps(case, torch.float32, device), make_target(case, device=device)
     found = []
-    for _ in each_of(1, 2, 3):
+    for _ in each_of(1, 2, 3, backend=backend):
         scores = mk.predict_labels(
             maps, case.size, **case.options(), return_confidence=True, return_entropy=True, backend=backend
         )

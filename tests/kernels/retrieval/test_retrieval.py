@@ -110,7 +110,7 @@ def test_a_query_without_neighbors_has_no_label(backend: str, device: str) -> No
 def test_same_bits_with_any_number_of_threads(backend: str, device: str) -> None:
     queries, bank = (t.to(device) for t in draw(1030, 2100, 33, torch.float32))
     found = []
-    for _ in each_of(1, 2, 3):
+    for _ in each_of(1, 2, 3, backend=backend):
         found.append(mk.topk_similarity(queries, bank, 15, backend=backend))
     if backend != "reference":  # whose products come from the library
         assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))

@@ -134,7 +134,7 @@ def test_margins_and_poison(case: Case, dtype: torch.dtype, backend: str, device
 def test_twice_the_same_and_for_any_number_of_threads(case: Case, backend: str, device: str) -> None:
     arguments = make(case, torch.float32, device)
     x, runs = arguments["embeddings"], []
-    for _ in each_of(1, 1, 2, 3):
+    for _ in each_of(1, 1, 2, 3, backend=backend):
         ids = mk.spherical_kmeans(**arguments, backend=backend)
         segments = mk.split_by_label(ids, ids.clamp(min=0) % 3, capacity=40, backend=backend)
         runs.append([ids, *segments])
