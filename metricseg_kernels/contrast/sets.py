@@ -21,7 +21,7 @@ def mark_sets(
     """Fill labels x [N] and y [P], equal where they are, -1 for rows that take no part, and ids [N], places [P]: equal
     where a pixel leaves a prototype out."""
     segment_ids, count = segment_ids.long(), len(y)
-    torch.arange(count, out=places)
+    torch.arange(count, device=places.device, out=places)
     x_ranks, y_ranks = dense_ranks(labels, prototype_labels)
     x.copy_(torch.where((labels.long() == ignore_index) | (segment_ids < 0), -1, x_ranks))
     y.copy_(torch.where((prototype_labels.long() == ignore_index) | (prototype_labels.long() < 0), -1, y_ranks))

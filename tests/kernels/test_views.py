@@ -1,4 +1,4 @@
-"""Every tensor argument of every op as a view: strided, offset, transposed or expanded, it is the values that count."""
+"""Every op as its users call it: with views as arguments, where only the values count, and within torch's modes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def outputs(
     learning = [t for t in leaves.values() if t.requires_grad]
     floating = [o for o in found if o.requires_grad]
     rng = torch.Generator().manual_seed(1)
-    upstream = [view(torch.randn(o.shape, generator=rng).to(o)) for o in floating]
+    normal = functools.partial(torch.randn, generator=rng, device="cpu", dtype=torch.float32)
+    upstream = [view(normal(o.shape).to(o)) for o in floating]
     if floating:
         found += [g for g in torch.autograd.grad(floating, learning, upstream, allow_unused=True) if g is not None]
     return [t.detach() for t in found]
@@ -82,6 +83,25 @@ def test_checkpointing_changes_nothing(op: str, backend: str, device: str) -> No
     got = outputs(checkpointed, tensors, lambda t: t, **options, backend=backend)
     for ours, theirs in zip(got, kept, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_defaults_of_torch_change_nothing(op: str, backend: str, device: str) -> None:
+    """Neither the device of new tensors nor their dtype, as people set both to build a model."""
+    _, function, options, tensors = OPS[op]
+    tensors = {name: t.to(device) for name, t in tensors.items()}
+    call = functools.partial(outputs, function, tensors, lambda t: t, **options, backend=backend)
+    plain = call()
+    with torch.device("meta"):
+        of_device = call()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        of_dtype = call()
+    finally:
+        torch.set_default_dtype(before)
+    for found in (of_device, of_dtype):
+        torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def scalar_of(op: str, device: str, **options: Any) -> tuple[Callable[[Tensor], Tensor], Tensor]:
