@@ -95,7 +95,7 @@ def install(session: nox.Session, *arguments: str) -> None:
         give_up(session, "this machine has no such Python")
     for wait in (5, 30, 0):
         try:
-            session.run(python, "-m", "pip", "install", "--quiet", *arguments, external=session.python is None)
+            session.run_install(python, "-m", "pip", "install", "--quiet", *arguments, external=session.python is None)
             return
         except nox.command.CommandFailed:
             time.sleep(wait)
