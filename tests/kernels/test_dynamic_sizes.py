@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-import metricseg_kernels as mk
+from metricseg_kernels.core.registry import FAMILIES
+
+CALLS = {family: importlib.import_module(f"{family}_calls").SIZED for family in FAMILIES}
 
 
 class Sizes(NamedTuple):
@@ -27,6 +29,8 @@ CLASSES, CHANNELS = 5, 8
 
 
 class Inputs(NamedTuple):
+    """Maps of cells, labels, and rows with a bank; see `make`."""
+
     logits: Tensor
     features: Tensor
     target: Tensor
@@ -35,6 +39,12 @@ class Inputs(NamedTuple):
     bank: Tensor
     row_labels: Tensor
     bank_labels: Tensor
+    centers: Tensor
+    classes: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.target.shape[1], self.target.shape[2]
 
 
 def make(sizes: Sizes, device: str) -> Inputs:
@@ -44,60 +54,9 @@ def make(sizes: Sizes, device: str) -> Inputs:
     batch, cells, size, rows, bank = sizes
     return Inputs(
         normal(batch, CLASSES, *cells), normal(batch, CHANNELS, *cells), labels(batch, *size), labels(batch, *cells),
-        normal(rows, CHANNELS), normal(bank, CHANNELS), labels(rows), labels(bank),
+        normal(rows, CHANNELS), normal(bank, CHANNELS), labels(rows), labels(bank), normal(CLASSES, CHANNELS),
+        CLASSES,
     )  # fmt: skip
-
-
-def size_of(x: Inputs) -> tuple[int, int]:
-    return x.target.shape[1], x.target.shape[2]
-
-
-CENTERS = torch.randn(CLASSES, CHANNELS, generator=torch.Generator().manual_seed(0))
-CALLS: dict[tuple[str, str], Callable[[Inputs, str], object]] = {
-    ("focal", "cross_entropy"): lambda x, b: mk.cross_entropy(x.logits, x.target, backend=b),
-    ("focal", "focal_loss"): lambda x, b: mk.focal_loss(x.logits, x.target, reduction="none", backend=b),
-    ("focal", "sigmoid_focal_loss"): lambda x, b: mk.sigmoid_focal_loss(x.logits, x.target, backend=b),
-    ("focal", "ohem_cross_entropy"): lambda x, b: mk.ohem_cross_entropy(x.logits, x.target, min_kept=20, backend=b),
-    ("focal", "top k"): lambda x, b: mk.ohem_cross_entropy(x.logits, x.target, top_k_percent=0.3, backend=b),
-    ("region", "region_loss"): lambda x, b: mk.region_loss(x.logits, x.target, backend=b),
-    ("region", "cross_entropy_dice"): lambda x, b: mk.cross_entropy_dice(x.logits, x.target, per_image=True, backend=b),
-    ("region", "focal_dice"): lambda x, b: mk.focal_dice(x.logits, x.target, backend=b),
-    ("lovasz", "lovasz_loss"): lambda x, b: mk.lovasz_loss(x.logits, x.target, backend=b),
-    ("distill", "distillation_loss"): lambda x, b: mk.distillation_loss(
-        x.logits, x.logits[..., :-2].detach(), x.target, backend=b),
-    ("distill", "distillation of a size"): lambda x, b: mk.distillation_loss(
-        x.logits, 2 * x.logits, size_of(x), backend=b),
-    ("predict", "predict_labels"): lambda x, b: mk.predict_labels(
-        x.logits, size_of(x), return_confidence=True, backend=b),
-    ("predict", "predict_labels of maps"): lambda x, b: mk.predict_labels(
-        [x.logits, x.logits[..., 1:]], size_of(x), backend=b),
-    ("predict", "confusion_matrix"): lambda x, b: mk.confusion_matrix(x.logits, x.target, backend=b),
-    ("refine", "refine_upsample"): lambda x, b: mk.refine_upsample(x.features, x.features[:, :2], backend=b),
-    ("centers", "center_similarity"): lambda x, b: mk.center_similarity(
-        x.features, CENTERS.to(x.rows.device), pull_labels=x.cells, backend=b),
-    ("centers", "class_centers"): lambda x, b: mk.class_centers(x.features, x.logits, backend=b),
-    ("centers", "class_centers of labels"): lambda x, b: mk.class_centers(
-        x.features, x.cells, num_classes=CLASSES, backend=b),
-    ("centers", "center_pull"): lambda x, b: mk.center_pull(x.features, CENTERS.to(x.rows.device), x.cells, backend=b),
-    ("contrast", "pixel_contrast_loss"): lambda x, b: mk.pixel_contrast_loss(x.rows, x.row_labels, backend=b),
-    ("contrast", "pixel_contrast_loss of two sets"): lambda x, b: mk.pixel_contrast_loss(
-        x.rows, x.row_labels, x.bank, x.bank_labels, contrast_weights=x.bank[:, 0].detach().abs(), backend=b),
-    ("contrast", "margin_contrast_loss"): lambda x, b: mk.margin_contrast_loss(
-        x.rows, x.row_labels, x.bank, x.bank_labels, backend=b),
-    ("contrast", "prototype_nca_loss"): lambda x, b: mk.prototype_nca_loss(
-        x.rows, x.row_labels, x.row_labels, x.bank, x.bank_labels, backend=b),
-    ("anchors", "sample_anchors"): lambda x, b: mk.sample_anchors(
-        x.cells, x.logits.argmax(1), max_samples=x.rows.shape[0], num_classes=CLASSES, seed=3, backend=b),
-    ("anchors", "gather_pixels"): lambda x, b: mk.gather_pixels(x.features, x.row_labels, backend=b),
-    ("retrieval", "topk_similarity"): lambda x, b: mk.topk_similarity(x.rows.detach(), x.bank.detach(), 3, backend=b),
-    ("retrieval", "knn_vote"): lambda x, b: mk.knn_vote(
-        x.rows.detach(), x.bank.detach(), x.bank_labels, k=3, backend=b),
-    ("segments", "spherical_kmeans"): lambda x, b: mk.spherical_kmeans(
-        x.features.detach(), grid=(2, 2), iterations=2, backend=b),
-    ("segments", "split_by_label"): lambda x, b: mk.split_by_label(
-        x.cells, x.cells, capacity=x.bank.shape[0], num_classes=CLASSES, backend=b),
-    ("segments", "segment_mean"): lambda x, b: mk.segment_mean(x.features, x.cells, x.bank.shape[0], backend=b),
-}  # fmt: skip
 
 
 def family_of(params: dict[str, str]) -> str:
@@ -105,11 +64,11 @@ def family_of(params: dict[str, str]) -> str:
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("family, op", CALLS)
+@pytest.mark.parametrize("family, op", [(family, op) for family, calls in CALLS.items() for op in calls])
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_compile_once_for_all_sizes(family: str, op: str, backend: str, device: str) -> None:
     torch._dynamo.reset()
-    call = CALLS[family, op]
+    call = CALLS[family][op]
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     for sizes in SIZES:
         results = []

@@ -54,3 +54,10 @@ def large_calls() -> Iterator[tuple[str, Call]]:
         index = torch.randint(0, 2 * 33 * 47, (900,), generator=rng)
         call = Call(mk.gather_pixels, {"features": features, "index": index}, {"normalize": True}, ("features",))
         yield f"gather_pixels {dtype}", call
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "sample_anchors": lambda x, b: mk.sample_anchors(
+        x.cells, x.logits.argmax(1), max_samples=x.rows.shape[0], num_classes=x.classes, seed=3, backend=b),
+    "gather_pixels": lambda x, b: mk.gather_pixels(x.features, x.row_labels, backend=b),
+}  # fmt: skip

@@ -59,3 +59,11 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             yield f"center_similarity {classes} {dtype}", Call(mk.center_similarity, pair, {}, tuple(pair))
             soft = {"features": features, "assignment": torch.randn(2, classes, 33, 47, generator=rng).to(dtype)}
             yield f"class_centers {classes} {dtype}", Call(mk.class_centers, soft, {}, tuple(soft))
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "center_similarity": lambda x, b: mk.center_similarity(x.features, x.centers, pull_labels=x.cells, backend=b),
+    "class_centers": lambda x, b: mk.class_centers(x.features, x.logits, backend=b),
+    "class_centers of labels": lambda x, b: mk.class_centers(x.features, x.cells, num_classes=x.classes, backend=b),
+    "center_pull": lambda x, b: mk.center_pull(x.features, x.centers, x.cells, backend=b),
+}  # fmt: skip

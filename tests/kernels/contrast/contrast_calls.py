@@ -93,3 +93,14 @@ def large_calls() -> Iterator[tuple[str, Call]]:
         x, y = side(2500, "embeddings", "labels", dtype), side(3100, "prototypes", "prototype_labels", dtype)
         tensors = {**x, **y, "segment_ids": torch.randint(-1, 3100, (2500,), generator=rng)}
         yield f"prototypes {dtype}", Call(mk.prototype_nca_loss, tensors, {}, ("embeddings", "prototypes"))
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "pixel_contrast_loss": lambda x, b: mk.pixel_contrast_loss(x.rows, x.row_labels, backend=b),
+    "pixel_contrast_loss of two sets": lambda x, b: mk.pixel_contrast_loss(
+        x.rows, x.row_labels, x.bank, x.bank_labels, contrast_weights=x.bank[:, 0].detach().abs(), backend=b),
+    "margin_contrast_loss": lambda x, b: mk.margin_contrast_loss(
+        x.rows, x.row_labels, x.bank, x.bank_labels, backend=b),
+    "prototype_nca_loss": lambda x, b: mk.prototype_nca_loss(
+        x.rows, x.row_labels, x.row_labels, x.bank, x.bank_labels, backend=b),
+}  # fmt: skip

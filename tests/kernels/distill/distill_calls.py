@@ -57,3 +57,9 @@ def large_calls() -> Iterator[tuple[str, Call]]:
                 tensors = {"student": maps[0], "teacher": maps[1], "target": target}
                 call = Call(mk.distillation_loss, tensors, {"kind": kind}, ("student", "teacher"))
                 yield f"distillation_loss {kind} {classes} {dtype}", call
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "distillation_loss": lambda x, b: mk.distillation_loss(x.logits, x.logits[..., :-2].detach(), x.target, backend=b),
+    "distillation of a size": lambda x, b: mk.distillation_loss(x.logits, 2 * x.logits, x.size, backend=b),
+}  # fmt: skip

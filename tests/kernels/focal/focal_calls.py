@@ -86,3 +86,12 @@ def large_calls() -> Iterator[tuple[str, Call]]:
                 options = {"gamma": 1.5, "align_corners": align_corners}
                 call = Call(mk.focal_loss, {"input": logits, "target": target}, options, ("input",))
                 yield f"focal_loss {classes} {align_corners} {dtype}", call
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "cross_entropy": lambda x, b: mk.cross_entropy(x.logits, x.target, backend=b),
+    "focal_loss": lambda x, b: mk.focal_loss(x.logits, x.target, reduction="none", backend=b),
+    "sigmoid_focal_loss": lambda x, b: mk.sigmoid_focal_loss(x.logits, x.target, backend=b),
+    "ohem_cross_entropy": lambda x, b: mk.ohem_cross_entropy(x.logits, x.target, min_kept=20, backend=b),
+    "top k": lambda x, b: mk.ohem_cross_entropy(x.logits, x.target, top_k_percent=0.3, backend=b),
+}  # fmt: skip

@@ -44,3 +44,8 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             target = torch.randint(-1, classes, (2, 130, 190), generator=rng) & 255
             call = Call(mk.lovasz_loss, {"input": logits, "target": target}, {"per_image": True}, ("input",))
             yield f"lovasz_loss {classes} {dtype}", call
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "lovasz_loss": lambda x, b: mk.lovasz_loss(x.logits, x.target, backend=b),
+}  # fmt: skip

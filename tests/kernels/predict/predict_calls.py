@@ -50,3 +50,10 @@ def predict_step(classes: int, size: tuple[int, int]) -> Callable[[], object]:
     """A call, for a meter of memory in another process."""
     logits = torch.randn(1, classes, size[0] // 4, size[1] // 4)
     return lambda: mk.predict_labels(logits, size)
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "predict_labels": lambda x, b: mk.predict_labels(x.logits, x.size, return_confidence=True, backend=b),
+    "predict_labels of maps": lambda x, b: mk.predict_labels([x.logits, x.logits[..., 1:]], x.size, backend=b),
+    "confusion_matrix": lambda x, b: mk.confusion_matrix(x.logits, x.target, backend=b),
+}  # fmt: skip

@@ -46,3 +46,8 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             tensors = make(NAMED[name], dtype)
             options = {key: tensors.pop(key) for key in ("align_corners", "padding")}
             yield f"refine {name} {dtype}", Call(mk.refine_upsample, tensors, options, tuple(tensors))
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "refine_upsample": lambda x, b: mk.refine_upsample(x.features, x.features[:, :2], backend=b),
+}  # fmt: skip

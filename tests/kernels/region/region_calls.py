@@ -60,3 +60,10 @@ def large_calls() -> Iterator[tuple[str, Call]]:
             for function in (mk.cross_entropy_dice, mk.region_loss):
                 call = Call(function, {"input": logits, "target": target}, {"per_image": True}, ("input",))
                 yield f"{function.__name__} {classes} {dtype}", call
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "region_loss": lambda x, b: mk.region_loss(x.logits, x.target, backend=b),
+    "cross_entropy_dice": lambda x, b: mk.cross_entropy_dice(x.logits, x.target, per_image=True, backend=b),
+    "focal_dice": lambda x, b: mk.focal_dice(x.logits, x.target, backend=b),
+}  # fmt: skip

@@ -49,3 +49,9 @@ def topk_step(queries: int, rows: int) -> Callable[[], object]:
     """A call, for a meter of memory in another process."""
     tensors = torch.randn(queries, 32), torch.randn(rows, 32)
     return lambda: mk.topk_similarity(*tensors, 15)
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "topk_similarity": lambda x, b: mk.topk_similarity(x.rows.detach(), x.bank.detach(), 3, backend=b),
+    "knn_vote": lambda x, b: mk.knn_vote(x.rows.detach(), x.bank.detach(), x.bank_labels, k=3, backend=b),
+}  # fmt: skip

@@ -75,3 +75,11 @@ def large_calls() -> Iterator[tuple[str, Call]]:
         ids = torch.randint(-1, 300, (2, 33, 47), generator=rng)
         mean = Call(mk.segment_mean, {"x": x, "ids": ids}, {"num_segments": 300}, ("x",))
         yield f"segment_mean {dtype}", mean
+
+
+SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
+    "spherical_kmeans": lambda x, b: mk.spherical_kmeans(x.features.detach(), grid=(2, 2), iterations=2, backend=b),
+    "split_by_label": lambda x, b: mk.split_by_label(
+        x.cells, x.cells, capacity=x.bank.shape[0], num_classes=x.classes, backend=b),
+    "segment_mean": lambda x, b: mk.segment_mean(x.features, x.cells, x.bank.shape[0], backend=b),
+}  # fmt: skip
