@@ -42,10 +42,6 @@ class Inputs(NamedTuple):
     centers: Tensor
     classes: int
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.target.shape[1], self.target.shape[2]
-
 
 def make(sizes: Sizes, device: str) -> Inputs:
     rng = torch.Generator().manual_seed(sizes.rows)

@@ -53,7 +53,8 @@ def predict_step(classes: int, size: tuple[int, int]) -> Callable[[], object]:
 
 
 SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test_dynamic_sizes.py
-    "predict_labels": lambda x, b: mk.predict_labels(x.logits, x.size, return_confidence=True, backend=b),
-    "predict_labels of maps": lambda x, b: mk.predict_labels([x.logits, x.logits[..., 1:]], x.size, backend=b),
+    "predict_labels": lambda x, b: mk.predict_labels(x.logits, x.target.shape[1:], return_confidence=True, backend=b),
+    "predict_labels of maps": lambda x, b: mk.predict_labels(
+        [x.logits, x.logits[..., 1:]], x.target.shape[1:], backend=b),
     "confusion_matrix": lambda x, b: mk.confusion_matrix(x.logits, x.target, backend=b),
 }  # fmt: skip
