@@ -255,7 +255,6 @@ INTERPRETED_TESTS = {
     "test_opcheck_of_folding",
     "test_opcheck_of_class_means",
     "test_compile_fullgraph",
-    "test_compile_once_for_any_size",
 }
 # cases that run in other dtypes as well, if kernels are compiled
 IN_EVERY_DTYPE = {"ade20k", "channels-last-own", "huge", "primes", "zeros-own"}

@@ -81,5 +81,9 @@ SIZED: dict[str, Any] = {  # calls on inputs of any size, for tests/kernels/test
     "spherical_kmeans": lambda x, b: mk.spherical_kmeans(x.features.detach(), grid=(2, 2), iterations=2, backend=b),
     "split_by_label": lambda x, b: mk.split_by_label(
         x.cells, x.cells, capacity=x.bank.shape[0], num_classes=x.classes, backend=b),
+    "means of clusters": lambda x, b: mk.segment_mean(
+        x.features, mk.split_by_label(
+            mk.spherical_kmeans(x.features.detach(), grid=(2, 2), iterations=2, backend=b), x.cells,
+            capacity=x.bank.shape[0], num_classes=x.classes, backend=b).ids, x.bank.shape[0], backend=b),
     "segment_mean": lambda x, b: mk.segment_mean(x.features, x.cells, x.bank.shape[0], backend=b),
 }  # fmt: skip
